@@ -1,0 +1,114 @@
+//! What a ghost and its agent say to each other.
+//!
+//! One SEQPACKET connection a ghost, made by the ghost to the path in its
+//! environment ([`ENV_SOCKET`]); it is made again whenever it breaks. Each packet
+//! is a [`Msg`], then `len` bytes of payload; some carry descriptors
+//! (`SCM_RIGHTS`).
+//!
+//! The same binary plays three roles ([`Role`]): on the master it stands for a
+//! process on a node; on a node it is a *skeleton* standing for a process that is
+//! elsewhere, or the first process (*init*) of the space's pid namespace.
+
+use crate::record;
+
+/// Environment entry `BPROC_GHOST=/path/of/ghost.sock` that a ghost is started with.
+pub const ENV_SOCKET: &str = "BPROC_GHOST";
+/// Environment entry `BPROC_ROLE=N` with a [`Role`] number; absent means ghost.
+pub const ENV_ROLE: &str = "BPROC_ROLE";
+/// Environment entry `BPROC_PDEATH=PPID`: die (SIGKILL, gated like any other) when
+/// the parent, which must still be PPID, dies.
+pub const ENV_PDEATH: &str = "BPROC_PDEATH";
+/// Longest packet in bytes: header and payload. Longer payloads travel as memfd.
+pub const MAX_PACKET: usize = 8192;
+
+/// Which part the binary plays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(i64)]
+pub enum Role {
+    /// On the master, in the place of a process that runs on a node.
+    Ghost = 0,
+    /// On a node, in the place of a process that is elsewhere.
+    Skeleton = 1,
+    /// First process of the space on a node.
+    Init = 2,
+}
+
+record! {
+    /// Head of every packet, both ways. `op` is an [`op`] or an [`ev`] number.
+    pub struct Msg : 48 {
+        /// Which command or report.
+        pub op: u32,
+        /// Commands: returned in the result. Signals: number counted up from 1.
+        pub tag: u32,
+        /// First argument; see each number.
+        pub a: i64,
+        /// Second argument.
+        pub b: i64,
+        /// Third argument.
+        pub c: i64,
+        /// Fourth argument.
+        pub d: i64,
+        /// Bytes of payload after the head.
+        pub len: u32,
+        /// Always 0.
+        pub zero: u32,
+    }
+}
+
+/// Commands of the agent. All but [`op::ACK`], [`op::EXIT`] and [`op::DIE`] are answered with
+/// [`ev::RESULT`] of the same tag, `a` = value or -errno.
+pub mod op {
+    /// `_exit(a)`.
+    pub const EXIT: u32 = 1;
+    /// Die by signal `a` (default action, no core).
+    pub const DIE: u32 = 2;
+    /// Stop by signal `a` (SIGSTOP, SIGTSTP, SIGTTIN or SIGTTOU), as if its default action was taken.
+    pub const STOP: u32 = 3;
+    /// clone3 with set_tid: child gets pid `a`. `b` bit 0: CLONE_PARENT. Payload, if any: the child's
+    /// role as one decimal digit. The child connects by itself and says HELLO.
+    pub const CLONE: u32 = 4;
+    /// Reap child `a` (wait4, WNOHANG). Result: the pid, 0 when it has not exited, or -errno.
+    pub const REAP: u32 = 5;
+    /// setpgid(`a`, `b`).
+    pub const SETPGID: u32 = 6;
+    /// setsid().
+    pub const SETSID: u32 = 7;
+    /// PR_SET_NAME: payload is the name (15 bytes at most).
+    pub const NAME: u32 = 8;
+    /// New command line: payload (or one memfd, then `a` is its size) is the NUL-separated arguments.
+    pub const CMDLINE: u32 = 9;
+    /// Send signal to process `a` with the siginfo that is the payload (128 bytes). A si_code of SI_USER or
+    /// SI_TKILL with a si_pid other than the sender's own is sent by a short-lived process that has that pid and
+    /// the uid si_uid, so that the receiver sees the native siginfo; where the pid is taken, by SI_QUEUE.
+    /// `b` = thread to send to, or 0 for the process.
+    pub const SIGNAL: u32 = 10;
+    /// Become a program: first descriptor is a memfd with an exec block ([`crate::exec`]), the others are its
+    /// open files. On failure RESULT with -errno, then the process exits; on success the connection just ends.
+    pub const EXEC: u32 = 11;
+    /// Set ns_last_pid to `a` (init only).
+    pub const LAST_PID: u32 = 12;
+    /// setgroups() to none, setresgid(`b`), setresuid(`a`), capabilities kept.
+    pub const CREDS: u32 = 13;
+    /// Signals numbered up to `a` have arrived: forget them.
+    pub const ACK: u32 = 14;
+    /// nice value `a` for itself.
+    pub const NICE: u32 = 15;
+    /// Children: from now on report changes of child state (CHILD). Skeletons and init do from the start.
+    pub const WATCH_CHILDREN: u32 = 16;
+}
+
+/// Reports of the ghost.
+pub mod ev {
+    /// First packet of a connection: `a` = own pid in its namespace, `b` = [`super::Role`], `c` = parent pid,
+    /// `d` = number of the newest signal forwarded so far (0: none).
+    pub const HELLO: u32 = 101;
+    /// A signal that was sent to the ghost: tag = its number, `a` = signal, payload = siginfo (128 bytes).
+    /// Sent again after a reconnect until acknowledged.
+    pub const SIGNAL: u32 = 102;
+    /// Answer to a command.
+    pub const RESULT: u32 = 103;
+    /// A child changed state (skeleton and init only): `a` = pid, `b` = si_code (CLD_EXITED, CLD_KILLED, CLD_DUMPED,
+    /// CLD_STOPPED, CLD_CONTINUED), `c` = wait status as wait4 gives it, payload = `struct rusage` (144 bytes) for exits.
+    /// An exited child stays a zombie until REAP; it is told again after a reconnect.
+    pub const CHILD: u32 = 104;
+}
