@@ -1,1 +1,14 @@
-//! (being written)
+//! Every decision of BProc, without IO, clock or randomness: facts in, actions out.
+//!
+//! - [`master`]: nodes, ghosts, signals, waits of the master
+//! - [`slave`]: which skeletons a spawn needs, which block of pids forks take from
+//! - [`session`]: numbered messages that survive a broken link
+//! - [`lease`]: blocks of pids for the nodes
+//!
+//! The agent is the shell around it: it turns packets into calls, and performs the actions.
+#![forbid(unsafe_code)]
+
+pub mod lease;
+pub mod master;
+pub mod session;
+pub mod slave;

@@ -1,0 +1,348 @@
+//! Decisions of the master's agent: which processes run where, what their ghosts are told, what the nodes are told.
+//!
+//! ```text
+//!  spawn ─▶ Starting ──(held by the keeper, runs on the node)──▶ Running ──(gone on the node)──▶ ended: gate opens
+//!              │ failed: caller told, let go                        ▲ │
+//!              ▼                                              fork ─┘ └─ ghost killed: SIGKILL to the node, gate stays shut
+//! ```
+//!
+//! Each call takes one fact and appends what is to be done to `out`; the agent performs it in that order.
+//! - this file: nodes, spawn, life and death of processes
+//! - [`signals`]: signals, stop and continue
+//! - [`model`]: the state
+
+mod model;
+pub mod nodes;
+mod signals;
+#[cfg(test)]
+mod tests;
+
+pub use model::{Action, Ask, Child, GhostCommand, Node, Order, Refusal, SpawnFacts, View};
+use model::{Phase, Process};
+
+use crate::lease::Leases;
+use bproc_common::id::{NodeId, Pid};
+use bproc_common::wait::Status;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+const SIGKILL: i32 = 9;
+
+/// State of the master.
+#[derive(Debug)]
+pub struct Master {
+    nodes: BTreeMap<i32, Node>,
+    processes: HashMap<Pid, Process>,
+    /// Processes of the master's own that have skeletons, and where.
+    relatives: HashMap<Pid, BTreeSet<NodeId>>,
+    leases: Leases,
+    recovering: bool,
+}
+
+type Out = Vec<Action>;
+
+impl Master {
+    /// A master with these nodes, all down. After a restart it is `recovering`: until [`Master::recovered`], ghosts
+    /// without a node and processes without a ghost are kept, for their other halves may still be on the way.
+    pub fn new(nodes: impl IntoIterator<Item = (i32, Node)>, leases: Leases, recovering: bool) -> Master {
+        Master {
+            nodes: nodes.into_iter().collect(),
+            processes: HashMap::new(),
+            relatives: HashMap::new(),
+            leases,
+            recovering,
+        }
+    }
+
+    /// A process asks to go on as a program on a node. Unless refused at once, the keeper holds the caller while the
+    /// node starts the program; both answers lead to one [`Action::Answer`].
+    pub fn spawn(&mut self, ask: Ask, facts: SpawnFacts, out: &mut Out) {
+        let refusal = match self.nodes.get(&facts.node.0) {
+            None => Some(Refusal::NoSuchNode(facts.node)),
+            Some(node) if !node.is_reachable() => Some(Refusal::NodeDown(facts.node, node.state.clone())),
+            Some(node) if !node.admits(&facts) => Some(Refusal::NotAllowed(facts.node)),
+            Some(_) if self.processes.contains_key(&facts.pid) => Some(Refusal::Busy(facts.pid)),
+            Some(_) => None,
+        };
+        if let Some(refusal) = refusal {
+            out.push(Action::Answer(ask, Err(refusal)));
+            return;
+        }
+        let mut process = Process::new(Some(facts.node), facts.parent);
+        process.phase = Phase::Starting { ask, held: None, started: None };
+        self.processes.insert(facts.pid, process);
+        for relative in facts.relatives {
+            // A relative that is a ghost of the same node is there in person.
+            let in_person = self.processes.get(&relative).is_some_and(|p| p.node == Some(facts.node));
+            if !in_person && self.relatives.entry(relative).or_default().insert(facts.node) {
+                out.push(Action::Watch(relative));
+            }
+        }
+        out.push(Action::Hold(facts.pid));
+        self.order(facts.node, Order::Spawn(facts.pid), out);
+    }
+
+    /// The keeper's answer to [`Action::Hold`].
+    pub fn held(&mut self, pid: Pid, result: Result<(), i32>, out: &mut Out) {
+        if let Some(Process { phase: Phase::Starting { held, .. }, .. }) = self.processes.get_mut(&pid) {
+            *held = Some(result);
+            self.start_decided(pid, out);
+        }
+    }
+
+    /// The node's answer to [`Order::Spawn`].
+    pub fn spawned(&mut self, pid: Pid, result: Result<(), Refusal>, out: &mut Out) {
+        let failed = result.is_err();
+        match self.processes.get_mut(&pid) {
+            Some(Process { phase: Phase::Starting { started, .. }, .. }) => {
+                *started = Some(result);
+                self.start_decided(pid, out);
+            }
+            // A master that began anew meets an answer whose question it does not know: the caller got an error when
+            // its connection broke, so nobody waits for the program.
+            None if !failed => self.strange(pid, out),
+            _ => {}
+        }
+    }
+
+    fn start_decided(&mut self, pid: Pid, out: &mut Out) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let Phase::Starting { ask, held: Some(held), started: Some(started) } = &process.phase else { return };
+        let (ask, held, started) = (*ask, *held, started.clone());
+        match (held, started) {
+            (Ok(()), Ok(())) => {
+                process.phase = Phase::Running;
+                process.held = true;
+                out.push(Action::TrackSignals(pid));
+                out.push(Action::Answer(ask, Ok(())));
+                if process.at_gate {
+                    // The caller was killed while it waited.
+                    self.kill_remote(pid, out);
+                }
+            }
+            (held, Err(refusal)) => {
+                let at_gate = process.at_gate;
+                self.processes.remove(&pid);
+                if held.is_ok() {
+                    out.push(if at_gate { Action::Release(pid) } else { Action::LetGo(pid) });
+                }
+                out.push(Action::Answer(ask, Err(refusal)));
+            }
+            (Err(errno), Ok(())) => {
+                out.push(Action::Answer(ask, Err(Refusal::CannotHold(pid, errno))));
+                process.phase = Phase::Running;
+                process.ghost_gone = true;
+                self.kill_remote(pid, out);
+            }
+        }
+    }
+
+    /// A process on a node forked. Its ghost's clone becomes the child's ghost.
+    pub fn forked(&mut self, node: NodeId, parent: Option<Pid>, child: Child, out: &mut Out) {
+        if self.processes.contains_key(&child.pid) {
+            // Told again after a restart; the ghost made before is the right one.
+            return;
+        }
+        let mut process = Process::new(Some(node), parent);
+        process.held = true;
+        self.processes.insert(child.pid, process);
+        out.push(Action::TrackSignals(child.pid));
+        match parent.and_then(|p| self.processes.get_mut(&p).filter(|p| p.can_act()).map(|q| (p, q))) {
+            Some((p, q)) => q.tell(p, GhostCommand::Clone(child.pid), out),
+            None => out.push(Action::NurseryClone(child)),
+        }
+    }
+
+    /// A ghost answered the command to clone.
+    pub fn cloned(&mut self, child: Pid, result: Result<(), i32>, out: &mut Out) {
+        let Err(errno) = result else { return };
+        let Some(process) = self.processes.get_mut(&child) else { return };
+        process.ghost_gone = true;
+        out.push(Action::Trouble(format!(
+            "no ghost for process {child}: clone failed with errno {errno} (is the pid taken on the master?); it is killed on its node"
+        )));
+        self.kill_remote(child, out);
+    }
+
+    /// A process on a node exec'ed or was renamed.
+    pub fn execed(&mut self, pid: Pid, comm: Vec<u8>, command_line: Vec<u8>, out: &mut Out) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            if !command_line.is_empty() {
+                process.tell(pid, GhostCommand::CommandLine(command_line), out);
+            }
+            process.tell(pid, GhostCommand::Name(comm), out);
+        }
+    }
+
+    /// Process group and session of a process on a node.
+    pub fn grouped(&mut self, pid: Pid, pgid: i32, sid: i32, out: &mut Out) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            let leads = sid == pid.get();
+            process.tell(pid, if leads { GhostCommand::Session } else { GhostCommand::Group(pgid) }, out);
+        }
+    }
+
+    /// A process is gone from its node (or will never be seen again): its ghost ends the same way, and the gate opens.
+    pub fn exited(&mut self, pid: Pid, status: i32, out: &mut Out) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        if process.end.is_some() {
+            return;
+        }
+        process.end = Some(status);
+        if process.ghost_gone {
+            self.forget(pid, out);
+            return;
+        }
+        out.push(Action::Release(pid));
+        if process.at_gate {
+            return;
+        }
+        match Status::from_raw(status) {
+            Status::Killed { signal, .. } if i32::from(signal) == SIGKILL => out.push(Action::KillGhost(pid)),
+            Status::Killed { signal, .. } => {
+                process.wake(pid, out);
+                process.tell(pid, GhostCommand::Die(signal.into()), out);
+            }
+            Status::Exited(code) => {
+                process.wake(pid, out);
+                process.tell(pid, GhostCommand::Exit(code.into()), out);
+            }
+            // Not an end: a node that says so is wrong, but its process is gone.
+            Status::Stopped(_) | Status::Continued => out.push(Action::KillGhost(pid)),
+        }
+    }
+
+    /// The parent on the node reaped the process: the parent's ghost reaps the ghost.
+    pub fn reaped(&mut self, pid: Pid, out: &mut Out) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        process.reap = true;
+        if process.ghost_gone && process.end.is_some() {
+            self.forget(pid, out);
+        }
+    }
+
+    /// Keeper: the ghost waits at the gate though its process has not ended: it was killed.
+    pub fn at_gate(&mut self, pid: Pid, out: &mut Out) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            if !self.recovering {
+                out.push(Action::Release(pid));
+            }
+            return;
+        };
+        process.at_gate = true;
+        if process.end.is_some() {
+            out.push(Action::Release(pid));
+        } else if matches!(process.phase, Phase::Running) {
+            self.kill_remote(pid, out);
+        }
+    }
+
+    /// Keeper: the ghost is gone.
+    pub fn ghost_gone(&mut self, pid: Pid, out: &mut Out) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        process.ghost_gone = true;
+        process.connected = false;
+        if process.end.is_some() {
+            self.forget(pid, out);
+        } else if matches!(process.phase, Phase::Running) {
+            self.kill_remote(pid, out);
+        }
+    }
+
+    /// Keeper: a child of a ghost is held (it was held before it ran its first instruction).
+    pub fn adopted(&mut self, pid: Pid, parent: Option<Pid>) {
+        let recovering = self.recovering;
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.held = true;
+        } else if recovering {
+            self.processes.insert(pid, Process::new(None, parent));
+        }
+    }
+
+    /// A ghost connected and told its parent.
+    pub fn ghost_connected(&mut self, pid: Pid, parent: Option<Pid>, out: &mut Out) {
+        if !self.processes.contains_key(&pid) {
+            if !self.recovering {
+                // Nothing is known of its process: it cannot be one of ours.
+                out.push(Action::KillGhost(pid));
+                out.push(Action::Release(pid));
+                return;
+            }
+            let mut process = Process::new(None, parent);
+            process.held = true;
+            self.processes.insert(pid, process);
+        }
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        process.connected = true;
+        process.parent = parent;
+        for command in process.queue.drain(..) {
+            out.push(Action::Ghost(pid, command));
+        }
+    }
+
+    /// The connection of a ghost broke; it will come again if it lives.
+    pub fn ghost_disconnected(&mut self, pid: Pid) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.connected = false;
+        }
+    }
+
+    /// A process of the master's own that has skeletons is gone.
+    pub fn relative_gone(&mut self, pid: Pid, out: &mut Out) {
+        for node in self.relatives.remove(&pid).unwrap_or_default() {
+            self.order(node, Order::RelativeGone(pid), out);
+        }
+    }
+
+    /// All processes that run on nodes, with their node (none while that is not known again).
+    pub fn processes(&self) -> Vec<(Pid, Option<NodeId>)> {
+        let mut all: Vec<_> = self.processes.iter().filter(|(_, p)| p.end.is_none()).map(|(pid, p)| (*pid, p.node)).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// Node of a process of the space; `None` for an unknown one.
+    pub fn node_of(&self, pid: Pid) -> Option<NodeId> {
+        self.processes.get(&pid).and_then(|p| p.node)
+    }
+
+    /// Ends the process on its node; idempotent.
+    fn kill_remote(&mut self, pid: Pid, out: &mut Out) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        if process.killed || process.end.is_some() {
+            return;
+        }
+        if let Some(node) = process.node {
+            process.killed = true;
+            self.order(node, Order::Kill(pid), out);
+        }
+    }
+
+    /// A process runs on a node and nobody here knows it.
+    fn strange(&mut self, pid: Pid, out: &mut Out) {
+        out.push(Action::Trouble(format!("process {pid} runs on a node without a ghost; it is killed")));
+    }
+
+    fn forget(&mut self, pid: Pid, out: &mut Out) {
+        let Some(process) = self.processes.get(&pid) else { return };
+        let parent = process.parent.and_then(|p| self.processes.get(&p).filter(|q| q.can_act()).map(|_| p));
+        match parent {
+            // A child of a ghost stays a zombie until its process was reaped on the node.
+            Some(parent) if process.reap => {
+                if let Some(p) = self.processes.get_mut(&parent) {
+                    p.tell(parent, GhostCommand::Reap(pid), out);
+                }
+            }
+            Some(_) => return,
+            None => {}
+        }
+        if let Some(node) = process_node(&self.processes, pid) {
+            self.order(node, Order::Forget(pid), out);
+        }
+        self.processes.remove(&pid);
+        out.push(Action::UntrackSignals(pid));
+    }
+}
+
+fn process_node(processes: &HashMap<Pid, Process>, pid: Pid) -> Option<NodeId> {
+    processes.get(&pid).and_then(|p| p.node)
+}

@@ -1,0 +1,297 @@
+//! The master's state and its words: what it is told to do and to refuse.
+
+use crate::session::{Inbox, Outbox};
+use bproc_common::id::{Epoch, NodeId, Pid};
+use std::collections::{BTreeSet, VecDeque};
+
+/// A question of a client that waits for its answer. Never used twice.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Ask(pub u64);
+
+/// What a spawn is decided by.
+#[derive(Clone, Debug)]
+pub struct SpawnFacts {
+    /// The caller, which becomes the ghost.
+    pub pid: Pid,
+    /// Its parent.
+    pub parent: Option<Pid>,
+    /// Where to.
+    pub node: NodeId,
+    /// Caller's effective uid.
+    pub uid: u32,
+    /// Caller's effective gid and supplementary groups.
+    pub gids: BTreeSet<u32>,
+    /// Pids that the new process refers to: parent, leaders of its group and session.
+    pub relatives: Vec<Pid>,
+}
+
+/// A process that was forked on a node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Child {
+    /// Its pid.
+    pub pid: Pid,
+    /// User that its ghost runs as.
+    pub uid: u32,
+    /// Group that its ghost runs as.
+    pub gid: u32,
+}
+
+/// Why a request is refused.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// No node has this number.
+    NoSuchNode(NodeId),
+    /// The node is in a state in which nothing can be started.
+    NodeDown(NodeId, String),
+    /// Owner, group and mode of the node do not admit the caller.
+    NotAllowed(NodeId),
+    /// The caller is a ghost already, or asks twice.
+    Busy(Pid),
+    /// The keeper could not hold the caller (errno).
+    CannotHold(Pid, i32),
+    /// The node could not start the program: errno or BProc's own number, and words.
+    Failed(NodeId, i32, String),
+    /// The node was lost meanwhile.
+    NodeDied(NodeId),
+}
+
+/// What a ghost is told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum GhostCommand {
+    /// End with this code.
+    Exit(i32),
+    /// Die by this signal.
+    Die(i32),
+    /// Stop by this signal.
+    Stop(i32),
+    /// Make a child with this pid: the ghost of a process that was forked.
+    Clone(Pid),
+    /// Reap this child.
+    Reap(Pid),
+    /// Join this process group.
+    Group(i32),
+    /// Become a session leader.
+    Session,
+    /// Take this name.
+    Name(Vec<u8>),
+    /// Show this command line (NUL-separated).
+    CommandLine(Vec<u8>),
+    /// Signals up to this number have arrived.
+    Ack(u32),
+}
+
+/// What a node is told. Orders are numbered and survive a broken link.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Order {
+    /// Start the program that the process's spec describes.
+    Spawn(Pid),
+    /// Deliver a signal with this siginfo; `number` counts the signals of one ghost.
+    Signal {
+        /// Receiver.
+        pid: Pid,
+        /// Number at the ghost, 0 for one that was not queued there.
+        number: u32,
+        /// siginfo_t as bytes.
+        siginfo: Vec<u8>,
+    },
+    /// SIGKILL.
+    Kill(Pid),
+    /// SIGSTOP.
+    Stop(Pid),
+    /// A process that has a skeleton there is gone.
+    RelativeGone(Pid),
+    /// The end of this process has been replayed.
+    Forget(Pid),
+    /// A block of pids.
+    Lease(crate::lease::Block),
+    /// reboot, halt, poweroff, end.
+    Power(String),
+}
+
+/// What the agent is to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Answer a client.
+    Answer(Ask, Result<(), Refusal>),
+    /// Keeper: seize the process and gate its exit; the answer goes to `held`.
+    Hold(Pid),
+    /// Keeper: open the gate.
+    Release(Pid),
+    /// Keeper: let go of a process that is no ghost.
+    LetGo(Pid),
+    /// Send to a node, if its link is up.
+    Send(NodeId, u64, Order),
+    /// Tell a ghost; result of `Clone` goes to `cloned`.
+    Ghost(Pid, GhostCommand),
+    /// SIGKILL to the ghost itself.
+    KillGhost(Pid),
+    /// SIGCONT to the ghost that it does not forward.
+    WakeGhost(Pid),
+    /// Tell when this process of the master's own is gone.
+    Watch(Pid),
+    /// Signal a process of the master's own.
+    SignalLocal(Pid, Vec<u8>),
+    /// Have signals that a process cannot see reported.
+    TrackSignals(Pid),
+    /// No more.
+    UntrackSignals(Pid),
+    /// A ghost whose parent has none is made by the nursery.
+    NurseryClone(Child),
+    /// End the link with these words.
+    Unlink(NodeId, String),
+    /// States, owners or modes of nodes changed.
+    NodesChanged,
+    /// Worth a warning in the log.
+    Trouble(String),
+}
+
+/// What is shown of a node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct View {
+    /// up, down, boot, error, ...
+    pub state: String,
+    /// x bits.
+    pub mode: u32,
+    /// Owner.
+    pub user: u32,
+    /// Group.
+    pub group: u32,
+    /// Processes there.
+    pub processes: usize,
+}
+
+/// A node as the master knows it.
+#[derive(Debug)]
+pub struct Node {
+    /// up, down, boot, error, ...
+    pub state: String,
+    /// x bits for owner, group, others (0111).
+    pub mode: u32,
+    /// Owner.
+    pub user: u32,
+    /// Group.
+    pub group: u32,
+    pub(super) epoch: Option<Epoch>,
+    pub(super) linked: bool,
+    pub(super) orders: Outbox<Order>,
+    pub(super) events: Inbox,
+}
+
+impl Node {
+    /// A node that is down.
+    pub fn new(mode: u32, user: u32, group: u32) -> Node {
+        Node {
+            state: "down".into(),
+            mode,
+            user,
+            group,
+            epoch: None,
+            linked: false,
+            orders: Outbox::default(),
+            events: Inbox::default(),
+        }
+    }
+
+    pub(super) fn is_reachable(&self) -> bool {
+        // A node in any other state is there, and root may want to repair it by running things on it.
+        self.epoch.is_some() && self.state != "down"
+    }
+
+    pub(super) fn admits(&self, facts: &SpawnFacts) -> bool {
+        if facts.uid == 0 {
+            return true;
+        }
+        let shift = if facts.uid == self.user {
+            6
+        } else if facts.gids.contains(&self.group) {
+            3
+        } else {
+            0
+        };
+        self.state == "up" && (self.mode >> shift) & 1 == 1
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Phase {
+    Starting { ask: Ask, held: Option<Result<(), i32>>, started: Option<Result<(), Refusal>> },
+    Running,
+}
+
+/// Why a ghost is stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stopped {
+    /// Someone sent SIGSTOP to it; the process is on its way to stop too.
+    FromHere,
+    /// The process is stopped.
+    AsThere,
+}
+
+#[derive(Debug)]
+pub(super) struct Process {
+    /// `None` while not known again after a restart of the master.
+    pub node: Option<NodeId>,
+    pub parent: Option<Pid>,
+    pub phase: Phase,
+    pub connected: bool,
+    pub held: bool,
+    /// Commands for the ghost until it connects.
+    pub queue: VecDeque<GhostCommand>,
+    /// Newest signal of the ghost that was passed on.
+    pub signals: u32,
+    /// Signals that came while the node was not known: number and siginfo.
+    pub early_signals: Vec<(u32, Vec<u8>)>,
+    pub ghost_stopped: Option<Stopped>,
+    /// SIGCONTs on their way to the node.
+    pub continues: u32,
+    pub killed: bool,
+    /// Status, when the process is over on its node.
+    pub end: Option<i32>,
+    pub at_gate: bool,
+    pub ghost_gone: bool,
+    pub reap: bool,
+}
+
+impl Process {
+    pub(super) fn new(node: Option<NodeId>, parent: Option<Pid>) -> Process {
+        Process {
+            node,
+            parent,
+            phase: Phase::Running,
+            connected: false,
+            held: false,
+            queue: VecDeque::new(),
+            signals: 0,
+            early_signals: Vec::new(),
+            ghost_stopped: None,
+            continues: 0,
+            killed: false,
+            end: None,
+            at_gate: false,
+            ghost_gone: false,
+            reap: false,
+        }
+    }
+
+    /// Its ghost can still carry out commands.
+    pub(super) fn can_act(&self) -> bool {
+        !self.at_gate && !self.ghost_gone && self.end.is_none()
+    }
+
+    pub(super) fn tell(&mut self, pid: Pid, command: GhostCommand, out: &mut Vec<Action>) {
+        if self.at_gate || self.ghost_gone {
+            return;
+        }
+        if self.connected {
+            out.push(Action::Ghost(pid, command));
+        } else {
+            self.queue.push_back(command);
+        }
+    }
+
+    pub(super) fn wake(&mut self, pid: Pid, out: &mut Vec<Action>) {
+        if self.ghost_stopped.take().is_some() {
+            out.push(Action::WakeGhost(pid));
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Nodes: attaching, lives, loss, and coming back after a restart of either side.
+
+use super::model::{Action, Node, Order, Phase, Process, Refusal, View};
+use super::{Master, Out};
+use crate::lease::Block;
+use bproc_common::id::{Epoch, NodeId, Pid};
+use std::collections::HashSet;
+
+/// Status of a process whose node was lost.
+const LOST: i32 = 9;
+
+/// What a node says of itself when it attaches.
+#[derive(Clone, Debug)]
+pub struct Attach {
+    /// The life of its space.
+    pub epoch: Epoch,
+    /// Newest order that it has.
+    pub orders_seen: u64,
+    /// Processes there.
+    pub inventory: Vec<Pid>,
+    /// Blocks of pids that it holds.
+    pub leases: Vec<Block>,
+}
+
+/// Why a node may not attach.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rejected {
+    /// No such node is configured.
+    Unknown,
+    /// Another agent holds the node.
+    Taken,
+    /// This life was declared dead: its processes must end before a new one begins.
+    Fenced,
+}
+
+impl Master {
+    /// A node's agent attaches. On success returns the newest event that is known of this life.
+    pub fn attach(&mut self, node: NodeId, hello: Attach, state: &str, out: &mut Out) -> Result<u64, Rejected> {
+        let Some(n) = self.nodes.get_mut(&node.0) else { return Err(Rejected::Unknown) };
+        if n.linked {
+            return Err(Rejected::Taken);
+        }
+        let resumed = n.epoch == Some(hello.epoch);
+        if resumed {
+            n.linked = true;
+            let again = n.orders.resend_after(hello.orders_seen);
+            out.extend(again.into_iter().map(|(number, order)| Action::Send(node, number, order)));
+            return Ok(n.events.seen());
+        }
+        if n.epoch.is_none() && !self.recovering && !hello.inventory.is_empty() {
+            return Err(Rejected::Fenced);
+        }
+        if n.epoch.is_some() {
+            // The agent began a new life without a word: the old one is over.
+            self.lose(node, out);
+        }
+        let Some(n) = self.nodes.get_mut(&node.0) else { return Err(Rejected::Unknown) };
+        n.epoch = Some(hello.epoch);
+        n.linked = true;
+        n.state = state.into();
+        n.orders.reset();
+        n.events = Default::default();
+        for pid in hello.inventory {
+            self.processes.entry(pid).or_insert_with(|| Process::new(None, None)).node = Some(node);
+            self.node_known(pid, node, out);
+        }
+        let mut blocks: Vec<_> = hello.leases.into_iter().filter(|b| self.leases.claim(node, *b)).collect();
+        if blocks.is_empty() {
+            blocks.extend(self.leases.grant(node));
+        }
+        for block in blocks {
+            self.order(node, Order::Lease(block), out);
+        }
+        out.push(Action::NodesChanged);
+        Ok(0)
+    }
+
+    /// The link broke; the node has until its time-out to come again.
+    pub fn link_broken(&mut self, node: NodeId) {
+        if let Some(n) = self.nodes.get_mut(&node.0) {
+            n.linked = false;
+        }
+    }
+
+    /// The node did not come back in time, or its life is known to be over.
+    pub fn lost(&mut self, node: NodeId, out: &mut Out) {
+        if self.nodes.get(&node.0).is_some_and(|n| n.epoch.is_some()) {
+            self.lose(node, out);
+            out.push(Action::NodesChanged);
+        }
+    }
+
+    fn lose(&mut self, node: NodeId, out: &mut Out) {
+        if let Some(n) = self.nodes.get_mut(&node.0) {
+            n.epoch = None;
+            n.linked = false;
+            n.state = "down".into();
+            n.orders.reset();
+        }
+        self.leases.release_all(node);
+        for nodes in self.relatives.values_mut() {
+            nodes.remove(&node);
+        }
+        let theirs = self.processes.iter().filter(|(_, p)| p.node == Some(node)).map(|(pid, _)| *pid);
+        for pid in theirs.collect::<Vec<_>>() {
+            if matches!(self.processes.get(&pid).map(|p| &p.phase), Some(Phase::Starting { .. })) {
+                self.spawned(pid, Err(Refusal::NodeDied(node)), out);
+            } else {
+                self.exited(pid, LOST, out);
+                self.reaped(pid, out);
+            }
+        }
+    }
+
+    /// Notes an event's number; false when it was seen before.
+    pub fn accept_event(&mut self, node: NodeId, number: u64) -> bool {
+        self.nodes.get_mut(&node.0).is_some_and(|n| n.events.accept(number))
+    }
+
+    /// The node wants another block of pids.
+    pub fn low_lease(&mut self, node: NodeId, out: &mut Out) {
+        match self.leases.grant(node) {
+            Some(block) => self.order(node, Order::Lease(block), out),
+            None => out.push(Action::Trouble(format!(
+                "no block of pids left for node {node}: raise pid_max or make lease blocks smaller"
+            ))),
+        }
+    }
+
+    /// Time for halves to find each other after a restart is over: a ghost without a process ends, a process without
+    /// a ghost is killed.
+    pub fn recovered(&mut self, ghosts: &HashSet<Pid>, out: &mut Out) {
+        self.recovering = false;
+        let mut pids: Vec<_> = self.processes.keys().copied().collect();
+        pids.sort_unstable();
+        for pid in pids {
+            let Some(process) = self.processes.get_mut(&pid) else { continue };
+            if process.node.is_none() {
+                self.exited(pid, LOST, out);
+            } else if !process.connected && !ghosts.contains(&pid) {
+                process.ghost_gone = true;
+                self.kill_remote(pid, out);
+            }
+        }
+    }
+
+    fn node_known(&mut self, pid: Pid, node: NodeId, out: &mut Out) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        process.held = true;
+        out.push(Action::TrackSignals(pid));
+        let early = std::mem::take(&mut process.early_signals);
+        let (at_gate, from_here) = (process.at_gate, process.ghost_stopped.is_some());
+        for (number, siginfo) in early {
+            self.order(node, Order::Signal { pid, number, siginfo }, out);
+        }
+        if at_gate {
+            self.kill_remote(pid, out);
+        } else if from_here {
+            self.order(node, Order::Stop(pid), out);
+        }
+    }
+
+    pub(super) fn order(&mut self, node: NodeId, order: Order, out: &mut Out) {
+        if let Some(n) = self.nodes.get_mut(&node.0).filter(|n| n.epoch.is_some()) {
+            let number = n.orders.push(order.clone());
+            if n.linked {
+                out.push(Action::Send(node, number, order));
+            }
+        }
+    }
+
+    /// Reboot, halt or power off a node, or restart its agent.
+    pub fn power(&mut self, node: NodeId, what: &str, out: &mut Out) -> Result<(), Refusal> {
+        match self.nodes.get(&node.0) {
+            None => Err(Refusal::NoSuchNode(node)),
+            Some(n) if n.epoch.is_none() => Err(Refusal::NodeDown(node, n.state.clone())),
+            Some(_) => {
+                self.order(node, Order::Power(what.into()), out);
+                Ok(())
+            }
+        }
+    }
+
+    /// What is shown of a node.
+    pub fn view(&self, node: NodeId) -> Option<View> {
+        let n = self.nodes.get(&node.0)?;
+        let processes = self.processes.values().filter(|p| p.node == Some(node) && p.end.is_none()).count();
+        Some(View { state: n.state.clone(), mode: n.mode, user: n.user, group: n.group, processes })
+    }
+
+    /// A node, to change its state, owner or mode.
+    pub fn node_mut(&mut self, node: NodeId) -> Option<&mut Node> {
+        self.nodes.get_mut(&node.0)
+    }
+
+    /// Numbers of all nodes, ascending.
+    pub fn node_ids(&self) -> Vec<NodeId> {
+        self.nodes.keys().copied().map(NodeId).collect()
+    }
+}

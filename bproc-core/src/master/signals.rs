@@ -1,0 +1,113 @@
+//! Signals, stop and continue between a ghost and its process.
+//!
+//! Whatever the ghost can see comes from it, numbered. SIGSTOP stops the ghost natively; the keeper sees that and the
+//! process is stopped too. The other way round the ghost stops when its process did. STOP and CONT may cross on the
+//! wire; the rules that keep a late report from overwriting a newer wish:
+//! - a stop of the ghost that came from here outranks a "continued" of the node until the node confirms the stop;
+//! - while a SIGCONT is on its way, a "stopped" of the node is old news.
+
+use super::model::{Action, GhostCommand, Order, Stopped};
+use super::{Master, Out};
+use bproc_common::id::{NodeId, Pid};
+
+const SIGCONT: i32 = 18;
+
+impl Master {
+    /// A ghost forwards a signal. Repetitions (after a reconnect) are acknowledged again and dropped.
+    pub fn ghost_signal(&mut self, pid: Pid, number: u32, siginfo: Vec<u8>, out: &mut Out) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        if number <= process.signals {
+            return;
+        }
+        process.signals = number;
+        let Some(node) = process.node else {
+            process.early_signals.push((number, siginfo));
+            return;
+        };
+        if process.end.is_some() {
+            process.tell(pid, GhostCommand::Ack(number), out);
+            return;
+        }
+        let signal = siginfo.first_chunk().map_or(0, |b| i32::from_ne_bytes(*b));
+        if signal == SIGCONT {
+            process.continues += 1;
+        }
+        let stop_again = signal == SIGCONT && process.ghost_stopped == Some(Stopped::FromHere);
+        self.order(node, Order::Signal { pid, number, siginfo }, out);
+        if stop_again {
+            self.order(node, Order::Stop(pid), out);
+        }
+    }
+
+    /// Keeper: the ghost stopped. When its process has not, someone stopped the ghost: pass it on.
+    pub fn ghost_stopped(&mut self, pid: Pid, out: &mut Out) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        if process.ghost_stopped.is_some() {
+            return;
+        }
+        process.ghost_stopped = Some(Stopped::FromHere);
+        if let (Some(node), None) = (process.node, process.end) {
+            self.order(node, Order::Stop(pid), out);
+        }
+    }
+
+    /// Keeper: the ghost goes on.
+    pub fn ghost_continued(&mut self, pid: Pid) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.ghost_stopped = None;
+        }
+    }
+
+    /// Node: the process stopped.
+    pub fn stopped(&mut self, pid: Pid, signal: i32, out: &mut Out) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        if process.continues > 0 || process.end.is_some() {
+            return;
+        }
+        let already = process.ghost_stopped.is_some();
+        process.ghost_stopped = Some(Stopped::AsThere);
+        if !already {
+            process.tell(pid, GhostCommand::Stop(signal), out);
+        }
+    }
+
+    /// Node: the process was sent SIGCONT and goes on if it was stopped.
+    pub fn continued(&mut self, pid: Pid, out: &mut Out) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        process.continues = process.continues.saturating_sub(1);
+        if process.ghost_stopped == Some(Stopped::AsThere) && process.continues == 0 {
+            process.wake(pid, out);
+        }
+    }
+
+    /// A process on a node signals one that is not there.
+    pub fn signal_from_node(&mut self, from: NodeId, target: Pid, siginfo: Vec<u8>, out: &mut Out) {
+        match self.processes.get(&target).map(|p| p.node) {
+            Some(Some(node)) if node != from => {
+                self.order(node, Order::Signal { pid: target, number: 0, siginfo }, out);
+            }
+            Some(_) => {}
+            // Only those that have a skeleton on that node can be reached from it.
+            None if self.relatives.get(&target).is_some_and(|nodes| nodes.contains(&from)) => {
+                out.push(Action::SignalLocal(target, siginfo));
+            }
+            None => out.push(Action::Trouble(format!(
+                "node {from} signals process {target}, which it has no skeleton of; ignored"
+            ))),
+        }
+    }
+
+    /// The node has carried out or taken over the orders up to `number`: their signals are safe.
+    pub fn orders_acknowledged(&mut self, node: NodeId, number: u64, out: &mut Out) {
+        let Some(n) = self.nodes.get_mut(&node.0) else { return };
+        for order in n.orders.take_acknowledged(number) {
+            if let Order::Signal { pid, number, .. } = order {
+                if number > 0 {
+                    if let Some(process) = self.processes.get_mut(&pid) {
+                        process.tell(pid, GhostCommand::Ack(number), out);
+                    }
+                }
+            }
+        }
+    }
+}

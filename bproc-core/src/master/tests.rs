@@ -1,0 +1,204 @@
+use super::nodes::{Attach, Rejected};
+use super::*;
+use bproc_common::id::Epoch;
+
+const NODE: NodeId = NodeId(0);
+
+fn pid(n: i32) -> Pid {
+    Pid::new(n).unwrap()
+}
+
+fn siginfo(signal: i32) -> Vec<u8> {
+    let mut bytes = vec![0; 128];
+    bytes[..4].copy_from_slice(&signal.to_ne_bytes());
+    bytes
+}
+
+fn hello(epoch: u64, inventory: Vec<Pid>) -> Attach {
+    Attach { epoch: Epoch(epoch), orders_seen: 0, inventory, leases: vec![] }
+}
+
+fn master(recovering: bool) -> Master {
+    Master::new([(0, Node::new(0o111, 0, 0))], Leases::new(1000, 5000, 100), recovering)
+}
+
+fn up() -> Master {
+    let mut m = master(false);
+    m.attach(NODE, hello(1, vec![]), "up", &mut vec![]).unwrap();
+    m
+}
+
+fn facts(p: i32) -> SpawnFacts {
+    SpawnFacts { pid: pid(p), parent: Some(pid(2)), node: NODE, uid: 5, gids: [5].into(), relatives: vec![pid(2)] }
+}
+
+fn running(m: &mut Master, p: i32) {
+    let mut out = vec![];
+    m.spawn(Ask(1), facts(p), &mut out);
+    m.held(pid(p), Ok(()), &mut out);
+    m.spawned(pid(p), Ok(()), &mut out);
+    m.ghost_connected(pid(p), Some(pid(2)), &mut out);
+}
+
+fn orders(out: &[Action]) -> Vec<Order> {
+    out.iter().filter_map(|a| if let Action::Send(_, _, o) = a { Some(o.clone()) } else { None }).collect()
+}
+
+#[test]
+fn the_caller_hears_success_only_when_held_and_started() {
+    for first in [true, false] {
+        let mut m = up();
+        let mut out = vec![];
+        m.spawn(Ask(7), facts(50), &mut out);
+        assert!(orders(&out).contains(&Order::Spawn(pid(50))));
+        out.clear();
+        if first { m.held(pid(50), Ok(()), &mut out) } else { m.spawned(pid(50), Ok(()), &mut out) }
+        assert_eq!(out, []);
+        if first { m.spawned(pid(50), Ok(()), &mut out) } else { m.held(pid(50), Ok(()), &mut out) }
+        assert!(out.contains(&Action::Answer(Ask(7), Ok(()))));
+    }
+}
+
+#[test]
+fn a_failed_exec_lets_the_caller_go_and_leaves_nothing() {
+    let mut m = up();
+    let mut out = vec![];
+    m.spawn(Ask(7), facts(50), &mut out);
+    m.held(pid(50), Ok(()), &mut out);
+    out.clear();
+    let why = Refusal::Failed(NODE, 2, "no such file".into());
+    m.spawned(pid(50), Err(why.clone()), &mut out);
+    assert_eq!(out, [Action::LetGo(pid(50)), Action::Answer(Ask(7), Err(why))]);
+    assert!(m.processes().is_empty());
+}
+
+#[test]
+fn a_killed_ghost_is_released_only_after_the_node_confirms() {
+    let mut m = up();
+    running(&mut m, 50);
+    let mut out = vec![];
+    m.at_gate(pid(50), &mut out);
+    assert_eq!(orders(&out), [Order::Kill(pid(50))]);
+    assert!(!out.contains(&Action::Release(pid(50))));
+    out.clear();
+    m.exited(pid(50), 9, &mut out);
+    assert_eq!(out, [Action::Release(pid(50))]);
+    m.ghost_gone(pid(50), &mut out);
+    assert!(m.processes().is_empty());
+}
+
+#[test]
+fn killed_before_it_started() {
+    let mut m = up();
+    let mut out = vec![];
+    m.spawn(Ask(1), facts(50), &mut out);
+    m.held(pid(50), Ok(()), &mut out);
+    m.at_gate(pid(50), &mut out);
+    out.clear();
+    m.spawned(pid(50), Ok(()), &mut out);
+    assert_eq!(orders(&out), [Order::Kill(pid(50))]);
+}
+
+#[test]
+fn commands_wait_for_the_ghost_in_order() {
+    let mut m = up();
+    let mut out = vec![];
+    m.spawn(Ask(1), facts(50), &mut out);
+    m.held(pid(50), Ok(()), &mut out);
+    m.spawned(pid(50), Ok(()), &mut out);
+    let child = Child { pid: pid(1000), uid: 5, gid: 5 };
+    m.forked(NODE, Some(pid(50)), child, &mut out);
+    m.exited(pid(50), 7 << 8, &mut out);
+    out.clear();
+    m.ghost_connected(pid(50), Some(pid(2)), &mut out);
+    let expected = [GhostCommand::Clone(pid(1000)), GhostCommand::Exit(7)];
+    assert_eq!(out, expected.map(|c| Action::Ghost(pid(50), c)));
+}
+
+#[test]
+fn signals_go_once_and_are_acknowledged_when_safe() {
+    let mut m = up();
+    running(&mut m, 50);
+    let mut out = vec![];
+    m.ghost_signal(pid(50), 1, siginfo(10), &mut out);
+    m.ghost_signal(pid(50), 1, siginfo(10), &mut out);
+    let [Action::Send(_, number, Order::Signal { number: 1, .. })] = out[..] else { panic!("{out:?}") };
+    out.clear();
+    m.orders_acknowledged(NODE, number, &mut out);
+    assert_eq!(out, [Action::Ghost(pid(50), GhostCommand::Ack(1))]);
+}
+
+#[test]
+fn a_late_continued_does_not_wake_a_ghost_that_was_stopped_since() {
+    let mut m = up();
+    running(&mut m, 50);
+    let mut out = vec![];
+    m.ghost_signal(pid(50), 1, siginfo(18), &mut out);
+    m.ghost_stopped(pid(50), &mut out);
+    out.clear();
+    m.continued(pid(50), &mut out);
+    assert_eq!(out, []);
+    m.stopped(pid(50), 19, &mut out);
+    assert_eq!(out, []);
+    // Continued by somebody on the node.
+    m.continued(pid(50), &mut out);
+    assert_eq!(out, [Action::WakeGhost(pid(50))]);
+}
+
+#[test]
+fn a_late_stopped_is_old_news_while_a_continue_is_on_its_way() {
+    let mut m = up();
+    running(&mut m, 50);
+    let mut out = vec![];
+    m.ghost_stopped(pid(50), &mut out);
+    m.ghost_continued(pid(50));
+    m.ghost_signal(pid(50), 1, siginfo(18), &mut out);
+    out.clear();
+    m.stopped(pid(50), 19, &mut out);
+    m.continued(pid(50), &mut out);
+    assert_eq!(out, []);
+}
+
+#[test]
+fn a_lost_node_ends_its_ghosts_and_a_second_claim_is_refused() {
+    let mut m = up();
+    running(&mut m, 50);
+    let mut out = vec![];
+    assert_eq!(m.attach(NODE, hello(2, vec![]), "up", &mut out), Err(Rejected::Taken));
+    m.lost(NODE, &mut out);
+    assert!(out.contains(&Action::Release(pid(50))) && out.contains(&Action::KillGhost(pid(50))));
+    assert_eq!(m.attach(NODE, hello(1, vec![pid(50)]), "up", &mut out), Err(Rejected::Fenced));
+    assert!(m.attach(NODE, hello(3, vec![]), "up", &mut out).is_ok());
+}
+
+#[test]
+fn after_a_restart_the_halves_find_each_other() {
+    let mut m = master(true);
+    let mut out = vec![];
+    m.ghost_connected(pid(50), Some(pid(2)), &mut out);
+    m.ghost_signal(pid(50), 4, siginfo(10), &mut out);
+    m.ghost_connected(pid(51), Some(pid(2)), &mut out);
+    m.attach(NODE, hello(1, vec![pid(50), pid(52)]), "up", &mut out).unwrap();
+    assert!(orders(&out).iter().any(|o| matches!(o, Order::Signal { number: 4, .. })));
+    out.clear();
+    m.recovered(&[pid(50), pid(51)].into(), &mut out);
+    assert!(out.contains(&Action::KillGhost(pid(51))), "{out:?}");
+    assert_eq!(orders(&out), [Order::Kill(pid(52))]);
+    assert_eq!(m.processes().iter().map(|(p, _)| p.get()).collect::<Vec<_>>(), [50, 52]);
+}
+
+#[test]
+fn refused_before_anything_is_done() {
+    let mut m = up();
+    let mut out = vec![];
+    m.spawn(Ask(1), SpawnFacts { node: NodeId(9), ..facts(50) }, &mut out);
+    m.node_mut(NODE).unwrap().mode = 0o100;
+    m.spawn(Ask(2), facts(50), &mut out);
+    assert_eq!(
+        out,
+        [
+            Action::Answer(Ask(1), Err(Refusal::NoSuchNode(NodeId(9)))),
+            Action::Answer(Ask(2), Err(Refusal::NotAllowed(NODE))),
+        ]
+    );
+}
