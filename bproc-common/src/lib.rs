@@ -15,7 +15,9 @@ pub mod exec;
 pub mod ghost;
 pub mod id;
 pub mod keeper;
-
+#[cfg(feature = "alloc")]
+pub mod nodeset;
+pub mod perm;
 pub mod wait;
 pub mod wire;
 
