@@ -1,0 +1,2 @@
+//! Stdio service.
+fn main() {}
