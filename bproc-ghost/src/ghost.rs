@@ -1,0 +1,163 @@
+//! The state of a ghost and its loop: wait for the socket and for signals, act.
+//!
+//! ```text
+//!            connected, HELLO, unacknowledged signals again
+//!   away ────────────────────────────────────────────────────▶ up
+//!     ▲  tries again after 20 ms .. 500 ms                      │
+//!     └─────────────────────────────────────────────────────────┘
+//!            connection broken: exits will be told again
+//! ```
+//!
+//! While away, signals are still taken from the kernel as long as the ring has room, so
+//! that two of the same kind do not become one; further ones wait in the kernel.
+
+use crate::abi::{POLLIN, PollFd, SigInfo, Timespec, cld, si, sig};
+use crate::children::Children;
+use crate::command::Inbox;
+use crate::link::Link;
+use crate::queue::Queue;
+use crate::sys::{self, Errno};
+use bproc_common::ghost::{Msg, Role, ev};
+
+/// `si_value` of the SIGCONT by which an agent wakes a stopped ghost: "bprc".
+const WAKE_VALUE: u64 = 0x6270_7263;
+
+const NOW: Timespec = Timespec::from_millis(0);
+
+/// What the environment says.
+pub(crate) struct Start {
+    pub(crate) socket: &'static [u8],
+    pub(crate) role: Role,
+}
+
+pub(crate) struct Ghost {
+    pub(crate) role: Role,
+    pub(crate) link: Link,
+    pub(crate) queue: Queue,
+    pub(crate) children: Children,
+    pub(crate) title: crate::title::Title,
+    /// Readable while signals are pending. It tells of the process that polls it, so a clone may use its copy.
+    pub(crate) signals: i32,
+    /// Left before the next attempt to connect.
+    retry: Timespec,
+    /// Left before the next look at children.
+    rest: Timespec,
+}
+
+impl Ghost {
+    /// All zero, so that it takes no room in the file and no memory before it is used.
+    pub(crate) const fn new() -> Ghost {
+        Ghost {
+            role: Role::Ghost,
+            link: Link::new(),
+            queue: Queue::new(),
+            children: Children::new(),
+            title: crate::title::Title::new(),
+            signals: 0,
+            retry: NOW,
+            rest: NOW,
+        }
+    }
+
+    pub(crate) fn start(&mut self, start: &Start) -> Result<(), Errno> {
+        self.signals = sys::signalfd(u64::MAX)?;
+        self.link.set_path(start.socket);
+        self.take_role(start.role);
+        Ok(())
+    }
+
+    pub(crate) fn take_role(&mut self, role: Role) {
+        self.role = role;
+        if role != Role::Ghost {
+            self.children.watch();
+        }
+    }
+
+    /// What differs in a fresh clone: nothing sent, nothing told, no connection.
+    pub(crate) fn begin_anew(&mut self, role: Role) {
+        self.link.close();
+        self.queue = Queue::new();
+        self.children.reset();
+        self.retry = NOW;
+        self.rest = NOW;
+        self.take_role(role);
+    }
+
+    pub(crate) fn run(&mut self, inbox: &mut Inbox) -> ! {
+        loop {
+            if !self.link.is_up() && self.retry == NOW {
+                self.connect();
+            }
+            if self.link.is_up() && self.children.is_due() && self.rest == NOW {
+                self.rest = self.children.look(&mut self.link);
+            }
+            self.wait(inbox);
+        }
+    }
+
+    fn connect(&mut self) {
+        let done = self.link.connect();
+        self.retry = self.link.pause();
+        if done.is_err() {
+            return;
+        }
+        let hello = Msg {
+            op: ev::HELLO,
+            a: i64::from(sys::getpid()),
+            b: self.role as i64,
+            c: i64::from(sys::getppid()),
+            d: i64::from(self.queue.newest()),
+            ..Msg::default()
+        };
+        self.link.send(hello, &[]);
+        for (number, info) in self.queue.unacknowledged() {
+            self.link.send(signal_message(number, info), &info.0);
+        }
+        self.children.tell_all_again();
+    }
+
+    fn wait(&mut self, inbox: &mut Inbox) {
+        let mut fds = [
+            PollFd { fd: self.link.fd(), events: POLLIN, revents: 0 },
+            PollFd { fd: if self.queue.has_room() { self.signals } else { -1 }, events: POLLIN, revents: 0 },
+        ];
+        let until = match (self.link.is_up(), self.children.is_due()) {
+            (false, _) => Some(&mut self.retry),
+            (true, true) => Some(&mut self.rest),
+            (true, false) => None,
+        };
+        match sys::poll(&mut fds, until) {
+            Ok(_) => {
+                if fds[1].revents != 0 {
+                    self.take_signals();
+                }
+                if fds[0].revents != 0 && self.link.is_up() && inbox.receive(self).is_err() {
+                    self.link.close();
+                }
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn take_signals(&mut self) {
+        let mut info = SigInfo::ZERO;
+        while self.queue.has_room() && sys::take_signal(&mut info).is_ok() {
+            let (signal, code) = (info.signal(), info.code());
+            if signal == sig::CHLD && code > 0 {
+                let ended = matches!(code, cld::EXITED | cld::KILLED | cld::DUMPED);
+                self.children.changed(ended.then_some(info.pid()), &mut self.link);
+            } else if !is_wake_call(&info) {
+                let number = self.queue.push(&info);
+                self.link.send(signal_message(number, &info), &info.0);
+            }
+        }
+    }
+}
+
+fn is_wake_call(info: &SigInfo) -> bool {
+    info.signal() == sig::CONT && info.code() == si::QUEUE && info.uid() == 0 && info.value() == WAKE_VALUE
+}
+
+fn signal_message(number: u32, info: &SigInfo) -> Msg {
+    Msg { op: ev::SIGNAL, tag: number, a: i64::from(info.signal()), ..Msg::default() }
+}

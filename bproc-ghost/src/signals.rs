@@ -1,0 +1,108 @@
+//! Commands about signals: to end or stop oneself by one, to send one.
+
+use crate::abi::{Action, Limit, RLIMIT_CORE, SigInfo, cld, errno, si, sig, wait};
+use crate::command::{Answer, INVALID, int, pid};
+use crate::ghost::Ghost;
+use crate::sys::{self, Errno, Whose};
+use bproc_common::ghost::Msg;
+
+const fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
+}
+
+/// Ends by a signal without leaving a core. A signal that does not end a process, or that the first process of a
+/// namespace is immune to, is shown as a shell would: exit code 128 + signal.
+pub(crate) fn die(signal: i64) -> ! {
+    let harmless =
+        [sig::CHLD, sig::CONT, sig::STOP, sig::TSTP, sig::TTIN, sig::TTOU, sig::URG, sig::WINCH].map(i64::from);
+    if (1..=i64::from(sig::MAX)).contains(&signal) && !harmless.contains(&signal) {
+        let signal = signal as i32;
+        let _ = sys::set_limit(RLIMIT_CORE, Limit::default());
+        let _ = sys::set_action(signal, Action::Default);
+        sys::raise(signal);
+        sys::set_mask(!bit(signal));
+    }
+    sys::exit(128 | (signal as i32 & 0x7f))
+}
+
+/// Stops itself. The answer goes out before, since afterwards nothing does until somebody continues it. (In an
+/// orphaned process group the kernel ignores all of these but SIGSTOP.)
+pub(crate) fn stop(ghost: &mut Ghost, msg: &Msg) -> sys::Result<Answer> {
+    let signal = int(msg.a)?;
+    if ![sig::STOP, sig::TSTP, sig::TTIN, sig::TTOU].contains(&signal) {
+        return Err(INVALID);
+    }
+    if signal != sig::STOP && sys::action(signal)?.0 != Action::Default {
+        sys::set_action(signal, Action::Default)?;
+    }
+    ghost.answer(msg.tag, Ok(().into()));
+    sys::raise(signal);
+    if signal != sig::STOP {
+        sys::set_mask(!bit(signal));
+        sys::set_mask(u64::MAX);
+    }
+    Ok(Answer::None)
+}
+
+/// Sends a signal that was sent elsewhere, so that the receiver sees the same siginfo, as far as the kernel lets.
+///
+/// | si_code | how |
+/// |---|---|
+/// | SI_QUEUE and other negative ones | rt_sigqueueinfo, unchanged |
+/// | SI_USER, SI_TKILL, from us | kill, tgkill |
+/// | SI_USER, SI_TKILL, from another pid | by a process that has this pid for a moment |
+/// | the same, pid taken, or 0 (sender in an outer namespace) | SI_QUEUE with si_pid and si_uid, value 0 |
+/// | positive: from the kernel, may not be claimed | kill by us |
+pub(crate) fn send(msg: &Msg, payload: &[u8]) -> sys::Result<()> {
+    let target = pid(msg.a)?;
+    let thread = if msg.b == 0 { None } else { Some(pid(msg.b)?) };
+    let info = SigInfo(payload.try_into().map_err(|_| INVALID)?);
+    let signal = info.signal();
+    if target == 1 || !(0..=sig::MAX).contains(&signal) {
+        return Err(INVALID);
+    }
+    match info.code() {
+        si::USER | si::TKILL if info.pid() != sys::getpid() => send_as(&info, target, thread),
+        code if code >= si::USER || code == si::TKILL => send_plainly(&info, target, thread),
+        _ => sys::queue_signal(target, thread, signal, &info),
+    }
+}
+
+fn send_plainly(info: &SigInfo, target: i32, thread: Option<i32>) -> sys::Result<()> {
+    match thread {
+        None if info.code() == si::TKILL => sys::tgkill(target, target, info.signal()),
+        None => sys::kill(target, info.signal()),
+        Some(thread) => sys::tgkill(target, thread, info.signal()),
+    }
+}
+
+/// Sends from a short-lived process with the sender's pid and real uid. That process keeps the capabilities of this
+/// one: whether the sender was allowed to has been decided where it is.
+fn send_as(info: &SigInfo, target: i32, thread: Option<i32>) -> sys::Result<()> {
+    let child = match sys::clone_process(0, 0, Some(info.pid())) {
+        Ok(0) => {
+            let sent =
+                sys::setresuid(info.uid(), u32::MAX, u32::MAX).and_then(|()| send_plainly(info, target, thread));
+            sys::exit(sent.err().map_or(0, |Errno(number)| number));
+        }
+        Ok(child) => child,
+        Err(Errno(errno::EEXIST | errno::EINVAL)) => {
+            let mut queued = *info;
+            queued.set_code(si::QUEUE);
+            queued.set_value(0);
+            return sys::queue_signal(target, thread, info.signal(), &queued);
+        }
+        Err(error) => return Err(error),
+    };
+    let mut end = SigInfo::ZERO;
+    while let Err(error) = sys::waitid(Whose::Pid(child), wait::EXITED | wait::ALL_KINDS, &mut end, None) {
+        if error != Errno(errno::EINTR) {
+            return Err(error);
+        }
+    }
+    match (end.code(), end.status()) {
+        (cld::EXITED, 0) => Ok(()),
+        (cld::EXITED, number) => Err(Errno(number)),
+        _ => Err(Errno(errno::EAGAIN)),
+    }
+}
