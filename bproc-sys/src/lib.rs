@@ -4,6 +4,7 @@
 //! it tried and to whom when it fails ([`Error`]), and never waits unless its name or its documentation says so.
 //! Pids are [`bproc_common::id::Pid`], so that the numbers with which `kill(2)` means "everybody" cannot come here.
 
+pub mod as_user;
 pub mod caps;
 pub mod daemon;
 mod error;
@@ -12,6 +13,7 @@ pub mod limits;
 pub mod memfd;
 pub mod pidfd;
 mod pod;
+pub mod poll;
 pub mod process;
 pub mod seqpacket;
 pub mod signal;

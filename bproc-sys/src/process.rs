@@ -55,10 +55,8 @@ impl Process {
     /// # Errors
     /// ENOENT when there is no such process.
     pub fn open(pid: Pid) -> Result<Process> {
-        let file = std::fs::OpenOptions::new();
-        let mut file = file;
         use std::os::unix::fs::OpenOptionsExt;
-        let dir = file
+        let dir = std::fs::OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_DIRECTORY)
             .open(format!("/proc/{pid}"))
@@ -140,6 +138,39 @@ impl Process {
         let text = self.read(c"status")?;
         Status::try_from(text.as_slice())
             .map_err(|_| Error::new("parse of /proc status", libc::EBADMSG).pid(self.pid))
+    }
+
+    /// Its threads, itself included, as far as they have not ended.
+    ///
+    /// # Errors
+    /// ESRCH or ENOENT when it is gone.
+    pub fn threads(&self) -> Result<Vec<Pid>> {
+        // By number, but of this process: checked afterwards.
+        let entries = std::fs::read_dir(format!("/proc/{}/task", self.pid))
+            .map_err(|e| Error::io("listing of threads", &e).pid(self.pid))?;
+        let threads = entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter_map(Pid::new)
+            .collect();
+        self.still_there("listing of threads")?;
+        Ok(threads)
+    }
+
+    /// State and signals of one thread.
+    ///
+    /// # Errors
+    /// ESRCH or ENOENT when it is gone, EBADMSG when the text is not what is known.
+    pub fn thread(&self, tid: Pid) -> Result<(Stat, Status)> {
+        let read = |file: &str| {
+            let name = format!("task/{tid}/{file}\0");
+            let name = CStr::from_bytes_with_nul(name.as_bytes())
+                .map_err(|_| Error::new("read of thread", libc::EINVAL).pid(self.pid))?;
+            self.read(name)
+        };
+        let bad = |_| Error::new("parse of /proc of a thread", libc::EBADMSG).pid(tid);
+        let stat = Stat::try_from(read("stat")?.as_slice()).map_err(bad)?;
+        let status = Status::try_from(read("status")?.as_slice()).map_err(bad)?;
+        Ok((stat, status))
     }
 
     /// The arguments. Empty for a kernel thread, a zombie, or a process that hides them. May wait while the process
@@ -291,6 +322,10 @@ mod tests {
         assert!(p.limits().unwrap()[libc::RLIMIT_NOFILE as usize].soft > 0);
         assert!((-20..20).contains(&p.nice().unwrap()));
         assert!(p.is_there());
+        let threads = p.threads().unwrap();
+        assert!(threads.contains(&p.pid()));
+        let (stat, status) = p.thread(p.pid()).unwrap();
+        assert_eq!((stat.pid, status.tgid), (p.pid().get(), p.pid().get()));
     }
 
     #[test]

@@ -250,7 +250,8 @@ pub struct SignalFd {
 }
 
 impl SignalFd {
-    /// Blocks these signals in the calling thread and opens a non-blocking descriptor to read them from.
+    /// Blocks these signals in the calling thread, gives them back their default action (the kernel does not even
+    /// send a SIGCHLD that is ignored) and opens a non-blocking descriptor to read them from.
     ///
     /// # Errors
     /// EINVAL for a number outside 1..=64 and what signalfd(2) says.
@@ -259,8 +260,11 @@ impl SignalFd {
         let mut set = libc::sigset_t::zeroed();
         for signal in signals {
             let signal = valid("signalfd", *signal)?;
-            // SAFETY: the set lives through the call, the number is a signal.
-            unsafe { libc::sigaddset(&raw mut set, signal) };
+            // SAFETY: the set lives through the call, the number is a signal; no handler is installed.
+            unsafe {
+                libc::sigaddset(&raw mut set, signal);
+                libc::signal(signal, libc::SIG_DFL);
+            }
         }
         // SAFETY: the set lives through both calls; null means that the old mask is not wanted.
         let ret = unsafe {

@@ -47,6 +47,8 @@ pub struct Stat {
     pub rss: u64,
     /// Kernel's PF_ flags.
     pub flags: u32,
+    /// Wait status of a zombie; 0 for a reader who may not trace the process.
+    pub exit_code: i32,
 }
 
 impl TryFrom<&[u8]> for Stat {
@@ -78,6 +80,7 @@ impl TryFrom<&[u8]> for Stat {
             starttime: number(field(22)?)?,
             vsize: number(field(23)?)?,
             rss: number(field(24)?)?,
+            exit_code: number(field(52)?)?,
         })
     }
 }
@@ -125,6 +128,10 @@ pub struct Status {
     pub groups: Vec<u32>,
     /// The pid in each pid namespace from the reader's down to its own.
     pub ns_pids: Vec<i32>,
+    /// The process group in each pid namespace.
+    pub ns_pgids: Vec<i32>,
+    /// The session in each pid namespace.
+    pub ns_sids: Vec<i32>,
     /// umask.
     pub umask: u32,
     /// Threads.
@@ -169,6 +176,8 @@ impl TryFrom<&[u8]> for Status {
                 b"Gid" => out.gids = ids(value)?,
                 b"Groups" => out.groups = words(value).map(number).collect::<Result<_, _>>()?,
                 b"NSpid" => out.ns_pids = words(value).map(number).collect::<Result<_, _>>()?,
+                b"NSpgid" => out.ns_pgids = words(value).map(number).collect::<Result<_, _>>()?,
+                b"NSsid" => out.ns_sids = words(value).map(number).collect::<Result<_, _>>()?,
                 b"Umask" => out.umask = radix(value, 8)? as u32,
                 b"Threads" => out.threads = number(value)?,
                 b"SigPnd" => out.sig_pending = radix(value, 16)?,
