@@ -1,0 +1,249 @@
+//! The local socket: requests of the agents.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use prost::Message;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+
+use crate::master::Master;
+use crate::packet;
+use crate::pump::Counters;
+use crate::slave::Slave;
+use crate::watched::watch;
+use crate::wire::{Body, MAX_PACKET, MAX_STREAMS, Reply, Request, Status, StreamSpec, Token};
+
+/// What the requests are for.
+pub(crate) enum Side {
+    Master(Arc<Master>),
+    Slave(Arc<Slave>),
+}
+
+/// What a connection needs to answer.
+pub(crate) struct Control {
+    pub(crate) side: Side,
+    pub(crate) counters: Arc<Counters>,
+    /// Address that the master's service listens on.
+    pub(crate) listening: String,
+    pub(crate) cluster: String,
+    /// Asked to end.
+    pub(crate) quit: mpsc::Sender<()>,
+}
+
+struct Refusal(i32, String);
+
+fn refuse(errno: i32, why: impl Into<String>) -> Refusal {
+    Refusal(errno, why.into())
+}
+
+/// Accepts agents until the service ends.
+pub(crate) async fn serve(listener: OwnedFd, control: Arc<Control>) -> io::Result<()> {
+    let listener = watch(listener, Interest::READABLE)?;
+    loop {
+        let fd = match listener.async_io(Interest::READABLE, packet::accept).await {
+            Ok(fd) => fd,
+            Err(e) => {
+                tracing::warn!("local connection not accepted: {e}");
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        match packet::peer_uid(&fd) {
+            Ok(uid) if uid == 0 || uid == nix::unistd::geteuid().as_raw() => {
+                let control = control.clone();
+                tokio::spawn(async move {
+                    if let Err(e) = connection(fd, control).await {
+                        tracing::warn!("local connection closed: {e}");
+                    }
+                });
+            }
+            Ok(uid) => tracing::warn!("uid {uid} tried to speak to the stdio service: refused"),
+            Err(e) => tracing::warn!("local connection without credentials: {e}"),
+        }
+    }
+}
+
+async fn connection(fd: OwnedFd, control: Arc<Control>) -> io::Result<()> {
+    let fd = Arc::new(watch(fd, Interest::READABLE | Interest::WRITABLE)?);
+    let mut buffer = vec![0; MAX_PACKET];
+    loop {
+        let got = fd
+            .async_io(Interest::READABLE, |fd| packet::receive(fd, &mut buffer))
+            .await?;
+        let Some((len, fds)) = got else { return Ok(()) };
+        let request = Request::decode(&buffer[..len])
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+        if let Some(Body::Flush(token)) = &request.body {
+            let reply = flush(&control, token, request.tag);
+            let fd = fd.clone();
+            tokio::spawn(async move {
+                // An agent that is gone asks again after its restart.
+                let _ = answer(&fd, reply.await).await;
+            });
+            continue;
+        }
+        let tag = request.tag;
+        let quit = matches!(request.body, Some(Body::Quit(_)));
+        let reply = match control.handle(request.body, fds) {
+            Ok(reply) => Reply { tag, ..reply },
+            Err(Refusal(errno, message)) => Reply {
+                tag,
+                errno,
+                message,
+                ..Reply::default()
+            },
+        };
+        answer(&fd, reply).await?;
+        if quit {
+            let _ = control.quit.send(()).await;
+        }
+    }
+}
+
+async fn answer(fd: &AsyncFd<OwnedFd>, reply: Reply) -> io::Result<()> {
+    let bytes = reply.encode_to_vec();
+    fd.async_io(Interest::WRITABLE, |fd| packet::send(fd, &bytes, &[]))
+        .await
+}
+
+fn flush(
+    control: &Control,
+    token: &[u8],
+    tag: u64,
+) -> impl Future<Output = Reply> + Send + 'static {
+    let slave = match &control.side {
+        Side::Slave(slave) => Some(slave.clone()),
+        Side::Master(_) => None,
+    };
+    let token = Token::from_bytes(token);
+    async move {
+        match (slave, token) {
+            (Some(slave), Some(token)) => Reply {
+                tag,
+                complete: slave.flush(token).await,
+                ..Reply::default()
+            },
+            _ => Reply {
+                tag,
+                errno: libc::EINVAL,
+                message: "FLUSH is for a slave's service and a token of 16 bytes".into(),
+                ..Reply::default()
+            },
+        }
+    }
+}
+
+fn token(bytes: &[u8]) -> Result<Token, Refusal> {
+    Token::from_bytes(bytes).ok_or_else(|| {
+        refuse(
+            libc::EINVAL,
+            format!("a token has 16 bytes, not {}", bytes.len()),
+        )
+    })
+}
+
+fn pair(specs: Vec<StreamSpec>, fds: Vec<OwnedFd>) -> Result<Vec<(StreamSpec, OwnedFd)>, Refusal> {
+    if specs.len() != fds.len() || specs.len() > MAX_STREAMS {
+        let why = format!(
+            "{} streams with {} descriptors: one each, {MAX_STREAMS} at most",
+            specs.len(),
+            fds.len()
+        );
+        return Err(refuse(libc::EINVAL, why));
+    }
+    let mut seen = HashSet::new();
+    for spec in &specs {
+        if !seen.insert(spec.fd) || crate::wire::Kind::try_from(spec.kind).is_err() {
+            return Err(refuse(
+                libc::EINVAL,
+                format!("stream {}: given twice, or of no known kind", spec.fd),
+            ));
+        }
+    }
+    Ok(specs.into_iter().zip(fds).collect())
+}
+
+impl Control {
+    fn handle(&self, body: Option<Body>, fds: Vec<OwnedFd>) -> Result<Reply, Refusal> {
+        let done = Ok(Reply::default());
+        let in_use = || refuse(libc::EEXIST, "the token is in use");
+        match (body, &self.side) {
+            (Some(Body::Expect(ask)), Side::Master(master)) => {
+                let streams = pair(ask.streams, fds)?;
+                if master.expect(token(&ask.token)?, streams, ask.node) {
+                    done
+                } else {
+                    Err(in_use())
+                }
+            }
+            (Some(Body::Attach(ask)), Side::Slave(slave)) => {
+                let streams = pair(ask.streams, fds)?;
+                if slave.attach(token(&ask.token)?, streams, ask.master.into()) {
+                    done
+                } else {
+                    Err(in_use())
+                }
+            }
+            (Some(Body::Forget(bytes)), side) => {
+                let token = token(&bytes)?;
+                match side {
+                    Side::Master(master) => master.forget(token),
+                    Side::Slave(slave) => slave.forget(token),
+                }
+                done
+            }
+            (Some(Body::Winsize(ask)), Side::Master(master)) => {
+                let size = <[u8; 8]>::try_from(&ask.winsize[..])
+                    .map_err(|_| refuse(libc::EINVAL, "struct winsize has 8 bytes"))?;
+                if master.winsize(token(&ask.token)?, size) {
+                    done
+                } else {
+                    Err(refuse(libc::ENOENT, "no process has this token"))
+                }
+            }
+            (Some(Body::Sever(node)), Side::Master(master)) => {
+                master.sever(node);
+                done
+            }
+            (Some(Body::Status(_)), _) => Ok(Reply {
+                status: Some(self.status()),
+                ..Reply::default()
+            }),
+            (Some(Body::Quit(_)), _) => done,
+            (None, _) => Err(refuse(
+                libc::ENOSYS,
+                "unknown request: agent and stdio service differ in version",
+            )),
+            (Some(_), Side::Master(_)) => Err(refuse(
+                libc::EINVAL,
+                "this request is for a slave's stdio service",
+            )),
+            (Some(_), Side::Slave(_)) => Err(refuse(
+                libc::EINVAL,
+                "this request is for a master's stdio service",
+            )),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let (processes, unclaimed) = match &self.side {
+            Side::Master(master) => master.count(),
+            Side::Slave(slave) => (slave.count(), 0),
+        };
+        Status {
+            pid: std::process::id().cast_signed(),
+            listening: self.listening.clone(),
+            cluster: self.cluster.clone(),
+            processes: processes as u64,
+            unclaimed: unclaimed as u64,
+            output_bytes: self.counters.output.load(Ordering::Relaxed),
+            input_bytes: self.counters.input.load(Ordering::Relaxed),
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+}

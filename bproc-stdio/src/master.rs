@@ -1,0 +1,417 @@
+//! On the master: the master-side ends of the processes' streams, handed to the node that calls for them.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bproc_config::net::PeerInfo;
+use bproc_config::tls::Peer;
+use bproc_proto::stdio::Chunk;
+use bproc_proto::stdio::stdio_server::Stdio;
+use bytes::Bytes;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::end::{Held, Sink, Source};
+use crate::pump::{Counters, Ended, Place, QUEUE, count, is_hangup};
+use crate::wire::{Kind, StreamSpec, Token};
+
+/// How long a call waits for its token: the node may be quicker than the agent.
+const WAIT_FOR_TOKEN: Duration = Duration::from_secs(10);
+/// How long descriptors wait for a node's call. An agent that dies between the request and the spawn says no FORGET.
+const UNCLAIMED: Duration = Duration::from_secs(120);
+/// How long what a node still sends is thrown away after the reader has closed.
+const DRAIN: Duration = Duration::from_secs(10);
+
+type Answer = Result<Chunk, Status>;
+
+struct Process {
+    /// Only this node may call.
+    node: Option<i32>,
+    unclaimed: HashMap<i32, (Kind, OwnedFd)>,
+    /// Streams under way.
+    running: Vec<AbortHandle>,
+    winsize: watch::Sender<Option<[u8; 8]>>,
+    expires: Instant,
+    /// Streams neither claimed nor ended; the last one removes the process.
+    left: usize,
+}
+
+/// All processes with streams.
+pub(crate) struct Master {
+    processes: Mutex<HashMap<Token, Process>>,
+    /// A process was added.
+    added: Notify,
+    counters: Arc<Counters>,
+}
+
+/// Takes one stream out of its process when its task ends, however it ends.
+struct Leave(Arc<Master>, Token);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        let mut processes = self.0.lock();
+        if let Some(process) = processes.get_mut(&self.1) {
+            process.left -= 1;
+            if process.left == 0 {
+                processes.remove(&self.1);
+            }
+        }
+    }
+}
+
+impl Master {
+    pub(crate) fn new(counters: Arc<Counters>) -> Arc<Master> {
+        let master = Arc::new(Master {
+            processes: Mutex::default(),
+            added: Notify::new(),
+            counters,
+        });
+        let weak = Arc::downgrade(&master);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(UNCLAIMED / 8).await;
+                match weak.upgrade() {
+                    Some(master) => master.expire(),
+                    None => return,
+                }
+            }
+        });
+        master
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Token, Process>> {
+        self.processes.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Processes, and streams that no node has called for yet.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        let processes = self.lock();
+        (
+            processes.len(),
+            processes.values().map(|p| p.unclaimed.len()).sum(),
+        )
+    }
+
+    /// Keeps descriptors for a node's calls. False: the token is in use.
+    pub(crate) fn expect(
+        &self,
+        token: Token,
+        streams: Vec<(StreamSpec, OwnedFd)>,
+        node: Option<i32>,
+    ) -> bool {
+        let mut processes = self.lock();
+        if processes.contains_key(&token) {
+            return false;
+        }
+        let left = streams.len();
+        let unclaimed = streams
+            .into_iter()
+            .map(|(spec, fd)| (spec.fd, (spec.kind(), fd)))
+            .collect();
+        let process = Process {
+            node,
+            unclaimed,
+            running: Vec::new(),
+            winsize: watch::channel(None).0,
+            expires: Instant::now() + UNCLAIMED,
+            left,
+        };
+        if left > 0 {
+            processes.insert(token, process);
+        }
+        drop(processes);
+        self.added.notify_waiters();
+        true
+    }
+
+    /// Closes the streams of a process.
+    pub(crate) fn forget(&self, token: Token) {
+        let process = self.lock().remove(&token);
+        end(process);
+    }
+
+    /// Closes the streams of all processes of a node.
+    pub(crate) fn sever(&self, node: i32) {
+        let gone: Vec<Process> = self
+            .lock()
+            .extract_if(|_, process| process.node == Some(node))
+            .map(|(_, process)| process)
+            .collect();
+        tracing::info!("node {node}: streams of {} processes ended", gone.len());
+        end(gone);
+    }
+
+    /// Passes a terminal's size on. False: unknown token.
+    pub(crate) fn winsize(&self, token: Token, size: [u8; 8]) -> bool {
+        match self.lock().get(&token) {
+            Some(process) => {
+                process.winsize.send_replace(Some(size));
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn expire(&self) {
+        let now = Instant::now();
+        let mut stale = Vec::new();
+        self.lock().retain(|token, process| {
+            if process.expires <= now && !process.unclaimed.is_empty() {
+                tracing::warn!(
+                    "{token:?}: no node called for {} of its streams",
+                    process.unclaimed.len()
+                );
+                process.left -= process.unclaimed.len();
+                stale.extend(process.unclaimed.drain());
+            }
+            process.left > 0
+        });
+        // Closed here and not under the lock: closing a terminal or a socket may take its time.
+        drop(stale);
+    }
+
+    async fn claim(&self, token: Token, fd: i32, peer: Option<Peer>) -> Result<Claim, Status> {
+        let deadline = Instant::now() + WAIT_FOR_TOKEN;
+        loop {
+            let added = self.added.notified();
+            tokio::pin!(added);
+            added.as_mut().enable();
+            if let Some(process) = self.lock().get_mut(&token) {
+                if let (Some(node), Some(peer)) = (process.node, peer)
+                    && peer != Peer::Node(node)
+                {
+                    tracing::warn!("{peer} called for a stream of node {node}: refused");
+                    return Err(Status::permission_denied(
+                        "these streams are another node's",
+                    ));
+                }
+                let Some((kind, end)) = process.unclaimed.remove(&fd) else {
+                    return Err(Status::already_exists(format!(
+                        "descriptor {fd} is not there, or taken already"
+                    )));
+                };
+                let winsize = process.winsize.subscribe();
+                return Ok(Claim {
+                    token,
+                    fd,
+                    kind,
+                    end,
+                    winsize,
+                });
+            }
+            if tokio::time::timeout_at(deadline, added).await.is_err() {
+                return Err(Status::not_found(
+                    "no process here waits for streams with this token",
+                ));
+            }
+        }
+    }
+
+    fn start(self: &Arc<Self>, claim: Claim, requests: Streaming<Chunk>) -> mpsc::Receiver<Answer> {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let (token, fd) = (claim.token, claim.fd);
+        let leave = Leave(self.clone(), token);
+        let master = self.clone();
+        let task = tokio::spawn(async move {
+            let _leave = leave;
+            let ended = match claim.kind {
+                Kind::Output | Kind::PtyOutput => master.output(claim, requests, sender).await,
+                Kind::Input | Kind::PtyInput => master.input(claim, requests, sender).await,
+            };
+            match ended {
+                Ended::Lost => tracing::warn!("{token:?} fd {fd}: connection to the node lost"),
+                ended => tracing::debug!("{token:?} fd {fd}: ended, {ended:?}"),
+            }
+        });
+        match self.lock().get_mut(&token) {
+            Some(process) => process.running.push(task.abort_handle()),
+            // Forgotten, or already over.
+            None => task.abort(),
+        }
+        receiver
+    }
+
+    /// From the process: what comes is written.
+    async fn output(
+        &self,
+        claim: Claim,
+        mut requests: Streaming<Chunk>,
+        sender: mpsc::Sender<Answer>,
+    ) -> Ended {
+        let fd = claim.fd;
+        let sink = Sink::new(claim.end, Held::Shared);
+        if let Err(e) = &sink {
+            tracing::debug!("{:?} fd {fd}: cannot be written: {e}", claim.token);
+        }
+        if let Ok(sink) = sink {
+            loop {
+                let chunk = tokio::select! {
+                    request = requests.message() => match request {
+                        Ok(Some(chunk)) => chunk,
+                        Ok(None) | Err(_) => return Ended::Lost,
+                    },
+                    () = sink.broken() => break,
+                };
+                if !chunk.data.is_empty() {
+                    count(&self.counters.output, chunk.data.len());
+                    if let Err(e) = sink.write_all(chunk.data).await {
+                        tracing::debug!("{:?} fd {fd}: cannot be written: {e}", claim.token);
+                        break;
+                    }
+                }
+                if chunk.mark != 0 {
+                    let _ = sender
+                        .send(Ok(Chunk {
+                            fd,
+                            mark: chunk.mark,
+                            ..Chunk::default()
+                        }))
+                        .await;
+                }
+                if chunk.end {
+                    return Ended::Whole;
+                }
+            }
+        }
+        let _ = sender
+            .send(Ok(Chunk {
+                fd,
+                broken: true,
+                ..Chunk::default()
+            }))
+            .await;
+        // The node stops when it hears that; until then what it has under way must not hold it up.
+        let drained = async { while let Ok(Some(_)) = requests.message().await {} };
+        let _ = tokio::time::timeout(DRAIN, drained).await;
+        Ended::Broken
+    }
+
+    /// To the process: what can be read is sent.
+    async fn input(
+        &self,
+        claim: Claim,
+        mut requests: Streaming<Chunk>,
+        sender: mpsc::Sender<Answer>,
+    ) -> Ended {
+        let (fd, pty) = (claim.fd, claim.kind == Kind::PtyInput);
+        let mut winsize = claim.winsize;
+        winsize.mark_changed();
+        let mut source = match Source::new(claim.end, Held::Shared) {
+            Ok(source) => Some(source),
+            Err(e) => {
+                tracing::debug!("{:?} fd {fd}: cannot be read: {e}", claim.token);
+                None
+            }
+        };
+        let mut place = None;
+        let mut told_end = false;
+        loop {
+            if source.is_none() && !told_end {
+                told_end = true;
+                place = None::<mpsc::OwnedPermit<Answer>>;
+                let _ = sender
+                    .send(Ok(Chunk {
+                        fd,
+                        end: true,
+                        ..Chunk::default()
+                    }))
+                    .await;
+            }
+            tokio::select! {
+                request = requests.message() => match request {
+                    Ok(Some(chunk)) if chunk.broken => return Ended::Broken,
+                    Ok(Some(_)) => {}
+                    Ok(None) if told_end => return Ended::Whole,
+                    Ok(None) | Err(_) => return Ended::Lost,
+                },
+                changed = winsize.changed(), if pty => {
+                    let size = *winsize.borrow_and_update();
+                    if changed.is_err() {
+                        return Ended::Lost;
+                    }
+                    if let Some(size) = size {
+                        place = None;
+                        let winsize = Bytes::copy_from_slice(&size);
+                        let _ = sender.send(Ok(Chunk { fd, winsize, ..Chunk::default() })).await;
+                    }
+                },
+                got = sender.clone().reserve_owned(), if place.is_none() && source.is_some() => match got {
+                    Ok(got) => place = Some(got),
+                    Err(_) => return Ended::Lost,
+                },
+                data = read(&mut source), if place.is_some() && source.is_some() => match data {
+                    Ok(data) if !data.is_empty() => {
+                        count(&self.counters.input, data.len());
+                        if let Some(place) = place.take() {
+                            place.put(Chunk { fd, data, ..Chunk::default() });
+                        }
+                    }
+                    end => {
+                        if let Err(e) = end && !is_hangup(&e) {
+                            tracing::debug!("{:?} fd {fd}: cannot be read: {e}", claim.token);
+                        }
+                        source = None;
+                    }
+                },
+            }
+        }
+    }
+}
+
+/// Ends the tasks; descriptors that nobody called for close with the processes.
+fn end(processes: impl IntoIterator<Item = Process>) {
+    for process in processes {
+        process.running.iter().for_each(AbortHandle::abort);
+    }
+}
+
+async fn read(source: &mut Option<Source>) -> std::io::Result<Bytes> {
+    match source {
+        Some(source) => source.read().await,
+        None => Ok(Bytes::new()),
+    }
+}
+
+/// A stream that a node has called for.
+struct Claim {
+    token: Token,
+    fd: i32,
+    kind: Kind,
+    end: OwnedFd,
+    winsize: watch::Receiver<Option<[u8; 8]>>,
+}
+
+/// The gRPC face of [`Master`].
+pub(crate) struct Face(pub(crate) Arc<Master>);
+
+#[tonic::async_trait]
+impl Stdio for Face {
+    type ForwardStream = ReceiverStream<Answer>;
+
+    async fn forward(
+        &self,
+        request: Request<Streaming<Chunk>>,
+    ) -> Result<Response<Self::ForwardStream>, Status> {
+        let peer = request
+            .extensions()
+            .get::<PeerInfo>()
+            .and_then(|info| info.peer);
+        let mut requests = request.into_inner();
+        let first = tokio::time::timeout(WAIT_FOR_TOKEN, requests.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no first chunk"))??
+            .ok_or_else(|| Status::invalid_argument("the call has no chunk"))?;
+        let token = Token::from_bytes(&first.token).ok_or_else(|| {
+            Status::invalid_argument("the first chunk must carry a token of 16 bytes")
+        })?;
+        let claim = self.0.claim(token, first.fd, peer).await?;
+        Ok(Response::new(ReceiverStream::new(
+            self.0.start(claim, requests),
+        )))
+    }
+}

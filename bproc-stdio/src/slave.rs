@@ -1,0 +1,446 @@
+//! On a node: the node-side ends of the processes' pipes, a call to the master for each.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use bproc_proto::stdio::Chunk;
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+
+use crate::end::{Held, Sink, Source};
+use crate::links::{Link, Links};
+use crate::pump::{Counters, Ended, Place, QUEUE, count, is_hangup};
+use crate::wire::{Kind, StreamSpec, Token};
+
+/// Most that is read from a terminal or a socket for one flush, where the kernel does not tell how much is waiting.
+const FLUSH_MORE: u64 = 64 * 1024;
+
+/// Asks an output stream to tell when what is in the pipe now is written at the far end; true: it is.
+type Flush = oneshot::Sender<bool>;
+
+struct Process {
+    flushes: Vec<mpsc::Sender<Flush>>,
+    abort: AbortHandle,
+}
+
+/// All processes with streams.
+pub(crate) struct Slave {
+    links: Links,
+    processes: Mutex<HashMap<Token, Process>>,
+    counters: Arc<Counters>,
+}
+
+impl Slave {
+    pub(crate) fn new(links: Links, counters: Arc<Counters>) -> Arc<Slave> {
+        Arc::new(Slave {
+            links,
+            processes: Mutex::default(),
+            counters,
+        })
+    }
+
+    /// Number of processes with streams.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Token, Process>> {
+        self.processes.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Begins to forward. False: the token is in use.
+    pub(crate) fn attach(
+        self: &Arc<Self>,
+        token: Token,
+        streams: Vec<(StreamSpec, OwnedFd)>,
+        master: Arc<str>,
+    ) -> bool {
+        let mut processes = self.lock();
+        if processes.contains_key(&token) {
+            return false;
+        }
+        // Held back until the entry is in the table: else a very short life could end before it began.
+        let (go, started) = oneshot::channel::<()>();
+        let (hangup, hung_up) = watch::channel(false);
+        let hangup = Arc::new(hangup);
+        let mut flushes = Vec::new();
+        let mut calls = JoinSet::new();
+        for (spec, fd) in streams {
+            let mut flush = None;
+            if matches!(spec.kind(), Kind::Output | Kind::PtyOutput) {
+                let (sender, receiver) = mpsc::channel(4);
+                flushes.push(sender);
+                flush = Some(receiver);
+            }
+            let call = Call {
+                slave: self.clone(),
+                token,
+                spec,
+                master: master.clone(),
+                hangup: hangup.clone(),
+                hung_up: hung_up.clone(),
+            };
+            calls.spawn(call.run(fd, flush));
+        }
+        let slave = self.clone();
+        let task = tokio::spawn(async move {
+            let _ = started.await;
+            while calls.join_next().await.is_some() {}
+            slave.lock().remove(&token);
+        });
+        processes.insert(
+            token,
+            Process {
+                flushes,
+                abort: task.abort_handle(),
+            },
+        );
+        let _ = go.send(());
+        true
+    }
+
+    /// Closes the streams of a process.
+    pub(crate) fn forget(&self, token: Token) {
+        if let Some(process) = self.lock().remove(&token) {
+            process.abort.abort();
+        }
+    }
+
+    /// Comes back when all that the process has written is written at the far end (true) or cannot be (false).
+    pub(crate) async fn flush(&self, token: Token) -> bool {
+        let senders = self
+            .lock()
+            .get(&token)
+            .map(|p| p.flushes.clone())
+            .unwrap_or_default();
+        let mut whole = true;
+        let mut answers = Vec::new();
+        for sender in senders {
+            let (done, answer) = oneshot::channel();
+            // A stream that has ended already takes no request: it is through.
+            if sender.send(done).await.is_ok() {
+                answers.push(answer);
+            }
+        }
+        for answer in answers {
+            // Dropped unanswered: the stream ended before it saw the request.
+            whole &= answer.await.unwrap_or(true);
+        }
+        whole
+    }
+}
+
+/// One stream on its way.
+struct Call {
+    slave: Arc<Slave>,
+    token: Token,
+    spec: StreamSpec,
+    master: Arc<str>,
+    /// Told by the output of a terminal to its input: nobody has it open any more.
+    hangup: Arc<watch::Sender<bool>>,
+    hung_up: watch::Receiver<bool>,
+}
+
+type Sender = mpsc::Sender<Chunk>;
+
+impl Call {
+    async fn run(self, fd: OwnedFd, flush: Option<mpsc::Receiver<Flush>>) {
+        let (token, spec) = (self.token, self.spec);
+        let ended = match self.open().await {
+            Ok((link, sender, answers)) => {
+                let ended = match flush {
+                    Some(flush) => self.output(fd, flush, sender, answers).await,
+                    None => self.input(fd, sender, answers).await,
+                };
+                if ended == Ended::Lost {
+                    link.is_lost();
+                }
+                ended
+            }
+            Err(why) => {
+                tracing::warn!(
+                    "{token:?} fd {}: the master's stdio service at {}: {why}",
+                    spec.fd,
+                    self.master
+                );
+                return;
+            }
+        };
+        match ended {
+            Ended::Lost => tracing::warn!(
+                "{token:?} fd {}: connection to {} lost",
+                spec.fd,
+                self.master
+            ),
+            ended => tracing::debug!("{token:?} fd {}: ended, {ended:?}", spec.fd),
+        }
+    }
+
+    /// Opens the call; a kept connection that proves dead is replaced once.
+    async fn open(&self) -> Result<(Arc<Link>, Sender, Streaming<Chunk>), String> {
+        let mut again = true;
+        loop {
+            let link = self
+                .slave
+                .links
+                .get(&self.master)
+                .await
+                .map_err(|e| e.to_string())?;
+            let (sender, receiver) = mpsc::channel(QUEUE);
+            let token = Bytes::copy_from_slice(self.token.as_bytes());
+            let first = Chunk {
+                token,
+                fd: self.spec.fd,
+                ..Chunk::default()
+            };
+            // There is room: nothing has been sent before.
+            let _ = sender.try_send(first);
+            match link.client().forward(ReceiverStream::new(receiver)).await {
+                Ok(answers) => return Ok((link, sender, answers.into_inner())),
+                Err(e) if again && is_transport(&e) => {
+                    link.is_lost();
+                    again = false;
+                }
+                Err(e) => return Err(e.message().to_owned()),
+            }
+        }
+    }
+
+    /// From the process to the master.
+    async fn output(
+        &self,
+        fd: OwnedFd,
+        mut flushes: mpsc::Receiver<Flush>,
+        sender: Sender,
+        mut answers: Streaming<Chunk>,
+    ) -> Ended {
+        let number = self.spec.fd;
+        let mut source = match Source::new(fd, Held::Ours) {
+            Ok(source) => Some(source),
+            Err(e) => {
+                tracing::warn!("{:?} fd {number}: cannot be read: {e}", self.token);
+                None
+            }
+        };
+        let mut sender = Some(sender);
+        let mut place = None;
+        let mut marks = Marks::default();
+        let ended = loop {
+            // Everything read and nobody left to write: the far end closes the call when all is written.
+            if source.is_none()
+                && let Some(sender) = sender.take()
+            {
+                place = None::<mpsc::OwnedPermit<Chunk>>;
+                let _ = sender
+                    .send(Chunk {
+                        fd: number,
+                        end: true,
+                        ..Chunk::default()
+                    })
+                    .await;
+            }
+            if let Some(sender) = &sender
+                && let Some(mark) = marks.due()
+            {
+                place = None;
+                let _ = sender
+                    .send(Chunk {
+                        fd: number,
+                        mark,
+                        ..Chunk::default()
+                    })
+                    .await;
+            }
+            tokio::select! {
+                answer = answers.message() => match answer {
+                    Ok(Some(chunk)) if chunk.broken => break Ended::Broken,
+                    Ok(Some(chunk)) => marks.done(chunk.mark),
+                    Ok(None) if sender.is_none() => break Ended::Whole,
+                    Ok(None) | Err(_) => break Ended::Lost,
+                },
+                Some(done) = flushes.recv() => {
+                    let more = match &source {
+                        Some(source) if self.spec.kind() == Kind::Output => source.waiting(),
+                        Some(source) => source.waiting().min(FLUSH_MORE),
+                        None => 0,
+                    };
+                    marks.ask(done, more);
+                }
+                got = reserve(&sender), if place.is_none() && source.is_some() => place = got,
+                data = read(&mut source), if place.is_some() && source.is_some() => match data {
+                    Ok(data) if !data.is_empty() => {
+                        marks.read += data.len() as u64;
+                        count(&self.slave.counters.output, data.len());
+                        if let Some(place) = place.take() {
+                            place.put(Chunk { fd: number, data, ..Chunk::default() });
+                        }
+                    }
+                    end => {
+                        if let Err(e) = end && !is_hangup(&e) {
+                            tracing::warn!("{:?} fd {number}: cannot be read: {e}", self.token);
+                        }
+                        source = None;
+                        if self.spec.kind() == Kind::PtyOutput {
+                            self.hangup.send_replace(true);
+                        }
+                    }
+                },
+            }
+        };
+        // Closed before anyone is told: a writer gets SIGPIPE from now on.
+        drop(source);
+        flushes.close();
+        while let Ok(done) = flushes.try_recv() {
+            marks.ask(done, 0);
+        }
+        marks.finish(ended != Ended::Lost);
+        if self.spec.kind() == Kind::PtyOutput {
+            self.hangup.send_replace(true);
+        }
+        ended
+    }
+
+    /// From the master to the process.
+    async fn input(&self, fd: OwnedFd, sender: Sender, mut answers: Streaming<Chunk>) -> Ended {
+        let number = self.spec.fd;
+        let pty = self.spec.kind() == Kind::PtyInput;
+        let mut hung_up = self.hung_up.clone();
+        let sink = match Sink::new(fd, Held::Ours) {
+            Ok(sink) => sink,
+            Err(e) => {
+                tracing::warn!("{:?} fd {number}: cannot be written: {e}", self.token);
+                let _ = sender
+                    .send(Chunk {
+                        fd: number,
+                        broken: true,
+                        ..Chunk::default()
+                    })
+                    .await;
+                return Ended::Broken;
+            }
+        };
+        let mut in_line = false;
+        loop {
+            let chunk = tokio::select! {
+                answer = answers.message() => match answer {
+                    Ok(Some(chunk)) => chunk,
+                    Ok(None) | Err(_) => return Ended::Lost,
+                },
+                () = sink.broken() => break,
+                _ = hung_up.wait_for(|up| *up), if pty => break,
+            };
+            if let Ok(size) = <[u8; 8]>::try_from(&chunk.winsize[..])
+                && let Err(e) = sink.set_winsize(size)
+            {
+                tracing::debug!("{:?} fd {number}: size of the terminal: {e}", self.token);
+            }
+            if let Some(last) = chunk.data.last() {
+                in_line = *last != b'\n';
+                count(&self.slave.counters.input, chunk.data.len());
+                let written = tokio::select! {
+                    written = sink.write_all(chunk.data) => written.is_ok(),
+                    _ = hung_up.wait_for(|up| *up), if pty => false,
+                };
+                if !written {
+                    break;
+                }
+            }
+            if chunk.end && !pty {
+                return Ended::Whole;
+            }
+            if chunk.end
+                && let Err(e) = sink.terminal_eof(in_line).await
+            {
+                tracing::debug!("{:?} fd {number}: end of input: {e}", self.token);
+                break;
+            }
+        }
+        drop(sink);
+        let _ = sender
+            .send(Chunk {
+                fd: number,
+                broken: true,
+                ..Chunk::default()
+            })
+            .await;
+        drop(sender);
+        // The master closes its end and the call; what it had sent before is of no use.
+        while let Ok(Some(_)) = answers.message().await {}
+        Ended::Broken
+    }
+}
+
+/// True when a call failed because of the connection, before the far end had a say.
+fn is_transport(e: &Status) -> bool {
+    matches!(
+        e.code(),
+        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal
+    )
+}
+
+async fn reserve(sender: &Option<Sender>) -> Option<mpsc::OwnedPermit<Chunk>> {
+    match sender {
+        Some(sender) => sender.clone().reserve_owned().await.ok(),
+        None => None,
+    }
+}
+
+async fn read(source: &mut Option<Source>) -> std::io::Result<Bytes> {
+    match source {
+        Some(source) => source.read().await,
+        None => Ok(Bytes::new()),
+    }
+}
+
+/// Flushes under way in one output stream.
+#[derive(Default)]
+struct Marks {
+    /// Bytes read so far.
+    read: u64,
+    /// Marks sent or to be sent: number, bytes that must be read before, whom to tell; by number.
+    asked: Vec<(u64, u64, Flush)>,
+    sent: u64,
+    last: u64,
+}
+
+impl Marks {
+    /// `more` bytes wait in the pipe.
+    fn ask(&mut self, done: Flush, more: u64) {
+        self.last += 1;
+        self.asked.push((self.last, self.read + more, done));
+    }
+
+    /// A mark that is to be sent now.
+    fn due(&mut self) -> Option<u64> {
+        let next = self
+            .asked
+            .iter()
+            .find(|(number, _, _)| *number > self.sent)?;
+        (self.read >= next.1).then(|| {
+            self.sent = next.0;
+            next.0
+        })
+    }
+
+    /// The far end has written all before this mark.
+    fn done(&mut self, mark: u64) {
+        let asked = std::mem::take(&mut self.asked);
+        for (number, bytes, done) in asked {
+            if number <= mark {
+                let _ = done.send(true);
+            } else {
+                self.asked.push((number, bytes, done));
+            }
+        }
+    }
+
+    fn finish(self, whole: bool) {
+        for (_, _, done) in self.asked {
+            let _ = done.send(whole);
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! What an agent and the stdio service of its machine say to each other: SEQPACKET, one [`Request`] or [`Reply`] a
+//! packet, descriptors beside the request in the order of its streams.
+//!
+//! Requests are answered in any order, by tag. Several agents may be connected at once (one that starts while its
+//! predecessor ends). The service talks only to root and to its own user.
+
+/// Largest packet, bytes.
+pub const MAX_PACKET: usize = 64 * 1024;
+/// Most streams of one process.
+pub const MAX_STREAMS: usize = 64;
+
+/// Names the streams of one process between the two services; unguessable.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Token([u8; 16]);
+
+impl Token {
+    /// A fresh one from the kernel's random numbers.
+    ///
+    /// # Errors
+    /// As `/dev/urandom` has them.
+    pub fn random() -> std::io::Result<Token> {
+        use std::io::Read;
+        let mut bytes = [0; 16];
+        std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+        Ok(Token(bytes))
+    }
+
+    /// From exactly 16 bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Token> {
+        bytes.try_into().ok().map(Token)
+    }
+
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Token {
+    /// Its first bytes only: logs must not let anyone claim a stream.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:02x}{:02x}{:02x}..", self.0[0], self.0[1], self.0[2])
+    }
+}
+
+/// What a stream is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum Kind {
+    /// The process writes, the master's descriptor is written to.
+    Output = 0,
+    /// The process reads, the master's descriptor is read from.
+    Input = 1,
+    /// Input of a pseudo terminal: besides, carries its size, and the end of file becomes the terminal's end-of-file
+    /// character. On the node the descriptor is the terminal's master side; give the same again for an output stream
+    /// of another number.
+    PtyInput = 2,
+    /// Output of a pseudo terminal.
+    PtyOutput = 3,
+}
+
+/// One stream of a process; its descriptor travels beside the packet.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct StreamSpec {
+    /// Number of the descriptor in the process; each only once.
+    #[prost(sint32, tag = "1")]
+    pub fd: i32,
+    /// What it is.
+    #[prost(enumeration = "Kind", tag = "2")]
+    pub kind: i32,
+}
+
+impl StreamSpec {
+    /// A stream.
+    pub fn new(fd: i32, kind: Kind) -> StreamSpec {
+        StreamSpec {
+            fd,
+            kind: kind as i32,
+        }
+    }
+}
+
+/// A request.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Request {
+    /// Returned in the reply.
+    #[prost(uint64, tag = "1")]
+    pub tag: u64,
+    /// What is asked.
+    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    pub body: Option<Body>,
+}
+
+/// What is asked.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Body {
+    /// Master: a node is going to call for these.
+    #[prost(message, tag = "2")]
+    Expect(Expect),
+    /// Slave: forward these.
+    #[prost(message, tag = "3")]
+    Attach(Attach),
+    /// Close what belongs to the token; it need not be known (the spawn failed).
+    #[prost(bytes, tag = "4")]
+    Forget(Vec<u8>),
+    /// Slave: the process has exited. The reply comes when all that it wrote is written on the master's side, or
+    /// cannot be any more; at once for an unknown token (all streams had ended).
+    #[prost(bytes, tag = "5")]
+    Flush(Vec<u8>),
+    /// Master: the terminal of this process has a new size.
+    #[prost(message, tag = "6")]
+    Winsize(Winsize),
+    /// Master: this node is down; end its streams.
+    #[prost(sint32, tag = "7")]
+    Sever(i32),
+    /// How are you?
+    #[prost(message, tag = "8")]
+    Status(Empty),
+    /// End all streams and the service.
+    #[prost(message, tag = "9")]
+    Quit(Empty),
+}
+
+/// Nothing.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Empty {}
+
+/// See [`Body::Expect`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Expect {
+    /// [`Token`].
+    #[prost(bytes = "vec", tag = "1")]
+    pub token: Vec<u8>,
+    /// Streams, one for each descriptor of the packet.
+    #[prost(message, repeated, tag = "2")]
+    pub streams: Vec<StreamSpec>,
+    /// The node that may claim them; absent: any.
+    #[prost(sint32, optional, tag = "3")]
+    pub node: Option<i32>,
+}
+
+/// See [`Body::Attach`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Attach {
+    /// [`Token`].
+    #[prost(bytes = "vec", tag = "1")]
+    pub token: Vec<u8>,
+    /// Streams, one for each descriptor of the packet.
+    #[prost(message, repeated, tag = "2")]
+    pub streams: Vec<StreamSpec>,
+    /// `HOST:PORT` of the master's stdio service.
+    #[prost(string, tag = "3")]
+    pub master: String,
+}
+
+/// See [`Body::Winsize`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Winsize {
+    /// [`Token`].
+    #[prost(bytes = "vec", tag = "1")]
+    pub token: Vec<u8>,
+    /// struct winsize, 8 bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub winsize: Vec<u8>,
+}
+
+/// A reply.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Reply {
+    /// That of the request.
+    #[prost(uint64, tag = "1")]
+    pub tag: u64,
+    /// errno of a failure, 0 for success.
+    #[prost(sint32, tag = "2")]
+    pub errno: i32,
+    /// The failure in words.
+    #[prost(string, tag = "3")]
+    pub message: String,
+    /// Answer to [`Body::Status`].
+    #[prost(message, optional, tag = "4")]
+    pub status: Option<Status>,
+    /// Answer to [`Body::Flush`]: false when something could not be written because the connection was lost.
+    #[prost(bool, tag = "5")]
+    pub complete: bool,
+}
+
+/// How the service is.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Status {
+    /// Its pid.
+    #[prost(sint32, tag = "1")]
+    pub pid: i32,
+    /// Master: address that it listens on, with the port that it got. Empty on a slave.
+    #[prost(string, tag = "2")]
+    pub listening: String,
+    /// Cluster.
+    #[prost(string, tag = "3")]
+    pub cluster: String,
+    /// Processes with streams.
+    #[prost(uint64, tag = "4")]
+    pub processes: u64,
+    /// Of these on the master: streams that no node has called for yet.
+    #[prost(uint64, tag = "5")]
+    pub unclaimed: u64,
+    /// Bytes of output carried since the start.
+    #[prost(uint64, tag = "6")]
+    pub output_bytes: u64,
+    /// Bytes of input carried since the start.
+    #[prost(uint64, tag = "7")]
+    pub input_bytes: u64,
+    /// Version.
+    #[prost(string, tag = "8")]
+    pub version: String,
+}
