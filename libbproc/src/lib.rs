@@ -1,1 +1,17 @@
-//! (being written)
+//! Client of the machine's agent: a small synchronous interface over its local socket.
+//!
+//! Meant to live inside anybody's process: no threads, no signal handlers, no hidden state, descriptors closed on
+//! exec. One [`Client`] is one connection; what must happen between fork and exec is prepared before ([`Prepared`]).
+//!
+//! [`frame`] is the format of the packets; the agent uses the same module.
+
+mod client;
+pub mod error;
+pub mod frame;
+mod spawn;
+mod sys;
+
+pub use bproc_proto::client::{Node, ProcessOnNode, SetNode};
+pub use client::{Client, Identity, Watch, socket_path};
+pub use error::Error;
+pub use spawn::{Prepared, Signals, Source, SpawnRequest, Stream, Terminal, spawn_in_place};

@@ -1,0 +1,207 @@
+//! Starting: pipes and one child a node. A child becomes the ghost of its program, or says why not and ends.
+
+use std::ffi::CString;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use bproc::{Prepared, Signals, Source, SpawnRequest, Stream, Terminal};
+use bproc_common::id::{NodeId, Pid};
+use bproc_common::wait::Status;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use super::outcome;
+use crate::cli::Bpsh;
+use crate::sys;
+
+/// What to run.
+#[derive(Debug)]
+pub(crate) struct Program {
+    /// Absolute path.
+    pub(crate) path: Vec<u8>,
+    pub(crate) argv: Vec<Vec<u8>>,
+    pub(crate) envp: Vec<Vec<u8>>,
+    /// What bpsh was started with.
+    pub(crate) signals: Signals,
+    /// Terminal that the program gets on the node.
+    pub(crate) terminal: Option<Terminal>,
+}
+
+/// One program on one node.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pub(crate) node: i32,
+    pub(crate) pid: Option<Pid>,
+    pub(crate) status: Option<Status>,
+    /// Our ends of its standard streams.
+    pub(crate) ends: [Option<OwnedFd>; 3],
+}
+
+/// Where one standard stream goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Route {
+    Pipe,
+    Null,
+    /// Path on the node, open(2) flags.
+    File(Vec<u8>, OFlag),
+}
+
+fn routes(options: &Bpsh) -> [Route; 3] {
+    let both = options.stdout.is_some() && options.stdout == options.stderr;
+    let write = OFlag::O_WRONLY | OFlag::O_CREAT | if both { OFlag::O_APPEND } else { OFlag::O_TRUNC };
+    let file = |path: &Path, flags| Route::File(path.as_os_str().as_bytes().to_vec(), flags);
+    let other = if options.no_io { Route::Null } else { Route::Pipe };
+    let stdin = if options.no_stdin { Route::Null } else { other.clone() };
+    [
+        options.stdin.as_deref().map_or(stdin, |path| file(path, OFlag::O_RDONLY)),
+        options.stdout.as_deref().map_or(other.clone(), |path| file(path, write)),
+        // On a terminal there is one output only.
+        options.stderr.as_deref().map_or(if options.pty { Route::Null } else { other }, |path| file(path, write)),
+    ]
+}
+
+/// A pipe: the child's end, then ours, which does not block.
+fn pipe(input: bool) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    let (theirs, ours) = if input { (read, write) } else { (write, read) };
+    fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok((theirs, ours))
+}
+
+fn tell(node: i32, reason: &str) {
+    // In one write, so that the lines of many children do not mix.
+    let _ = io::stderr().write_all(format!("{node}: {reason}\n").as_bytes());
+}
+
+/// Starts the program on every node. Nodes on which it could not even be tried have a status already.
+///
+/// # Errors
+/// No more pipes or processes; children that were started end with bpsh.
+pub(crate) fn start(options: &Bpsh, nodes: &[NodeId], program: &Program) -> io::Result<Vec<Child>> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    // Three pipes a node. The processes get the limit as it was.
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    let parent = std::process::id();
+    let routes = routes(options);
+    let mut children: Vec<Child> = Vec::with_capacity(nodes.len());
+    for node in nodes.iter().map(|node| node.0) {
+        let (mut theirs, mut ours) = ([None, None, None], [None, None, None]);
+        for (i, _) in routes.iter().enumerate().filter(|(_, route)| **route == Route::Pipe) {
+            let (a, b) = pipe(i == 0)?;
+            (theirs[i], ours[i]) = (Some(a), Some(b));
+        }
+        let mut child = Child { node, pid: None, status: None, ends: ours };
+        let prepared = if node == NodeId::MASTER.0 {
+            Ok(None)
+        } else {
+            Prepared::new(request(options, node, program, &routes, &theirs)).map(Some)
+        };
+        match prepared {
+            Err(error) => {
+                tell(node, &outcome::reason(&error));
+                child.status = Some(Status::Exited(outcome::start_failed(error.number) as u8));
+                child.ends = [None, None, None];
+            }
+            Ok(prepared) => {
+                child.pid = sys::fork()?;
+                if child.pid.is_none() {
+                    // Our ends would keep other nodes' pipes open while this child waits for the agent.
+                    drop((children, child));
+                    let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
+                    let error = match prepared {
+                        Some(prepared) => prepared.go(),
+                        None => {
+                            sys::die_with(parent);
+                            run_with(options, program, &theirs)
+                        }
+                    };
+                    tell(node, &outcome::reason(&error));
+                    sys::exit_child(outcome::start_failed(error.number));
+                }
+            }
+        }
+        children.push(child);
+    }
+    Ok(children)
+}
+
+fn request<'fd>(
+    options: &Bpsh,
+    node: i32,
+    program: &Program,
+    routes: &[Route; 3],
+    theirs: &'fd [Option<OwnedFd>; 3],
+) -> SpawnRequest<'fd> {
+    let streams = routes.iter().zip(theirs).enumerate().filter(|(i, _)| !(options.pty && *i == 2));
+    let streams = streams.map(|(i, (route, end))| {
+        let source = match (route, end) {
+            (Route::Pipe, Some(end)) => Source::Forward(end.as_fd()),
+            (Route::File(path, flags), _) => {
+                Source::File { path: path.clone(), flags: flags.bits() as u32, mode: 0o666 }
+            }
+            _ => Source::Null,
+        };
+        Stream { fd: i as i32, input: i == 0, source }
+    });
+    SpawnRequest {
+        node,
+        path: program.path.clone(),
+        argv: program.argv.clone(),
+        envp: program.envp.clone(),
+        streams: streams.collect(),
+        terminal: program.terminal.clone(),
+        pdeathsig: 0,
+        die_with_parent: true,
+        signals: Some(program.signals),
+    }
+}
+
+fn to_error(what: &str, error: &io::Error) -> bproc::Error {
+    bproc::Error::new(error.raw_os_error().unwrap_or(libc::EIO), format!("{what}: {error}"))
+}
+
+/// Connects the standard streams. A stream to be forwarded that has no pipe stays as it is.
+fn redirect(routes: &[Route; 3], theirs: &[Option<OwnedFd>; 3]) -> io::Result<()> {
+    let open = |path: &[u8], flags| nix::fcntl::open(path, flags, nix::sys::stat::Mode::from_bits_truncate(0o666));
+    for (number, (route, end)) in (0..).zip(routes.iter().zip(theirs)) {
+        let file = match (route, end) {
+            (Route::Pipe, None) => continue,
+            (Route::Pipe, Some(end)) => end.try_clone()?,
+            (Route::File(path, flags), _) => open(path, *flags)?,
+            (Route::Null, _) => open(b"/dev/null", if number == 0 { OFlag::O_RDONLY } else { OFlag::O_WRONLY })?,
+        };
+        sys::redirect(file.as_fd(), number)?;
+    }
+    Ok(())
+}
+
+fn exec(program: &Program) -> bproc::Error {
+    let attempt = || -> io::Result<()> {
+        let path = CString::new(program.path.clone())?;
+        let argv = sys::c_strings(program.argv.iter().cloned())?;
+        let envp = sys::c_strings(program.envp.iter().cloned())?;
+        sys::restore_signals(program.signals);
+        nix::unistd::execve(&path, &argv, &envp)?;
+        Ok(())
+    };
+    let path = String::from_utf8_lossy(&program.path);
+    match attempt() {
+        Err(error) => to_error(&path, &error),
+        Ok(()) => to_error(&path, &io::Error::from_raw_os_error(libc::EINVAL)),
+    }
+}
+
+/// Becomes the program on this machine, with the streams that bpsh has unless options say otherwise. Returns only
+/// on failure.
+pub(crate) fn become_program(options: &Bpsh, program: &Program) -> bproc::Error {
+    run_with(options, program, &[None, None, None])
+}
+
+fn run_with(options: &Bpsh, program: &Program, theirs: &[Option<OwnedFd>; 3]) -> bproc::Error {
+    match redirect(&routes(options), theirs) {
+        Ok(()) => exec(program),
+        Err(error) => to_error("cannot connect the standard streams", &error),
+    }
+}

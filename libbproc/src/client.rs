@@ -1,0 +1,173 @@
+//! One connection to the agent: a request, then its reply.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use bproc_common::id::NodeId;
+use bproc_proto::client::{self as wire, reply, request};
+use bproc_sys::seqpacket::Conn;
+use prost::Message;
+
+use crate::error::Error;
+use crate::frame::{self, FrameError, Packet};
+use crate::{Node, ProcessOnNode, SetNode};
+
+/// Where the agent of the default cluster listens.
+const DEFAULT_SOCKET: &str = "/run/bproc.d/default/agent.sock";
+
+/// Where the agent listens: what `BPROC_SOCKET` says, else the default cluster's socket.
+pub fn socket_path() -> PathBuf {
+    let named: Option<OsString> = std::env::var_os("BPROC_SOCKET").filter(|path| !path.is_empty());
+    named.map_or_else(|| PathBuf::from(DEFAULT_SOCKET), PathBuf::from)
+}
+
+/// A connection. The agent takes its user from the process that connected.
+#[derive(Debug)]
+pub struct Client {
+    conn: Conn,
+    path: PathBuf,
+}
+
+/// Where the caller is and whom it talks to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Node that the caller is on.
+    pub node: NodeId,
+    /// Version of the agent.
+    pub version: String,
+    /// Address of the master as text; empty when the agent has none to tell.
+    pub master_address: Vec<u8>,
+}
+
+impl Client {
+    /// Connects to the agent at [`socket_path`].
+    ///
+    /// # Errors
+    /// ENOSYS when nobody listens there; else what connect(2) says.
+    pub fn connect() -> Result<Client, Error> {
+        Client::connect_to(&socket_path())
+    }
+
+    /// Connects to the agent that listens at `path`.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub fn connect_to(path: &Path) -> Result<Client, Error> {
+        let conn = Conn::connect(path).map_err(|e| Error::unreachable(path, &e))?;
+        Ok(Client { conn, path: path.to_owned() })
+    }
+
+    fn call(&mut self, body: request::Body) -> Result<reply::Body, Error> {
+        let request = wire::Request { body: Some(body) };
+        let packet = Packet::new(&request.encode_to_vec()).map_err(|e| Error::new(e.errno(), e.to_string()))?;
+        packet.send(&self.conn, &[]).map_err(|e| Error::broken(&self.path, e))?;
+        receive(&self.conn, &self.path)
+    }
+
+    fn unexpected<T>(&self) -> Result<T, Error> {
+        Err(Error::broken(&self.path, "it answers another question (another version?)"))
+    }
+
+    /// All configured nodes, by number.
+    ///
+    /// # Errors
+    /// EPROTO when the agent breaks off; what the agent says.
+    pub fn nodes(&mut self) -> Result<Vec<Node>, Error> {
+        match self.call(request::Body::Nodes(wire::Nodes {}))? {
+            reply::Body::Nodes(list) => Ok(list.nodes),
+            _ => self.unexpected(),
+        }
+    }
+
+    /// The processes of the space that are on nodes.
+    ///
+    /// # Errors
+    /// As [`Client::nodes`].
+    pub fn processes(&mut self) -> Result<Vec<ProcessOnNode>, Error> {
+        match self.call(request::Body::Processes(wire::Processes {}))? {
+            reply::Body::Processes(list) => Ok(list.processes),
+            _ => self.unexpected(),
+        }
+    }
+
+    /// Changes what is given of a node's state, mode, user and group; all or nothing.
+    ///
+    /// # Errors
+    /// `BE_INVALIDNODE`, EPERM, EINVAL; as [`Client::nodes`].
+    pub fn set_node(&mut self, change: SetNode) -> Result<(), Error> {
+        match self.call(request::Body::SetNode(change))? {
+            reply::Body::Done(_) => Ok(()),
+            _ => self.unexpected(),
+        }
+    }
+
+    /// Where the caller is.
+    ///
+    /// # Errors
+    /// As [`Client::nodes`].
+    pub fn whoami(&mut self) -> Result<Identity, Error> {
+        match self.call(request::Body::Whoami(wire::Whoami {}))? {
+            reply::Body::Self_(me) => {
+                Ok(Identity { node: NodeId(me.node), version: me.version, master_address: me.master_address })
+            }
+            _ => self.unexpected(),
+        }
+    }
+
+    /// Turns the connection into a stream of changes: one item for each time that nodes changed. Changes after this
+    /// call has returned are told; several may be told as one.
+    ///
+    /// # Errors
+    /// As [`Client::nodes`].
+    pub fn watch(mut self) -> Result<Watch, Error> {
+        match self.call(request::Body::Watch(wire::Watch {}))? {
+            reply::Body::Done(_) => Ok(Watch { conn: Some(self.conn), path: self.path }),
+            _ => self.unexpected(),
+        }
+    }
+}
+
+/// Receives one reply; a failure becomes an error.
+pub(crate) fn receive(conn: &Conn, path: &Path) -> Result<reply::Body, Error> {
+    let mut buffer = vec![0; frame::PACKET_MAX];
+    let (payload, _fds) = frame::recv(conn, &mut buffer).map_err(|e| match e {
+        FrameError::Closed => Error::broken(path, "it closed the connection"),
+        e => Error::broken(path, e),
+    })?;
+    let reply = wire::Reply::decode(payload.as_slice()).map_err(|e| Error::broken(path, e))?;
+    match reply.body {
+        Some(reply::Body::Failure(failure)) => Err(Error::new(failure.number, failure.message)),
+        Some(body) => Ok(body),
+        None => Err(Error::broken(path, "it answers in a way that this version does not know")),
+    }
+}
+
+/// Changes of the machine, as an iterator that waits for the next one. Ends after the first error. Its descriptor
+/// polls readable when the next item is there.
+#[derive(Debug)]
+pub struct Watch {
+    conn: Option<Conn>,
+    path: PathBuf,
+}
+
+impl Iterator for Watch {
+    type Item = Result<(), Error>;
+
+    fn next(&mut self) -> Option<Result<(), Error>> {
+        let result = match receive(self.conn.as_ref()?, &self.path) {
+            Ok(reply::Body::Changed(_)) => return Some(Ok(())),
+            Ok(_) => Err(Error::broken(&self.path, "it tells something else than a change")),
+            Err(error) => Err(error),
+        };
+        self.conn = None;
+        Some(result)
+    }
+}
+
+impl Watch {
+    /// The descriptor to poll; `None` after the end.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.conn.as_ref().map(AsFd::as_fd)
+    }
+}

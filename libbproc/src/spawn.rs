@@ -1,0 +1,210 @@
+//! Running a program on a node in the place of the calling process.
+//!
+//! The agent knows the caller from the socket, so the connection must be made by the process that is to be replaced:
+//! usually a forked child. Everything that takes memory or looks at the world is done before, by [`Prepared::new`];
+//! [`Prepared::go`] makes a handful of system calls, and takes memory only to read the agent's answer.
+
+use std::convert::Infallible;
+use std::ffi::{CString, c_char};
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+
+use bproc_proto::client::{self as wire, reply, request};
+use bproc_proto::stream::Kind;
+use bproc_sys::seqpacket::Conn;
+use bproc_sys::signal::AllBlocked;
+use prost::Message;
+
+use crate::client::{receive, socket_path};
+use crate::error::Error;
+use crate::frame::Packet;
+use crate::sys;
+
+/// What a standard stream of the process is connected to.
+#[derive(Clone, Debug)]
+pub enum Source<'fd> {
+    /// To this descriptor of the caller, byte for byte.
+    Forward(BorrowedFd<'fd>),
+    /// To `/dev/null` of the node.
+    Null,
+    /// To a file of the node, opened with the user's credentials.
+    File {
+        /// Its path on the node.
+        path: Vec<u8>,
+        /// open(2) flags.
+        flags: u32,
+        /// Mode when it is created, before the umask.
+        mode: u32,
+    },
+    /// Not open.
+    Closed,
+}
+
+/// One descriptor of the process.
+#[derive(Clone, Debug)]
+pub struct Stream<'fd> {
+    /// Its number in the process.
+    pub fd: i32,
+    /// The process reads from it.
+    pub input: bool,
+    /// What it is connected to.
+    pub source: Source<'fd>,
+}
+
+/// A pseudo terminal for the process.
+#[derive(Clone, Debug, Default)]
+pub struct Terminal {
+    /// `struct winsize`, or empty.
+    pub winsize: Vec<u8>,
+    /// `struct termios`, or empty.
+    pub termios: Vec<u8>,
+}
+
+/// What the process blocks and ignores; bit 0 is signal 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signals {
+    /// Blocked.
+    pub blocked: u64,
+    /// Ignored.
+    pub ignored: u64,
+}
+
+impl Signals {
+    /// Those of the calling thread now.
+    pub fn current() -> Signals {
+        Signals { blocked: sys::blocked(), ignored: sys::ignored() }
+    }
+}
+
+/// What to run and where. Credentials, limits, working directory, umask and nice value are the calling process's.
+#[derive(Clone, Debug)]
+pub struct SpawnRequest<'fd> {
+    /// Number of the node.
+    pub node: i32,
+    /// Path of the program.
+    pub path: Vec<u8>,
+    /// Arguments, the zeroth included.
+    pub argv: Vec<Vec<u8>>,
+    /// Environment entries.
+    pub envp: Vec<Vec<u8>>,
+    /// Descriptors; none else are open in the process.
+    pub streams: Vec<Stream<'fd>>,
+    /// Run on a pseudo terminal of the node.
+    pub terminal: Option<Terminal>,
+    /// Signal when its parent dies, 0: none.
+    pub pdeathsig: i32,
+    /// Die by SIGKILL when the parent of the calling process dies.
+    pub die_with_parent: bool,
+    /// What it blocks and ignores; `None`: what the thread that calls [`Prepared::new`] does.
+    pub signals: Option<Signals>,
+}
+
+/// A request ready to go.
+#[derive(Debug)]
+pub struct Prepared<'fd> {
+    packet: Packet,
+    fds: Vec<BorrowedFd<'fd>>,
+    // Both for exec; the pointers point into the strings.
+    _argv: Vec<CString>,
+    pointers: Vec<*const c_char>,
+    socket: PathBuf,
+}
+
+fn stream(from: &Stream<'_>) -> bproc_proto::Stream {
+    let mut to = bproc_proto::Stream { fd: from.fd, input: from.input, ..Default::default() };
+    let kind = match &from.source {
+        Source::Forward(_) => Kind::Forward,
+        Source::Null => Kind::Null,
+        Source::Closed => Kind::Closed,
+        Source::File { path, flags, mode } => {
+            to.path.clone_from(path);
+            to.flags = *flags;
+            to.mode = *mode;
+            Kind::File
+        }
+    };
+    to.set_kind(kind);
+    to
+}
+
+fn c_string(bytes: Vec<u8>, what: &str) -> Result<CString, Error> {
+    CString::new(bytes).map_err(|_| Error::new(libc::EINVAL, format!("{what} contains a NUL byte")))
+}
+
+impl<'fd> Prepared<'fd> {
+    /// Encodes the request. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// EINVAL for a NUL byte in a string, E2BIG above 64 MiB, ENOMEM.
+    pub fn new(request: SpawnRequest<'fd>) -> Result<Prepared<'fd>, Error> {
+        let has_nul = |text: &Vec<u8>| text.contains(&0);
+        if has_nul(&request.path) || request.envp.iter().any(has_nul) {
+            return Err(Error::new(libc::EINVAL, "path or environment contains a NUL byte"));
+        }
+        let argv: Vec<CString> =
+            request.argv.iter().map(|a| c_string(a.clone(), "an argument")).collect::<Result<_, _>>()?;
+        let fds = request.streams.iter().filter_map(|s| match s.source {
+            Source::Forward(fd) => Some(fd),
+            _ => None,
+        });
+        let fds = fds.collect();
+        let signals = request.signals.unwrap_or_else(Signals::current);
+        let (pty, terminal) = (request.terminal.is_some(), request.terminal.unwrap_or_default());
+        let spec = bproc_proto::SpawnSpec {
+            path: request.path,
+            argv: request.argv,
+            envp: request.envp,
+            streams: request.streams.iter().map(stream).collect(),
+            pty,
+            winsize: terminal.winsize,
+            termios: terminal.termios,
+            pdeathsig: request.pdeathsig,
+            blocked: signals.blocked,
+            ignored: signals.ignored,
+            ..Default::default()
+        };
+        let spawn =
+            wire::Spawn { node: request.node, spec: Some(spec), die_with_parent: request.die_with_parent };
+        let request = wire::Request { body: Some(request::Body::Spawn(spawn)) };
+        let packet = Packet::new(&request.encode_to_vec())
+            .map_err(|e| Error::new(e.errno(), format!("cannot send the program's arguments and environment: {e}")))?;
+        let pointers = sys::pointers(&argv);
+        Ok(Prepared { packet, fds, _argv: argv, pointers, socket: socket_path() })
+    }
+
+    /// Starts the program on the node; the calling process becomes its ghost. Returns only on failure, with the
+    /// process as it was (signal mask included).
+    pub fn go(&self) -> Error {
+        let _blocked = AllBlocked::new();
+        match self.ask() {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    fn ask(&self) -> Result<Infallible, Error> {
+        let conn = Conn::connect(&self.socket).map_err(|e| Error::unreachable(&self.socket, &e))?;
+        self.packet.send(&conn, &self.fds).map_err(|e| Error::broken(&self.socket, e))?;
+        let reply::Body::Spawned(spawned) = receive(&conn, &self.socket)? else {
+            return Err(Error::broken(&self.socket, "it answers another question (another version?)"));
+        };
+        let path = c_string(spawned.ghost_path, "the ghost's path")?;
+        let environment = spawned
+            .ghost_environment
+            .into_iter()
+            .map(|entry| c_string(entry, "the ghost's environment"))
+            .collect::<Result<Vec<_>, _>>()?;
+        let error = sys::exec_without_descriptors(&path, &self.pointers, &environment);
+        // The connection closes with this process's answer missing: the agent ends the program on the node.
+        let path = path.to_string_lossy().into_owned();
+        Err(Error::io(&format!("cannot execute the ghost {path} (is BProc installed completely?)"), &error))
+    }
+}
+
+/// Prepares and goes in one: for a process that replaces itself.
+///
+/// # Errors
+/// Those of [`Prepared::new`] and [`Prepared::go`].
+pub fn spawn_in_place(request: SpawnRequest<'_>) -> Result<Infallible, Error> {
+    Err(Prepared::new(request)?.go())
+}
