@@ -176,12 +176,17 @@ impl Gate {
             self.take(event);
             in_a_row += 1;
             if in_a_row > ANY_IN_A_ROW {
-                let pids: Vec<Pid> = self.held.keys().copied().collect();
-                for pid in pids {
-                    self.settle(pid);
-                }
+                self.sweep();
                 in_a_row = 0;
             }
+        }
+    }
+
+    /// Takes in the reports of each held process, and drops those that have left unseen.
+    pub(crate) fn sweep(&mut self) {
+        let pids: Vec<Pid> = self.held.keys().copied().collect();
+        for pid in pids {
+            self.settle(pid);
         }
     }
 

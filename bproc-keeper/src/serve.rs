@@ -109,6 +109,7 @@ fn command(gate: &mut Gate, msg: KeeperMsg) -> Next {
         op::LIST | op::PING => {
             gate.reap(None);
             if msg.op == op::LIST {
+                gate.sweep();
                 gate.list();
             }
             answer(gate, 0);

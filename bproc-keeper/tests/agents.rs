@@ -134,7 +134,11 @@ fn an_agent_that_does_not_read_is_cut_off() {
             break e;
         }
     };
-    assert_eq!(error.raw_os_error(), Some(libc::EPIPE));
+    // RESET where commands of ours were left unread.
+    assert!(
+        matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)),
+        "{error}"
+    );
     let mut agent = keeper.agent();
     assert_eq!(agent.ask_plain(op::PING), 0);
 }
@@ -197,9 +201,15 @@ fn many(count: usize) {
     let keeper = Keeper::start();
     let mut agent = keeper.agent();
     let pids: Vec<Pid> = (0..count).map(|_| sleeper()).collect();
+    let process = Process::open(keeper.pidfd.pid()).unwrap();
     let mut clock = Instant::now();
     let mut lap = |what: &str| {
-        println!("{count} {what}: {:?}", clock.elapsed());
+        let stat = process.stat().unwrap();
+        let (user, system) = (stat.utime * 10, stat.stime * 10);
+        println!(
+            "{count} {what}: {:?}; keeper so far: user {user} ms, system {system} ms",
+            clock.elapsed()
+        );
         clock = Instant::now();
     };
     for pid in &pids {
