@@ -1,0 +1,380 @@
+//! Virtual machines: our programs and tests on other kernels than this
+//! machine's, without root and without touching the host.
+//!
+//! A VM is a Debian kernel ([`kernels`]), a root file system made of the host's
+//! own programs and the staged tree ([`rootfs`], [`cpio`]), and `bproc-guest` as
+//! init, which runs a list of jobs and reports on a serial line. qemu emulates
+//! the processor ([`machine`]); what comes out becomes tables ([`results`]).
+//!
+//! The guest has the staged tree, the tests and their programs at the same
+//! paths as the host, so paths that are compiled in keep working.
+
+mod cpio;
+mod kernels;
+mod machine;
+mod programs;
+mod results;
+mod rootfs;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::paths;
+use kernels::{DEFAULT_KERNELS, fetch_kernel};
+use machine::{Link, Machine};
+use programs::{Job, build_guest, job_file, quote, test_binaries};
+use results::Outcome;
+use rootfs::{Extra, RootFs};
+
+/// Packages whose tests ask something of the kernel; the pure ones need no VM.
+const PACKAGES: &[&str] = &[
+    "bproc-sys",
+    "bproc-keeper",
+    "vmadump",
+    "bproc-agent",
+    "tests",
+];
+
+/// Time limit of one test program, in seconds.
+const TEST_LIMIT: u64 = 600;
+
+/// Names and addresses of a pair, reserved for documentation by RFC 5737: the
+/// link between the two VMs leads nowhere else.
+const PAIR: [(&str, &str); 2] = [("vm-a", "192.0.2.1"), ("vm-b", "192.0.2.2")];
+
+/// What follows `cargo xtask vm`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Task {
+    /// Run a shell command in a VM; its exit code decides
+    Run {
+        /// Series of the kernel: 6.1, 6.12, 7.2, ... (several: one after the other)
+        #[arg(long, default_value = "6.12")]
+        kernel: Vec<String>,
+        /// Time limit in seconds
+        #[arg(long, default_value_t = 120)]
+        limit: u64,
+        /// Further files or directories that the guest shall have
+        #[arg(long)]
+        file: Vec<PathBuf>,
+        /// The command
+        #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Run a command in each of two VMs that are linked by a network card
+    ///
+    /// They are called vm-a and vm-b and know each other by these names.
+    Pair {
+        /// Kernel of the first
+        #[arg(long, default_value = "6.1")]
+        kernel_a: String,
+        /// Kernel of the second
+        #[arg(long, default_value = "7.2")]
+        kernel_b: String,
+        /// Time limit in seconds
+        #[arg(long, default_value_t = 120)]
+        limit: u64,
+        /// Shell command of the first
+        a: String,
+        /// Shell command of the second
+        b: String,
+    },
+    /// Run tests on several kernels
+    Test {
+        /// Series of the kernels
+        #[arg(long, default_values = DEFAULT_KERNELS)]
+        kernel: Vec<String>,
+        /// Packages whose tests are run
+        #[arg(long, short, default_values = PACKAGES)]
+        package: Vec<String>,
+        /// Run only tests whose names contain one of these
+        filter: Vec<String>,
+    },
+    /// Fetch kernels into the cache
+    Fetch {
+        /// Series of the kernels
+        #[arg(default_values = DEFAULT_KERNELS)]
+        kernel: Vec<String>,
+    },
+}
+
+/// The command.
+pub fn run(args: Args) -> Result<()> {
+    match args.task {
+        Task::Run {
+            kernel,
+            limit,
+            file,
+            command,
+        } => {
+            // One word is a shell line as it stands; more are words.
+            let line = match command.as_slice() {
+                [line] => line.clone(),
+                words => words
+                    .iter()
+                    .map(|word| quote(word))
+                    .collect::<Vec<_>>()
+                    .join(" "),
+            };
+            let extras = extras_of(&file)?;
+            let jobs = [Job::new("command", limit, &line)];
+            let outcomes = each(&kernel, &jobs, &extras, true)?;
+            if outcomes.len() > 1 {
+                results::print(&outcomes);
+            }
+            verdict(&outcomes)
+        }
+        Task::Pair {
+            kernel_a,
+            kernel_b,
+            limit,
+            a,
+            b,
+        } => {
+            let jobs = [Job::new("a", limit, &a), Job::new("b", limit, &b)];
+            let [a, b] = jobs;
+            let outcomes = run_pair([&kernel_a, &kernel_b], [vec![a], vec![b]], &[])?;
+            results::print(&outcomes);
+            verdict(&outcomes)
+        }
+        Task::Test {
+            kernel,
+            package,
+            filter,
+        } => test(&kernel, &package, &filter),
+        Task::Fetch { kernel } => {
+            for series in &kernel {
+                let kernel = fetch_kernel(series)?;
+                println!(
+                    "{series}: {} ({})",
+                    kernel.release,
+                    kernel.vmlinuz.display()
+                );
+            }
+            Ok(())
+        }
+    }
+}
+
+/// The tests of all packages that ask something of the kernel, on these
+/// kernels (none given: the matrix).
+pub fn run_tests(kernels: &[String]) -> Result<()> {
+    let kernels = if kernels.is_empty() {
+        DEFAULT_KERNELS
+            .iter()
+            .map(|&name| name.to_owned())
+            .collect()
+    } else {
+        kernels.to_vec()
+    };
+    let packages: Vec<String> = PACKAGES.iter().map(|&name| name.to_owned()).collect();
+    test(&kernels, &packages, &[])
+}
+
+/// The tour, in a virtual machine: for those who are not root.
+pub fn run_demo() -> Result<()> {
+    need_stage()?;
+    let xtask = std::env::current_exe().context("where is xtask itself?")?;
+    let command = format!("exec {} demo --no-build", quote(&xtask.to_string_lossy()));
+    let extras = [Extra {
+        path: xtask,
+        empty_directory: false,
+    }];
+    println!("The tour needs root: it runs in a virtual machine of your own, with Linux 6.12.");
+    let outcomes = each(
+        &["6.12".to_owned()],
+        &[Job::new("demo", 300, &command)],
+        &extras,
+        true,
+    )?;
+    verdict(&outcomes)
+}
+
+fn test(kernels: &[String], packages: &[String], filters: &[String]) -> Result<()> {
+    let mut jobs = Vec::new();
+    let mut extras = Vec::new();
+    if paths::stage().join("bin/bproc-agent").exists() {
+        jobs.push(Job::new("probe", 60, "exec bproc-agent probe"));
+    }
+    for package in packages {
+        for program in test_binaries(package, filters)? {
+            jobs.push(program.job(TEST_LIMIT));
+            extras.extend(program.extras());
+        }
+    }
+    let outcomes = each(kernels, &jobs, &extras, false)?;
+    results::print(&outcomes);
+    verdict(&outcomes)
+}
+
+/// Runs the same jobs on each kernel, one VM after the other.
+fn each(kernels: &[String], jobs: &[Job], extras: &[Extra], echo: bool) -> Result<Vec<Outcome>> {
+    let guest = build_guest()?;
+    let mut outcomes = Vec::new();
+    for series in kernels {
+        let echo = echo.then(|| match kernels.len() {
+            1 => String::new(),
+            _ => format!("{series}: "),
+        });
+        let machine = prepare(&guest, series, "vm", jobs, extras, None, echo)?;
+        outcomes.push(machine.run()?);
+    }
+    Ok(outcomes)
+}
+
+/// Two VMs at once, linked by a network card: each has its kernel and jobs, and
+/// finds the other by the names `vm-a` and `vm-b`.
+fn run_pair(kernels: [&str; 2], jobs: [Vec<Job>; 2], extras: &[Extra]) -> Result<[Outcome; 2]> {
+    let guest = build_guest()?;
+    let mut machines = Vec::new();
+    for (index, (series, jobs)) in kernels.iter().zip(&jobs).enumerate() {
+        let (name, address) = PAIR[index];
+        let other = 1 - index;
+        let link = Link {
+            remote: format!("../{}-{}", kernels[other], PAIR[other].0).into(),
+            address: format!("{address}/24"),
+            number: index as u8 + 1,
+        };
+        let echo = Some(format!("{name}: "));
+        machines.push(prepare(
+            &guest,
+            series,
+            name,
+            jobs,
+            extras,
+            Some(link),
+            echo,
+        )?);
+    }
+    let [a, b] = machines.as_slice() else {
+        bail!("a pair is two machines");
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| b.run());
+        let first = a.run();
+        let second = other
+            .join()
+            .unwrap_or_else(|_| Err(anyhow::anyhow!("the second VM's thread panicked")));
+        Ok([first?, second?])
+    })
+}
+
+/// Fetches the kernel, writes the root file system: ready to be switched on.
+fn prepare(
+    guest: &Path,
+    series: &str,
+    host: &str,
+    jobs: &[Job],
+    extras: &[Extra],
+    link: Option<Link>,
+    echo: Option<String>,
+) -> Result<Machine> {
+    let kernel = fetch_kernel(series)?;
+    let work = paths::target().join("vm");
+    let logs = if link.is_some() {
+        work.join(format!("{series}-{host}"))
+    } else {
+        work.join(series)
+    };
+    fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
+    let lock = exclusive(&logs)?;
+    let mut root = RootFs::base(guest)?;
+    root.staged(&paths::stage())?;
+    for extra in extras {
+        let content = if extra.empty_directory {
+            extra.path.clone()
+        } else {
+            rootfs::slim(&extra.path, &work.join("slim"))?
+        };
+        root.extra(extra, &content)?;
+    }
+    let hosts: String = PAIR
+        .iter()
+        .map(|(name, address)| format!("{address} {name}\n"))
+        .collect();
+    let initramfs = logs.join("initramfs.cpio");
+    let initramfs_bytes = root.write(&kernel, &job_file(jobs), &hosts, &initramfs)?;
+    Ok(Machine {
+        kernel,
+        host: host.to_owned(),
+        initramfs,
+        initramfs_bytes,
+        link,
+        jobs_limit: jobs.iter().map(|job| job.limit).sum::<Duration>(),
+        logs,
+        _lock: lock,
+        echo,
+    })
+}
+
+/// Two runs with the same kernel take turns: they share a directory.
+fn exclusive(logs: &Path) -> Result<fs::File> {
+    let path = logs.join("lock");
+    let file =
+        fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    if file.try_lock().is_err() {
+        eprintln!("waiting for another run in {}", logs.display());
+        file.lock()
+            .with_context(|| format!("cannot lock {}", path.display()))?;
+    }
+    Ok(file)
+}
+
+fn extras_of(files: &[PathBuf]) -> Result<Vec<Extra>> {
+    files
+        .iter()
+        .map(|file| {
+            let path = fs::canonicalize(file)
+                .with_context(|| format!("cannot find {}", file.display()))?;
+            Ok(Extra {
+                path,
+                empty_directory: false,
+            })
+        })
+        .collect()
+}
+
+fn need_stage() -> Result<()> {
+    let agent = paths::stage().join("bin/bproc-agent");
+    if !agent.exists() {
+        bail!(
+            "{} is not there: run `cargo xtask build` first",
+            agent.display()
+        );
+    }
+    Ok(())
+}
+
+/// An error that names what failed and where to read on.
+fn verdict(outcomes: &[Outcome]) -> Result<()> {
+    let mut failed = Vec::new();
+    for outcome in outcomes.iter().filter(|outcome| !outcome.passed()) {
+        let jobs: Vec<String> = outcome
+            .jobs
+            .iter()
+            .filter(|job| !job.passed())
+            .map(|job| format!("{} ({})", job.name, job.detail()))
+            .collect();
+        let mut text = format!("Linux {}", outcome.series);
+        if !jobs.is_empty() {
+            text.push_str(&format!(": {} failed", jobs.join(", ")));
+        }
+        if let Some(why) = &outcome.broken {
+            text.push_str(&format!(": {why}"));
+        }
+        text.push_str(&format!(" (logs in {})", outcome.logs.display()));
+        failed.push(text);
+    }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    bail!("{}", failed.join("\n       "))
+}
