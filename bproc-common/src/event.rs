@@ -11,9 +11,10 @@ record! {
         pub pidns: u32,
         /// Monotonic clock, nanoseconds (`bpf_ktime_get_ns`).
         pub time_ns: u64,
-        /// The process (thread group id) in its own namespace.
+        /// The process (thread group id) in its own namespace. FORK: the caller (0 when it is outside).
         pub pid: u32,
-        /// Its parent in its own namespace (0 when the parent is outside).
+        /// Its parent in its own namespace (0 when the parent is outside). FORK: the child's
+        /// parent, as group, session, ids, name and start time are the child's.
         pub ppid: u32,
         /// Its process group there.
         pub pgid: u32,
@@ -50,6 +51,81 @@ record! {
     }
 }
 
+record! {
+    /// Where the running kernel keeps what the eBPF programs read: byte offsets
+    /// that user space takes from the kernel's BTF and sets before the load.
+    pub struct Offsets : 136 {
+        /// `task_struct.pid`: the thread's number in the initial namespace.
+        pub task_pid: u32,
+        /// `task_struct.tgid`.
+        pub task_tgid: u32,
+        /// `task_struct.signal`.
+        pub task_signal: u32,
+        /// `task_struct.real_parent`.
+        pub task_real_parent: u32,
+        /// `task_struct.group_leader`.
+        pub task_group_leader: u32,
+        /// `task_struct.thread_pid`.
+        pub task_thread_pid: u32,
+        /// `task_struct.cred`.
+        pub task_cred: u32,
+        /// `task_struct.comm`.
+        pub task_comm: u32,
+        /// `task_struct.start_boottime`.
+        pub task_start_boottime: u32,
+        /// `task_struct.utime`.
+        pub task_utime: u32,
+        /// `task_struct.stime`.
+        pub task_stime: u32,
+        /// `task_struct.exit_code`.
+        pub task_exit_code: u32,
+        /// `task_struct.nsproxy`.
+        pub task_nsproxy: u32,
+        /// `signal_struct.live`.
+        pub signal_live: u32,
+        /// `signal_struct.flags`.
+        pub signal_flags: u32,
+        /// `signal_struct.group_exit_code`.
+        pub signal_group_exit_code: u32,
+        /// `signal_struct.pids`, an array of pointers by `enum pid_type`.
+        pub signal_pids: u32,
+        /// `signal_struct.utime`: threads already reaped.
+        pub signal_utime: u32,
+        /// `signal_struct.stime`.
+        pub signal_stime: u32,
+        /// `pid.level`.
+        pub pid_level: u32,
+        /// `pid.numbers`.
+        pub pid_numbers: u32,
+        /// `upid.nr`.
+        pub upid_nr: u32,
+        /// `upid.ns`.
+        pub upid_ns: u32,
+        /// Bytes of one `struct upid`.
+        pub upid_size: u32,
+        /// `pid_namespace.ns.inum`.
+        pub pidns_inum: u32,
+        /// `pid_namespace.idr.idr_next`: where the search for a free pid starts.
+        pub pidns_idr_next: u32,
+        /// `cred.uid`.
+        pub cred_uid: u32,
+        /// `cred.euid`.
+        pub cred_euid: u32,
+        /// `cred.egid`.
+        pub cred_egid: u32,
+        /// `nsproxy.pid_ns_for_children`.
+        pub nsproxy_pid_ns: u32,
+        /// `k_sigaction.sa.sa_handler`.
+        pub sa_handler: u32,
+        /// `kernel_siginfo.si_code`.
+        pub siginfo_code: u32,
+        /// `kernel_siginfo._sifields._kill._pid`.
+        pub siginfo_pid: u32,
+        /// `kernel_siginfo._sifields._kill._uid`.
+        pub siginfo_uid: u32,
+    }
+}
+
 impl Event {
     /// Name of the process without trailing zeros.
     pub fn comm(&self) -> ([u8; 16], usize) {
@@ -75,12 +151,14 @@ pub mod kind {
     pub const STOP: u32 = 5;
     /// SIGCONT was generated for a process.
     pub const CONT: u32 = 6;
-    /// A process was reaped: its pid is free.
+    /// A process was reaped: its pid is free, and has been for up to some milliseconds:
+    /// the number may live again already, so match `start_ns` too.
     pub const FREE: u32 = 7;
     /// SIGKILL, SIGSTOP or SIGCONT was sent to a ghost.
     pub const SIGNAL: u32 = 8;
     /// A process of the master's own was given a pid beyond the boundary of local pids.
     pub const BEYOND: u32 = 9;
-    /// Someone asked to trace or read a ghost and was refused (LSM).
+    /// Someone asked to trace a ghost and was refused (LSM): `arg` is the access mode,
+    /// `arg2` and `arg3` who asked (pid in the ghost's namespace, real uid).
     pub const REFUSED: u32 = 10;
 }

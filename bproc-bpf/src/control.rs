@@ -1,0 +1,184 @@
+//! What the programs watch: the maps that user space writes.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+
+use crate::{Error, Result, error::chain};
+
+/// Every map that must outlive the agent.
+pub(crate) const MAPS: [&str; 8] = [
+    "EVENTS", "DROPPED", "SPACES", "GHOSTS", "KEEPERS", "LEASES", "SETTINGS", "EXITED",
+];
+
+const BOUNDARY: u32 = 0;
+const SELF_PIDNS: u32 = 1;
+
+struct Maps {
+    spaces: HashMap<MapData, u32, u8>,
+    ghosts: HashMap<MapData, u32, u8>,
+    keepers: HashMap<MapData, u32, u8>,
+    leases: HashMap<MapData, u32, u64>,
+    settings: Array<MapData, u32>,
+    dropped: PerCpuArray<MapData, u64>,
+    /// Held so that a monitor without pins keeps it, too.
+    _exited: Map,
+}
+
+/// Sets what is watched; cheap to clone, usable from every thread.
+#[derive(Clone)]
+pub struct Control {
+    maps: Arc<Mutex<Maps>>,
+}
+
+fn fault(name: &'static str) -> impl FnOnce(MapError) -> Error {
+    move |error| Error::Map {
+        name,
+        why: chain(&error),
+    }
+}
+
+/// An entry that is not there is as good as removed.
+fn gone(result: Result<(), MapError>, name: &'static str) -> Result<()> {
+    match result {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(fault(name)(error)),
+    }
+}
+
+impl Control {
+    pub(crate) fn new(take: &mut impl FnMut(&'static str) -> Result<Map>) -> Result<Control> {
+        macro_rules! open {
+            ($name:literal) => {
+                take($name)?.try_into().map_err(fault($name))?
+            };
+        }
+        let maps = Maps {
+            spaces: open!("SPACES"),
+            ghosts: open!("GHOSTS"),
+            keepers: open!("KEEPERS"),
+            leases: open!("LEASES"),
+            settings: open!("SETTINGS"),
+            dropped: open!("DROPPED"),
+            _exited: take("EXITED")?,
+        };
+        Ok(Control {
+            maps: Arc::new(Mutex::new(maps)),
+        })
+    }
+
+    fn maps(&self) -> MutexGuard<'_, Maps> {
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reports the processes of a pid namespace from now on (`stat` of `/proc/PID/ns/pid` gives its inode number).
+    ///
+    /// # Errors
+    /// [`Error::Map`], here and below, when the kernel refuses the change.
+    pub fn add_space(&self, inum: u32) -> Result<()> {
+        let done = self.maps().spaces.insert(inum, 1, 0);
+        done.map_err(fault("SPACES"))
+    }
+
+    /// Forgets a pid namespace.
+    ///
+    /// # Errors
+    /// As [`Control::add_space`].
+    pub fn remove_space(&self, inum: u32) -> Result<()> {
+        gone(self.maps().spaces.remove(&inum), "SPACES")
+    }
+
+    /// The pid namespaces that are reported.
+    ///
+    /// # Errors
+    /// As [`Control::add_space`].
+    pub fn spaces(&self) -> Result<Vec<u32>> {
+        let maps = self.maps();
+        maps.spaces
+            .keys()
+            .map(|key| key.map_err(fault("SPACES")))
+            .collect()
+    }
+
+    /// Reports SIGKILL, SIGSTOP and SIGCONT to a ghost (pid in the initial namespace), and guards it.
+    ///
+    /// # Errors
+    /// As [`Control::add_space`].
+    pub fn add_ghost(&self, host_pid: u32) -> Result<()> {
+        let done = self.maps().ghosts.insert(host_pid, 1, 0);
+        done.map_err(fault("GHOSTS"))
+    }
+
+    /// Forgets a ghost; do so before it is reaped, or its number may be another's.
+    ///
+    /// # Errors
+    /// As [`Control::add_space`].
+    pub fn remove_ghost(&self, host_pid: u32) -> Result<()> {
+        gone(self.maps().ghosts.remove(&host_pid), "GHOSTS")
+    }
+
+    /// Lets a process of ours (agent, keeper, init of a space) trace ghosts and choose pids.
+    ///
+    /// # Errors
+    /// As [`Control::add_space`].
+    pub fn add_keeper(&self, host_pid: u32) -> Result<()> {
+        let done = self.maps().keepers.insert(host_pid, 1, 0);
+        done.map_err(fault("KEEPERS"))
+    }
+
+    /// Takes that right back.
+    ///
+    /// # Errors
+    /// As [`Control::add_space`].
+    pub fn remove_keeper(&self, host_pid: u32) -> Result<()> {
+        gone(self.maps().keepers.remove(&host_pid), "KEEPERS")
+    }
+
+    /// Reports processes of the master's own from this pid on as BEYOND; 0 switches it off.
+    ///
+    /// # Errors
+    /// As [`Control::add_space`].
+    pub fn set_boundary(&self, first_foreign: u32) -> Result<()> {
+        let done = self.maps().settings.set(BOUNDARY, first_foreign, 0);
+        done.map_err(fault("SETTINGS"))
+    }
+
+    pub(crate) fn set_self_pidns(&self, inum: u32) -> Result<()> {
+        let done = self.maps().settings.set(SELF_PIDNS, inum, 0);
+        done.map_err(fault("SETTINGS"))
+    }
+
+    /// Refuses forks in a pid namespace (EAGAIN) while its next pid is not in `first..=last`.
+    /// Works only where `guard_lease` is attached.
+    ///
+    /// # Errors
+    /// As [`Control::add_space`].
+    pub fn set_lease(&self, inum: u32, first: u32, last: u32) -> Result<()> {
+        let lease = u64::from(first) | u64::from(last) << 32;
+        let done = self.maps().leases.insert(inum, lease, 0);
+        done.map_err(fault("LEASES"))
+    }
+
+    /// Refuses no forks any more in a pid namespace.
+    ///
+    /// # Errors
+    /// As [`Control::add_space`].
+    pub fn remove_lease(&self, inum: u32) -> Result<()> {
+        gone(self.maps().leases.remove(&inum), "LEASES")
+    }
+
+    /// Events lost since the load because nobody read in time: never 0 again
+    /// once it is not, so compare with the value before.
+    ///
+    /// # Errors
+    /// As [`Control::add_space`].
+    pub fn dropped(&self) -> Result<u64> {
+        let counts = self.maps().dropped.get(&0, 0).map_err(fault("DROPPED"))?;
+        Ok(counts.iter().sum())
+    }
+}

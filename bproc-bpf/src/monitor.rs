@@ -1,0 +1,398 @@
+//! The loaded programs: what they watch, and the ring that they report through.
+
+use std::{
+    ops::Deref,
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{Map, MapData, RingBuf},
+    programs::{Program, links::FdLink},
+};
+use bproc_common::{event::Event, wire::Record};
+
+use crate::{
+    Error, Result,
+    control::{Control, MAPS},
+    error::chain,
+    offsets, pins,
+};
+
+/// Part of the pins' name; grows when maps or events change their meaning.
+const ABI: u32 = 1;
+/// The ring when nothing else is asked for: 35,000 events.
+const RING_BYTES: u32 = 4 << 20;
+
+/// What this machine is to the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Runs processes of a space.
+    Node,
+    /// Holds ghosts.
+    Master,
+    /// Both at once.
+    Both,
+}
+
+impl Role {
+    fn is_node(self) -> bool {
+        self != Role::Master
+    }
+}
+
+/// How to load and where to keep the programs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The eBPF object file (`libexec/bproc/bproc.bpf.o`).
+    pub object: PathBuf,
+    /// What to load.
+    pub role: Role,
+    /// Where to pin, on a bpffs or to become one. `None`: all ends with the [`Monitor`].
+    pub pin_dir: Option<PathBuf>,
+    /// Inode number of the master's own pid namespace; `None`: that of the caller.
+    pub self_pidns: Option<u32>,
+    /// Bytes of the ring, a power of two of at least a page; `None`: 4 MiB.
+    pub ring_bytes: Option<u32>,
+}
+
+impl Config {
+    /// The usual configuration for an object and a role, without pins.
+    pub fn new(object: impl Into<PathBuf>, role: Role) -> Config {
+        Config {
+            object: object.into(),
+            role,
+            pin_dir: None,
+            self_pidns: None,
+            ring_bytes: None,
+        }
+    }
+}
+
+/// One program, and whether it is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Feature {
+    /// Name of the program.
+    pub name: &'static str,
+    /// Whether it runs.
+    pub attached: bool,
+    /// Why it does not, when that is known.
+    pub why: String,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    /// A typed tracepoint; required.
+    Trace,
+    /// An LSM hook; done without where the kernel refuses it.
+    Guard,
+}
+
+/// Every program: name, hook, kind, and whether only nodes need it.
+const PROGRAMS: [(&str, &str, Kind, bool); 9] = [
+    ("process_fork", "sched_process_fork", Kind::Trace, false),
+    ("signal_generate", "signal_generate", Kind::Trace, false),
+    ("process_exec", "sched_process_exec", Kind::Trace, true),
+    ("process_exit", "sched_process_exit", Kind::Trace, true),
+    ("process_free", "sched_process_free", Kind::Trace, true),
+    ("process_rename", "task_rename", Kind::Trace, true),
+    ("signal_deliver", "signal_deliver", Kind::Trace, true),
+    ("guard_ptrace", "ptrace_access_check", Kind::Guard, false),
+    ("guard_lease", "task_alloc", Kind::Guard, true),
+];
+
+/// The loaded programs and their events. What is watched is set through the
+/// [`Control`] that this dereferences to.
+pub struct Monitor {
+    control: Control,
+    events: RingBuf<MapData>,
+    features: Vec<Feature>,
+    resumed: bool,
+    /// Programs and links of a monitor without pins: dropped with it.
+    _loaded: Option<Ebpf>,
+}
+
+impl Deref for Monitor {
+    type Target = Control;
+    fn deref(&self) -> &Control {
+        &self.control
+    }
+}
+
+impl AsFd for Monitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+}
+
+impl Monitor {
+    /// Loads and attaches the programs, or takes over those that an earlier
+    /// agent left pinned, with the events that came since.
+    ///
+    /// # Errors
+    /// When the kernel's BTF, the object, a tracepoint program or the pins fail.
+    /// A refused LSM program is no error; see [`Monitor::features`].
+    pub fn start(config: &Config) -> Result<Monitor> {
+        let bytes = std::fs::read(&config.object).map_err(|error| Error::Object {
+            path: config.object.clone(),
+            why: error.to_string(),
+        })?;
+        let monitor = match &config.pin_dir {
+            None => Monitor::load(config, &bytes, None)?,
+            Some(dir) => {
+                pins::prepare(dir)?;
+                let name = set_name(config, &bytes);
+                match pins::sweep(dir, &name)? {
+                    Some(set) => match Monitor::reopen(config, &set) {
+                        Ok(monitor) => monitor,
+                        Err(error) => {
+                            tracing::warn!(%error, "pinned eBPF maps are unusable, loading anew");
+                            pins::remove_set(&set)?;
+                            Monitor::load(config, &bytes, Some((dir, &name)))?
+                        }
+                    },
+                    None => Monitor::load(config, &bytes, Some((dir, &name)))?,
+                }
+            }
+        };
+        let inum = match config.self_pidns {
+            Some(inum) => inum,
+            None => own_pidns()?,
+        };
+        monitor.control.set_self_pidns(inum)?;
+        Ok(monitor)
+    }
+
+    /// Removes everything that was pinned under a directory, which detaches the
+    /// programs unless someone holds them open, and unmounts it if it is a mount.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] when something cannot be removed.
+    pub fn remove(pin_dir: &Path) -> Result<()> {
+        pins::remove(pin_dir)
+    }
+
+    /// Whether an earlier agent's programs were taken over.
+    pub fn resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// Which programs run.
+    pub fn features(&self) -> &[Feature] {
+        &self.features
+    }
+
+    /// A handle that sets what is watched, for other threads.
+    pub fn control(&self) -> Control {
+        self.control.clone()
+    }
+
+    /// Becomes readable when there are events.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+
+    /// Hands over all events that are there, without waiting, and tells how many.
+    pub fn drain(&mut self, mut each: impl FnMut(&Event)) -> usize {
+        let mut count = 0;
+        while let Some(bytes) = self.events.next() {
+            if let Some(event) = Event::get(&bytes) {
+                each(&event);
+                count += 1;
+            }
+        }
+        count
+    }
+
+    fn load(config: &Config, bytes: &[u8], pin: Option<(&Path, &str)>) -> Result<Monitor> {
+        let mut ebpf = load_object(config, bytes)?;
+        let btf = kernel_btf()?;
+        let set = pin.map(|(dir, _)| pins::begin(dir)).transpose()?;
+        if let Some(set) = &set {
+            for name in MAPS {
+                let map = ebpf.map(name).ok_or_else(|| no_map(name))?;
+                map.pin(set.join(format!("map-{name}")))
+                    .map_err(|error| Error::Map {
+                        name,
+                        why: chain(&error),
+                    })?;
+            }
+        }
+        let mut features = Vec::new();
+        for (name, hook, kind, node) in PROGRAMS {
+            if node && !config.role.is_node() {
+                continue;
+            }
+            let link = match attach(&mut ebpf, name, hook, &btf, set.is_some()) {
+                Ok(link) => link,
+                Err(why) if kind == Kind::Guard => {
+                    tracing::info!(program = name, %why, "the kernel refused an LSM program");
+                    features.push(Feature {
+                        name,
+                        attached: false,
+                        why,
+                    });
+                    continue;
+                }
+                Err(why) => return Err(Error::Program { name, why }),
+            };
+            if let (Some(set), Some(link)) = (&set, link) {
+                link.pin(set.join(format!("link-{name}")))
+                    .map_err(|error| Error::Program {
+                        name,
+                        why: chain(&error),
+                    })?;
+            }
+            features.push(Feature {
+                name,
+                attached: true,
+                why: String::new(),
+            });
+        }
+        if let Some((dir, name)) = pin {
+            pins::publish(dir, name)?;
+        }
+        let mut take = |name: &'static str| ebpf.take_map(name).ok_or_else(|| no_map(name));
+        Ok(Monitor {
+            events: ring(take("EVENTS")?)?,
+            control: Control::new(&mut take)?,
+            features,
+            resumed: false,
+            _loaded: set.is_none().then_some(ebpf),
+        })
+    }
+
+    fn reopen(config: &Config, set: &Path) -> Result<Monitor> {
+        let links = pins::links(set)?;
+        let mut features = Vec::new();
+        for (name, _, kind, node) in PROGRAMS {
+            if node && !config.role.is_node() {
+                continue;
+            }
+            let attached = links.iter().any(|link| link == name);
+            if !attached && kind == Kind::Trace {
+                return Err(Error::Program {
+                    name,
+                    why: "its link is missing among the pins".into(),
+                });
+            }
+            features.push(Feature {
+                name,
+                attached,
+                why: if attached {
+                    String::new()
+                } else {
+                    "refused when the programs were loaded".into()
+                },
+            });
+        }
+        let mut take = |name: &'static str| {
+            MapData::from_pin(set.join(format!("map-{name}")))
+                .and_then(Map::from_map_data)
+                .map_err(|error| Error::Map {
+                    name,
+                    why: chain(&error),
+                })
+        };
+        Ok(Monitor {
+            events: ring(take("EVENTS")?)?,
+            control: Control::new(&mut take)?,
+            features,
+            resumed: true,
+            _loaded: None,
+        })
+    }
+}
+
+/// Parses the object and makes its maps, with the offsets of the running kernel.
+pub(crate) fn load_object(config: &Config, bytes: &[u8]) -> Result<Ebpf> {
+    let mut raw = vec![0; <bproc_common::event::Offsets as Record>::SIZE];
+    offsets::resolve()?.put(&mut raw);
+    EbpfLoader::new()
+        .override_global("OFFSETS", raw.as_slice(), true)
+        .map_max_entries("EVENTS", config.ring_bytes.unwrap_or(RING_BYTES))
+        .load(bytes)
+        .map_err(|error| Error::Object {
+            path: config.object.clone(),
+            why: chain(&error),
+        })
+}
+
+/// The kernel's BTF as the loader wants it.
+pub(crate) fn kernel_btf() -> Result<Btf> {
+    Btf::from_sys_fs().map_err(|error| Error::Btf {
+        path: offsets::BTF,
+        why: chain(&error),
+    })
+}
+
+/// Loads and attaches one program; gives its link away when it is to be pinned.
+pub(crate) fn attach(
+    ebpf: &mut Ebpf,
+    name: &str,
+    hook: &str,
+    btf: &Btf,
+    take: bool,
+) -> Result<Option<FdLink>, String> {
+    let program = ebpf
+        .program_mut(name)
+        .ok_or("it is not in the object; is the object from this build?")?;
+    match program {
+        Program::BtfTracePoint(program) => {
+            program.load(hook, btf).map_err(|error| chain(&error))?;
+            let id = program.attach().map_err(|error| chain(&error))?;
+            if !take {
+                return Ok(None);
+            }
+            let link = program.take_link(id).map_err(|error| chain(&error))?;
+            Ok(Some(link.into()))
+        }
+        Program::Lsm(program) => {
+            program.load(hook, btf).map_err(|error| chain(&error))?;
+            let id = program.attach().map_err(|error| chain(&error))?;
+            if !take {
+                return Ok(None);
+            }
+            let link = program.take_link(id).map_err(|error| chain(&error))?;
+            Ok(Some(link.into()))
+        }
+        _ => Err("it is of an unexpected type".into()),
+    }
+}
+
+fn no_map(name: &'static str) -> Error {
+    Error::Map {
+        name,
+        why: "it is not in the object; is the object from this build?".into(),
+    }
+}
+
+fn ring(map: Map) -> Result<RingBuf<MapData>> {
+    RingBuf::try_from(map).map_err(|error| Error::Map {
+        name: "EVENTS",
+        why: chain(&error),
+    })
+}
+
+fn own_pidns() -> Result<u32> {
+    use std::os::unix::fs::MetadataExt;
+    let path = Path::new("/proc/self/ns/pid");
+    let meta = std::fs::metadata(path).map_err(|source| Error::Pin {
+        what: "examine",
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(meta.ino() as u32)
+}
+
+/// Names a set of pins by all that went into it: another object, another ring
+/// or another role is another set. A bpffs does not outlive its kernel.
+fn set_name(config: &Config, bytes: &[u8]) -> String {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let ring = config.ring_bytes.unwrap_or(RING_BYTES).to_ne_bytes();
+    for byte in bytes.iter().chain(&ring).chain(&[config.role as u8]) {
+        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    format!("v{ABI}-{hash:016x}")
+}

@@ -1,0 +1,119 @@
+//! Signals that ghosts cannot see, and processes beyond the boundary.
+
+mod common;
+
+use bproc_bpf::Role;
+use bproc_common::event::kind;
+use common::{collect, fork, kill, monitor, of, text, wait};
+
+/// A process of ours that waits for a signal.
+fn sleeper() -> i32 {
+    fork(|| {
+        loop {
+            // SAFETY: no memory is involved.
+            unsafe { libc::pause() };
+        }
+    })
+}
+
+#[test]
+fn a_kill_names_its_sender() {
+    let Some(mut monitor) = monitor(Role::Master) else {
+        return;
+    };
+    let (ghost, other) = (sleeper(), sleeper());
+    monitor.add_ghost(ghost as u32).expect("add");
+    kill(other, libc::SIGKILL);
+    wait(other);
+    kill(ghost, 0);
+    let sender = fork(|| {
+        // SAFETY: no memory is involved; the pid is that of our sleeper.
+        unsafe { libc::kill(ghost, libc::SIGSTOP) }
+    });
+    wait(sender);
+    kill(ghost, libc::SIGCONT);
+    kill(ghost, libc::SIGKILL);
+    wait(ghost);
+    let events = collect(&mut monitor, |events| events.len() >= 3);
+    let shown = text(&events);
+    let me = std::process::id();
+    let told: Vec<(u32, u32, u32)> = events.iter().map(|e| (e.kind, e.arg, e.arg2)).collect();
+    assert_eq!(
+        told,
+        [
+            (kind::SIGNAL, 19, sender as u32),
+            (kind::SIGNAL, 18, me),
+            (kind::SIGNAL, 9, me)
+        ],
+        "{shown}"
+    );
+    for event in &events {
+        assert_eq!((event.pid, event.host_pid), (ghost as u32, ghost as u32));
+        assert_eq!((event.arg3, event.code), (0, 0), "{shown}");
+    }
+}
+
+#[test]
+fn the_sender_has_its_real_uid() {
+    let Some(mut monitor) = monitor(Role::Master) else {
+        return;
+    };
+    let ghost = fork(|| {
+        // SAFETY: no memory is involved.
+        unsafe {
+            libc::setuid(4242);
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            loop {
+                libc::pause();
+            }
+        }
+    });
+    // The sender needs the uid on both sides, so wait until it is set.
+    let deadline = std::time::Instant::now() + common::LIMIT;
+    while std::fs::read_to_string(format!("/proc/{ghost}/status"))
+        .is_ok_and(|status| !status.contains("Uid:\t4242"))
+    {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    monitor.add_ghost(ghost as u32).expect("add");
+    let sender = fork(|| {
+        // SAFETY: no memory is involved; the pid is that of our sleeper.
+        unsafe {
+            libc::setuid(4242);
+            libc::kill(ghost, libc::SIGKILL)
+        }
+    });
+    assert_eq!(wait(sender), 0);
+    wait(ghost);
+    let events = collect(&mut monitor, |events| !events.is_empty());
+    assert_eq!(events[0].arg2, sender as u32, "{}", text(&events));
+    assert_eq!((events[0].arg3, events[0].uid), (4242, 4242));
+}
+
+#[test]
+fn pids_beyond_the_boundary_are_told() {
+    let Some(mut monitor) = monitor(Role::Master) else {
+        return;
+    };
+    // Every pid is beyond 2, so also those of whoever else runs here.
+    monitor.set_boundary(2).expect("set");
+    let child = fork(|| 0);
+    wait(child);
+    let mine = |event: &bproc_common::event::Event| event.pid == child as u32;
+    let events = collect(&mut monitor, |events| events.iter().any(mine));
+    monitor.add_keeper(std::process::id()).expect("add");
+    let silent = fork(|| 0);
+    wait(silent);
+    monitor.remove_keeper(std::process::id()).expect("remove");
+    let last = fork(|| 0);
+    wait(last);
+    let later = collect(&mut monitor, |events| {
+        events.iter().any(|event| event.pid == last as u32)
+    });
+    assert!(!later.iter().any(|event| event.pid == silent as u32));
+    let told = events.into_iter().find(mine).expect("told");
+    assert_eq!(told.kind, kind::BEYOND);
+    assert_eq!(told.ppid, std::process::id());
+    assert!(of(&later, kind::FORK).is_empty(), "{}", text(&later));
+}

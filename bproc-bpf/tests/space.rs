@@ -1,0 +1,317 @@
+//! What the programs tell about processes in a space, against what really happened.
+
+mod common;
+
+use std::ptr;
+
+use bproc_bpf::Role;
+use bproc_common::event::{Event, kind};
+use common::{
+    Space, collect, fork, freed, kill, monitor, of, pipe, read_byte, text, wait, write_byte,
+};
+
+/// Kinds and pids in the order in which they came, without FREE, whose time is the kernel's.
+fn order(events: &[Event]) -> Vec<(u32, u32)> {
+    let told = events.iter().filter(|event| event.kind != kind::FREE);
+    told.map(|event| (event.kind, event.pid)).collect()
+}
+
+#[test]
+fn a_tree_is_told_exactly() {
+    let Some(mut monitor) = monitor(Role::Node) else {
+        return;
+    };
+    let space = Space::new(|| {
+        let child = fork(|| {
+            // SAFETY: system calls without memory; the argument list is static and ends with null.
+            unsafe {
+                libc::setsid();
+                libc::setgid(7);
+                libc::setuid(5);
+                let argv = [c"true".as_ptr(), ptr::null()];
+                libc::execv(c"/bin/true".as_ptr(), argv.as_ptr());
+            }
+            98
+        });
+        wait(child);
+        let child = fork(|| {
+            let grandchild = fork(|| 3);
+            wait(grandchild);
+            42
+        });
+        wait(child);
+        0
+    });
+    monitor.add_space(space.inum).expect("add");
+    let inum = space.inum;
+    space.go();
+    assert_eq!(space.end(), 0);
+    let events = collect(&mut monitor, freed(1));
+    let shown = text(&events);
+    use kind::{EXEC, EXIT, FORK, RENAME};
+    assert_eq!(
+        order(&events),
+        [
+            (FORK, 1),
+            (RENAME, 2),
+            (EXEC, 2),
+            (EXIT, 2),
+            (FORK, 1),
+            (FORK, 3),
+            (EXIT, 4),
+            (EXIT, 3),
+            (EXIT, 1)
+        ],
+        "{shown}"
+    );
+    assert!(events.iter().all(|event| event.pidns == inum), "{shown}");
+    let mut free: Vec<u32> = of(&events, kind::FREE).iter().map(|e| e.pid).collect();
+    free.sort_unstable();
+    assert_eq!(free, [1, 2, 3, 4], "{shown}");
+    let forks = of(&events, FORK);
+    assert_eq!((forks[0].arg, forks[0].ppid, forks[0].sid), (2, 1, 0));
+    assert_eq!((forks[2].arg, forks[2].ppid), (4, 3));
+    let exec = of(&events, EXEC)[0];
+    assert_eq!((exec.ppid, exec.pgid, exec.sid), (1, 2, 2), "{shown}");
+    assert_eq!((exec.uid, exec.gid), (5, 7));
+    assert_eq!(&exec.comm().0[..exec.comm().1], b"true");
+    let exits = of(&events, EXIT);
+    let codes: Vec<u32> = exits.iter().map(|event| event.arg).collect();
+    assert_eq!(codes, [0, 3 << 8, 42 << 8, 0], "{shown}");
+    // One process is the same in all that is told about it.
+    assert_eq!(forks[0].arg2, exec.host_pid);
+    assert_eq!(
+        (forks[0].start_ns, exec.start_ns),
+        (exits[0].start_ns, exits[0].start_ns)
+    );
+    let free2 = of(&events, kind::FREE);
+    let free2 = free2.iter().find(|event| event.pid == 2).expect("free");
+    assert_eq!(free2.start_ns, exec.start_ns);
+    assert!(
+        events
+            .windows(2)
+            .all(|pair| pair[0].time_ns <= pair[1].time_ns)
+    );
+    assert_eq!(monitor.dropped().expect("count"), 0);
+}
+
+#[test]
+fn a_fatal_signal_is_the_status() {
+    let Some(mut monitor) = monitor(Role::Node) else {
+        return;
+    };
+    let space = Space::new(|| {
+        for signal in [libc::SIGKILL, libc::SIGTERM] {
+            let child = fork(|| {
+                // SAFETY: no memory is involved.
+                unsafe { libc::pause() };
+                0
+            });
+            kill(child, signal);
+            wait(child);
+        }
+        0
+    });
+    monitor.add_space(space.inum).expect("add");
+    space.go();
+    space.end();
+    let events = collect(&mut monitor, freed(1));
+    let codes: Vec<u32> = of(&events, kind::EXIT).iter().map(|e| e.arg).collect();
+    assert_eq!(codes, [9, 15, 0], "{}", text(&events));
+}
+
+/// Ends the whole process from a thread that is not its first.
+extern "C" fn end_group(_: *mut libc::c_void) -> *mut libc::c_void {
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(37) }
+}
+
+extern "C" fn end_thread(_: *mut libc::c_void) -> *mut libc::c_void {
+    ptr::null_mut()
+}
+
+fn thread(run: extern "C" fn(*mut libc::c_void) -> *mut libc::c_void) -> libc::pthread_t {
+    let mut thread = 0;
+    // SAFETY: a valid place for the id; the function touches nothing of ours.
+    let made = unsafe { libc::pthread_create(&mut thread, ptr::null(), run, ptr::null_mut()) };
+    assert_eq!(made, 0);
+    thread
+}
+
+#[test]
+fn threads_are_not_processes() {
+    let Some(mut monitor) = monitor(Role::Node) else {
+        return;
+    };
+    let space = Space::new(|| {
+        let child = fork(|| {
+            for _ in 0..3 {
+                let made = thread(end_thread);
+                // SAFETY: a thread that was just made.
+                unsafe { libc::pthread_join(made, ptr::null_mut()) };
+            }
+            thread(end_group);
+            loop {
+                // SAFETY: no memory is involved.
+                unsafe { libc::pause() };
+            }
+        });
+        libc::WEXITSTATUS(wait(child))
+    });
+    monitor.add_space(space.inum).expect("add");
+    space.go();
+    assert_eq!(space.end(), 37);
+    let events = collect(&mut monitor, freed(1));
+    use kind::{EXIT, FORK};
+    assert_eq!(
+        order(&events),
+        [(FORK, 1), (EXIT, 2), (EXIT, 1)],
+        "{}",
+        text(&events)
+    );
+    assert_eq!(of(&events, EXIT)[0].arg, 37 << 8);
+    assert_eq!(of(&events, kind::FREE).len(), 2, "{}", text(&events));
+}
+
+#[test]
+fn other_namespaces_are_silent() {
+    let Some(mut monitor) = monitor(Role::Node) else {
+        return;
+    };
+    let work = || {
+        wait(fork(|| 0));
+        0
+    };
+    let (other, space) = (Space::new(work), Space::new(work));
+    monitor.add_space(space.inum).expect("add");
+    other.go();
+    other.end();
+    wait(fork(|| 0));
+    let inum = space.inum;
+    space.go();
+    space.end();
+    let events = collect(&mut monitor, freed(1));
+    assert!(
+        events.iter().all(|event| event.pidns == inum),
+        "{}",
+        text(&events)
+    );
+    assert_eq!(of(&events, kind::FORK).len(), 1);
+    monitor.remove_space(inum).expect("remove");
+    monitor
+        .remove_space(inum)
+        .expect("a second time is no error");
+    assert_eq!(monitor.spaces().expect("list"), [0u32; 0]);
+}
+
+#[test]
+fn stops_and_names_are_told() {
+    let Some(mut monitor) = monitor(Role::Node) else {
+        return;
+    };
+    let space = Space::new(|| {
+        let (is_ready, ready) = pipe();
+        let child = fork(|| {
+            // SAFETY: a static name; SIGTTIN is ignored and so must not be told.
+            unsafe {
+                libc::prctl(libc::PR_SET_NAME, c"newname".as_ptr());
+                libc::prctl(libc::PR_SET_NAME, c"newname".as_ptr());
+                libc::signal(libc::SIGTTIN, libc::SIG_IGN);
+                write_byte(&ready);
+                libc::pause();
+            }
+            0
+        });
+        read_byte(&is_ready);
+        kill(child, libc::SIGTTIN);
+        for signal in [libc::SIGSTOP, libc::SIGTSTP] {
+            let mut status = 0;
+            kill(child, signal);
+            // SAFETY: a child of ours and valid places.
+            unsafe { libc::waitpid(child, &mut status, libc::WUNTRACED) };
+            kill(child, libc::SIGCONT);
+            // SAFETY: as above.
+            unsafe { libc::waitpid(child, &mut status, libc::WCONTINUED) };
+        }
+        kill(child, libc::SIGKILL);
+        wait(child);
+        0
+    });
+    monitor.add_space(space.inum).expect("add");
+    space.go();
+    space.end();
+    let events = collect(&mut monitor, freed(1));
+    let shown = text(&events);
+    let told =
+        |what| -> Vec<(u32, u32)> { of(&events, what).iter().map(|e| (e.pid, e.arg)).collect() };
+    assert_eq!(told(kind::STOP), [(2, 19), (2, 20)], "{shown}");
+    assert_eq!(told(kind::CONT), [(2, 18), (2, 18)], "{shown}");
+    let names = of(&events, kind::RENAME);
+    assert_eq!(names.len(), 1, "{shown}");
+    assert_eq!(&names[0].comm().0[..names[0].comm().1], b"newname");
+}
+
+#[test]
+fn many_forks_are_told_or_counted() {
+    const FORKS: u32 = 10_000;
+    let Some(monitor) = monitor(Role::Node) else {
+        return;
+    };
+    let space = Space::new(|| {
+        for _ in 0..FORKS {
+            wait(fork(|| 0));
+        }
+        0
+    });
+    monitor.add_space(space.inum).expect("add");
+    let (send, told) = std::sync::mpsc::channel();
+    let reader = bproc_bpf::spawn_reader(monitor, move |event| {
+        let _ = send.send(*event);
+    })
+    .expect("reader");
+    space.go();
+    space.end();
+    let (mut forks, mut exits, mut frees) = (0, 0, 0);
+    while frees < FORKS {
+        let Ok(event) = told.recv_timeout(common::LIMIT) else {
+            break;
+        };
+        match event.kind {
+            kind::FORK => forks += 1,
+            kind::EXIT => exits += 1,
+            kind::FREE => frees += 1,
+            _ => {}
+        }
+    }
+    let lost = reader.control().dropped().expect("count");
+    eprintln!("{forks} forks, {exits} exits, {frees} frees told, {lost} lost");
+    if lost == 0 {
+        assert!(forks == FORKS && exits > FORKS - 1 && frees >= FORKS);
+    }
+    assert!(u64::from(forks + exits + frees) + lost >= u64::from(3 * FORKS));
+    assert!(reader.stop().is_some());
+}
+
+#[test]
+fn a_full_ring_is_counted() {
+    let Some(object) = common::object() else {
+        return;
+    };
+    let mut config = bproc_bpf::Config::new(object, Role::Node);
+    config.ring_bytes = Some(4096);
+    let mut monitor = bproc_bpf::Monitor::start(&config).expect("monitor");
+    let space = Space::new(|| {
+        for _ in 0..100 {
+            wait(fork(|| 0));
+        }
+        0
+    });
+    monitor.add_space(space.inum).expect("add");
+    space.go();
+    space.end();
+    let told = monitor.drain(|_| {}) as u64;
+    let lost = monitor.dropped().expect("count");
+    assert!((1..=34).contains(&told), "{told}");
+    // FREEs may still be on their way.
+    assert!(told + lost >= 200, "{told} told, {lost} lost");
+}
