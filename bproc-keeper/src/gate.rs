@@ -255,7 +255,7 @@ impl Gate {
             return;
         };
         if let Stop::Exit(status) = stop {
-            if held.threads == Threads::Perhaps && others_live(pid) {
+            if held.threads == Threads::Perhaps && status & 0x7f == 0 && others_live(pid) {
                 // Only its first thread ends, or another one executes a program and waits for that. Holding it here
                 // would hold the program.
                 let _ = stopped.cont(0);
@@ -346,21 +346,37 @@ impl Gate {
     }
 }
 
-/// Whether threads other than the first one live on and are not being killed.
+/// Whether threads other than the first one live on, when that ends otherwise than by a signal (which would end all).
+///
+/// A thread on its way out can look alive for a moment: before the kernel marks it, after it has taken its SIGKILL off
+/// the queue. So a living one is looked at again, for some milliseconds; a process that is a ghost never comes here.
 fn others_live(pid: Pid) -> bool {
-    const KILL: u64 = 1 << (libc::SIGKILL - 1);
+    const LOOKS: usize = 20;
+    const PAUSE: std::time::Duration = std::time::Duration::from_micros(500);
     let Ok(process) = Process::open(pid) else {
         return false;
     };
-    process
-        .threads()
-        .unwrap_or_default()
-        .into_iter()
-        .filter(|tid| *tid != pid)
-        .any(|tid| {
-            process.thread(tid).is_ok_and(|(stat, status)| {
-                !matches!(stat.state, b'Z' | b'X')
-                    && (status.sig_pending | status.sig_shared_pending) & KILL == 0
-            })
-        })
+    for _ in 0..LOOKS {
+        let threads = process.threads().unwrap_or_default();
+        if !threads
+            .into_iter()
+            .any(|tid| tid != pid && lives(&process, tid))
+        {
+            return false;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    true
+}
+
+/// Whether a thread shows no sign of its end.
+fn lives(process: &Process, tid: Pid) -> bool {
+    const KILL: u64 = 1 << (libc::SIGKILL - 1);
+    /// The kernel's PF_EXITING and PF_SIGNALED.
+    const LEAVING: u32 = 0x4 | 0x400;
+    process.thread(tid).is_ok_and(|(stat, status)| {
+        !matches!(stat.state, b'Z' | b'X')
+            && stat.flags & LEAVING == 0
+            && (status.sig_pending | status.sig_shared_pending) & KILL == 0
+    })
 }

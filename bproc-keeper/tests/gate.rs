@@ -244,19 +244,20 @@ fn a_thread_may_execute_in_place_of_its_process() {
 }
 
 #[test]
-fn a_process_with_threads_is_held_when_killed() {
+fn a_process_with_threads_is_held_at_its_end() {
     let keeper = Keeper::start();
     let mut agent = keeper.agent();
-    for _ in 0..20 {
+    for by_kill in [true, false].into_iter().cycle().take(40) {
         let (r, w) = pipe();
+        let (start, go) = pipe();
         let pid = child(|| {
             std::thread::scope(|s| {
                 for _ in 0..3 {
                     s.spawn(|| {
                         put(&w, 1);
-                        loop {
-                            // SAFETY: takes nothing.
-                            unsafe { libc::pause() };
+                        if take(&start) == 1 {
+                            // SAFETY: ends the process, all threads.
+                            unsafe { libc::_exit(0) };
                         }
                     });
                 }
@@ -267,11 +268,20 @@ fn a_process_with_threads_is_held_when_killed() {
             take(&r);
         }
         assert_eq!(agent.ask(op::SEIZE, pid), 0);
-        kill(pid, libc::SIGKILL).unwrap();
-        assert_eq!(agent.expect(ev::EXITING, pid).value, 9);
+        let (raw, status) = if by_kill {
+            (9, KILLED)
+        } else {
+            (0, Status::Exited(0))
+        };
+        if by_kill {
+            kill(pid, libc::SIGKILL).unwrap();
+        } else {
+            put(&go, 1);
+        }
+        assert_eq!(agent.expect(ev::EXITING, pid).value, raw);
         assert!(is_quiet(pid));
         assert_eq!(agent.ask(op::RELEASE, pid), 0);
-        assert_eq!(wait(pid, 0), KILLED);
+        assert_eq!(wait(pid, 0), status);
     }
 }
 
