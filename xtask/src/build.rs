@@ -6,7 +6,7 @@
 //! with a `core` built from source.
 
 pub mod capability;
-mod stage;
+pub mod stage;
 
 use std::collections::BTreeSet;
 

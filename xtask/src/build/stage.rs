@@ -86,10 +86,13 @@ fn soname(library: &Path) -> Result<Option<String>> {
     Ok(line.and_then(|line| Some(line.split_once('[')?.1.split_once(']')?.0.to_owned())))
 }
 
-/// Manual pages, if there are any in the checkout: `deploy/man/NAME.SECTION`.
+/// Manual pages and completions: the tools write their own; those of files and daemons lie in `deploy/man`.
 fn manuals(stage: &Path) -> Result<()> {
-    let from = paths::root().join("deploy/man");
-    for file in files(&from)? {
+    Cmd::new(stage.join("bin/bproc"))
+        .arg("generate")
+        .arg(stage.join("share"))
+        .quiet()?;
+    for file in files(&paths::root().join("deploy/man"))? {
         let Some(section) = file.extension().and_then(|ext| ext.to_str()) else {
             continue;
         };
@@ -113,19 +116,46 @@ pub fn place(from: &Path, to: &Path, mode: u32) -> Result<()> {
     }
     let dir = to.parent().context("a staged file lies in a directory")?;
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let fresh = to.with_extension("new");
+    let fresh = beside(to);
     let copied = fs::copy(from, &fresh)
         .and_then(|_| fs::set_permissions(&fresh, fs::Permissions::from_mode(mode)))
         .and_then(|()| fs::rename(&fresh, to));
     copied.with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
 }
 
+/// Makes `to` hold what `from` holds, modes and links too. What is there besides stays.
+pub fn mirror(from: &Path, to: &Path) -> Result<()> {
+    for file in files(from)? {
+        let below = file
+            .strip_prefix(from)
+            .context("a file lies below its directory")?;
+        let copy = to.join(below);
+        let kind = fs::symlink_metadata(&file)
+            .with_context(|| format!("cannot look at {}", file.display()))?;
+        if kind.is_symlink() {
+            let target =
+                fs::read_link(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            link(&target.to_string_lossy(), &copy)?;
+        } else {
+            place(&file, &copy, kind.permissions().mode() & 0o777)?;
+        }
+    }
+    Ok(())
+}
+
 fn link(target: &str, name: &Path) -> Result<()> {
-    let fresh = name.with_extension("new");
+    let fresh = beside(name);
     let _ = fs::remove_file(&fresh);
     symlink(target, &fresh)
         .and_then(|()| fs::rename(&fresh, name))
         .with_context(|| format!("cannot link {} to {target}", name.display()))
+}
+
+/// Where a file is written before it takes its place: `lib.so` and `lib.a` may be written at once.
+fn beside(place: &Path) -> PathBuf {
+    let mut name = place.as_os_str().to_owned();
+    name.push(".new");
+    PathBuf::from(name)
 }
 
 /// Copies the files below a directory, following no links.

@@ -59,7 +59,7 @@ pub(super) fn ensure() -> Result<()> {
         told("rust-src", "added by rustup");
         return Ok(());
     }
-    told("rust-src", "rustup cannot fetch it: taking Debian's");
+    told("rust-src", "not to be had from rustup: taking Debian's");
     from_debian().with_context(|| match from_rustup {
         Err(error) => {
             format!("rust-src is neither to be had by rustup ({error:#}) nor from Debian")
