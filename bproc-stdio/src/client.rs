@@ -268,7 +268,7 @@ impl AsyncIodClient {
         )
         .map_err(io::Error::from)?;
         let shared = Arc::new(Shared {
-            fd: watch(fd, Interest::READABLE | Interest::WRITABLE)?,
+            fd: watch(fd, Interest::READABLE | Interest::WRITABLE).map_err(io::Error::from)?,
             waiting: Mutex::new((0, Some(HashMap::new()))),
         });
         let task = tokio::spawn(receive_replies(shared.clone()));
