@@ -63,8 +63,9 @@ pub mod op {
     /// Die by signal `a` (default action, no core).
     pub const DIE: u32 = 2;
     /// Stop by signal `a` (SIGSTOP, SIGTSTP, SIGTTIN or SIGTTOU), as if its default action was taken.
+    /// The result comes before the stop.
     pub const STOP: u32 = 3;
-    /// clone3 with set_tid: child gets pid `a`. `b` bit 0: CLONE_PARENT. Payload, if any: the child's
+    /// clone3 with set_tid: child gets pid `a` (0: the kernel's choice). `b` bit 0: CLONE_PARENT. Payload, if any: the child's
     /// role as one decimal digit. The child connects by itself and says HELLO.
     pub const CLONE: u32 = 4;
     /// Reap child `a` (wait4, WNOHANG). Result: the pid, 0 when it has not exited, or -errno.

@@ -46,12 +46,18 @@ impl Told {
     /// Without memory the bit stays clear: the exit is told again, which does no harm.
     fn set(&mut self, pid: i32, told: bool) {
         let (page, byte, bit) = Told::place(pid);
-        let Some(slot) = self.0.get_mut(page) else { return };
+        let Some(slot) = self.0.get_mut(page) else {
+            return;
+        };
         if slot.is_none() && told {
             *slot = sys::map_zeroed(PAGE).ok();
         }
         if let Some(bits) = slot {
-            bits[byte] = if told { bits[byte] | bit } else { bits[byte] & !bit };
+            bits[byte] = if told {
+                bits[byte] | bit
+            } else {
+                bits[byte] & !bit
+            };
         }
     }
 
@@ -73,7 +79,12 @@ pub(crate) struct Children {
 
 impl Children {
     pub(crate) const fn new() -> Children {
-        Children { watched: false, due: false, many: false, told: Told([const { None }; PAGES]) }
+        Children {
+            watched: false,
+            due: false,
+            many: false,
+            told: Told([const { None }; PAGES]),
+        }
     }
 
     /// From now on changes are told, those that were before included.
@@ -122,7 +133,11 @@ impl Children {
     pub(crate) fn look(&mut self, link: &mut Link) -> Timespec {
         self.due = self.tell_stops(link);
         self.tell_ends(link);
-        if self.many { REST } else { Timespec::from_millis(0) }
+        if self.many {
+            REST
+        } else {
+            Timespec::from_millis(0)
+        }
     }
 
     /// True when some are left for the next look.
@@ -137,7 +152,11 @@ impl Children {
                 return true;
             }
             // Only the kind that was told is consumed: a change since then has its own turn.
-            let kind = if info.code() == cld::CONTINUED { wait::CONTINUED } else { wait::STOPPED };
+            let kind = if info.code() == cld::CONTINUED {
+                wait::CONTINUED
+            } else {
+                wait::STOPPED
+            };
             let mut gone = SigInfo::ZERO;
             let _ = sys::waitid(Whose::Pid(info.pid()), kind | wait::NOHANG, &mut gone, None);
         }
@@ -145,7 +164,9 @@ impl Children {
     }
 
     fn tell_ends(&mut self, link: &mut Link) {
-        let Ok(list) = sys::open(c"/proc/thread-self/children", O_RDONLY) else { return };
+        let Ok(list) = sys::open(c"/proc/thread-self/children", O_RDONLY) else {
+            return;
+        };
         let mut text = [0u8; 1024];
         let mut pid = 0i32;
         let mut count = 0;
@@ -183,7 +204,10 @@ fn message(info: &SigInfo) -> Msg {
     let raw = match info.code() {
         cld::EXITED => Status::Exited(status as u8),
         cld::CONTINUED => Status::Continued,
-        code @ (cld::KILLED | cld::DUMPED) => Status::Killed { signal: status as u8, core: code == cld::DUMPED },
+        code @ (cld::KILLED | cld::DUMPED) => Status::Killed {
+            signal: status as u8,
+            core: code == cld::DUMPED,
+        },
         _ => Status::Stopped(status as u8),
     };
     Msg {

@@ -118,24 +118,34 @@ impl Ghost {
 
     fn wait(&mut self, inbox: &mut Inbox) {
         let mut fds = [
-            PollFd { fd: self.link.fd(), events: POLLIN, revents: 0 },
-            PollFd { fd: if self.queue.has_room() { self.signals } else { -1 }, events: POLLIN, revents: 0 },
+            PollFd {
+                fd: self.link.fd(),
+                events: POLLIN,
+                revents: 0,
+            },
+            PollFd {
+                fd: if self.queue.has_room() {
+                    self.signals
+                } else {
+                    -1
+                },
+                events: POLLIN,
+                revents: 0,
+            },
         ];
         let until = match (self.link.is_up(), self.children.is_due()) {
             (false, _) => Some(&mut self.retry),
             (true, true) => Some(&mut self.rest),
             (true, false) => None,
         };
-        match sys::poll(&mut fds, until) {
-            Ok(_) => {
-                if fds[1].revents != 0 {
-                    self.take_signals();
-                }
-                if fds[0].revents != 0 && self.link.is_up() && inbox.receive(self).is_err() {
-                    self.link.close();
-                }
-            }
-            Err(_) => {}
+        if sys::poll(&mut fds, until).is_err() {
+            return;
+        }
+        if fds[1].revents != 0 {
+            self.take_signals();
+        }
+        if fds[0].revents != 0 && self.link.is_up() && inbox.receive(self).is_err() {
+            self.link.close();
         }
     }
 
@@ -145,7 +155,8 @@ impl Ghost {
             let (signal, code) = (info.signal(), info.code());
             if signal == sig::CHLD && code > 0 {
                 let ended = matches!(code, cld::EXITED | cld::KILLED | cld::DUMPED);
-                self.children.changed(ended.then_some(info.pid()), &mut self.link);
+                self.children
+                    .changed(ended.then_some(info.pid()), &mut self.link);
             } else if !is_wake_call(&info) {
                 let number = self.queue.push(&info);
                 self.link.send(signal_message(number, &info), &info.0);
@@ -155,9 +166,17 @@ impl Ghost {
 }
 
 fn is_wake_call(info: &SigInfo) -> bool {
-    info.signal() == sig::CONT && info.code() == si::QUEUE && info.uid() == 0 && info.value() == WAKE_VALUE
+    info.signal() == sig::CONT
+        && info.code() == si::QUEUE
+        && info.uid() == 0
+        && info.value() == WAKE_VALUE
 }
 
 fn signal_message(number: u32, info: &SigInfo) -> Msg {
-    Msg { op: ev::SIGNAL, tag: number, a: i64::from(info.signal()), ..Msg::default() }
+    Msg {
+        op: ev::SIGNAL,
+        tag: number,
+        a: i64::from(info.signal()),
+        ..Msg::default()
+    }
 }
