@@ -149,10 +149,7 @@ pub(crate) struct Timespec {
 
 impl Timespec {
     pub(crate) const fn from_millis(ms: u32) -> Timespec {
-        Timespec {
-            seconds: (ms / 1000) as i64,
-            nanoseconds: (ms % 1000) as i64 * 1_000_000,
-        }
+        Timespec { seconds: (ms / 1000) as i64, nanoseconds: (ms % 1000) as i64 * 1_000_000 }
     }
 }
 

@@ -53,11 +53,7 @@ impl Told {
             *slot = sys::map_zeroed(PAGE).ok();
         }
         if let Some(bits) = slot {
-            bits[byte] = if told {
-                bits[byte] | bit
-            } else {
-                bits[byte] & !bit
-            };
+            bits[byte] = if told { bits[byte] | bit } else { bits[byte] & !bit };
         }
     }
 
@@ -79,12 +75,7 @@ pub(crate) struct Children {
 
 impl Children {
     pub(crate) const fn new() -> Children {
-        Children {
-            watched: false,
-            due: false,
-            many: false,
-            told: Told([const { None }; PAGES]),
-        }
+        Children { watched: false, due: false, many: false, told: Told([const { None }; PAGES]) }
     }
 
     /// From now on changes are told, those that were before included.
@@ -133,11 +124,7 @@ impl Children {
     pub(crate) fn look(&mut self, link: &mut Link) -> Timespec {
         self.due = self.tell_stops(link);
         self.tell_ends(link);
-        if self.many {
-            REST
-        } else {
-            Timespec::from_millis(0)
-        }
+        if self.many { REST } else { Timespec::from_millis(0) }
     }
 
     /// True when some are left for the next look.
@@ -152,11 +139,7 @@ impl Children {
                 return true;
             }
             // Only the kind that was told is consumed: a change since then has its own turn.
-            let kind = if info.code() == cld::CONTINUED {
-                wait::CONTINUED
-            } else {
-                wait::STOPPED
-            };
+            let kind = if info.code() == cld::CONTINUED { wait::CONTINUED } else { wait::STOPPED };
             let mut gone = SigInfo::ZERO;
             let _ = sys::waitid(Whose::Pid(info.pid()), kind | wait::NOHANG, &mut gone, None);
         }
@@ -204,10 +187,7 @@ fn message(info: &SigInfo) -> Msg {
     let raw = match info.code() {
         cld::EXITED => Status::Exited(status as u8),
         cld::CONTINUED => Status::Continued,
-        code @ (cld::KILLED | cld::DUMPED) => Status::Killed {
-            signal: status as u8,
-            core: code == cld::DUMPED,
-        },
+        code @ (cld::KILLED | cld::DUMPED) => Status::Killed { signal: status as u8, core: code == cld::DUMPED },
         _ => Status::Stopped(status as u8),
     };
     Msg {

@@ -59,24 +59,12 @@ impl From<i32> for Answer {
 
 impl Inbox {
     pub(crate) const fn new() -> Inbox {
-        Inbox {
-            packet: [0; MAX_PACKET],
-            control: Control::new(),
-            fds: Fds {
-                numbers: [0; MAX_FDS],
-                count: 0,
-            },
-        }
+        Inbox { packet: [0; MAX_PACKET], control: Control::new(), fds: Fds { numbers: [0; MAX_FDS], count: 0 } }
     }
 
     /// Takes one packet and obeys. An error means that the connection is over.
     pub(crate) fn receive(&mut self, ghost: &mut Ghost) -> sys::Result<()> {
-        let got = match sys::receive(
-            ghost.link.fd(),
-            &mut self.packet,
-            &mut self.control,
-            &mut self.fds.numbers,
-        ) {
+        let got = match sys::receive(ghost.link.fd(), &mut self.packet, &mut self.control, &mut self.fds.numbers) {
             Ok(got) => got,
             Err(Errno(errno::EAGAIN | errno::EINTR)) => return Ok(()),
             Err(error) => return Err(error),
@@ -88,10 +76,7 @@ impl Inbox {
         let packet = &self.packet[..got.bytes.min(MAX_PACKET)];
         let msg = Msg::get(packet).unwrap_or_default();
         let payload = packet.get(Msg::SIZE..).unwrap_or(&[]);
-        let answer = if got.bytes < Msg::SIZE
-            || got.cut
-            || got.bytes > MAX_PACKET
-            || msg.len as usize != payload.len()
+        let answer = if got.bytes < Msg::SIZE || got.cut || got.bytes > MAX_PACKET || msg.len as usize != payload.len()
         {
             Err(INVALID)
         } else {
@@ -110,15 +95,7 @@ impl Ghost {
             Ok(Answer::Value(value)) => value,
             Err(Errno(number)) => -i64::from(number),
         };
-        self.link.send(
-            Msg {
-                op: ev::RESULT,
-                tag,
-                a: value,
-                ..Msg::default()
-            },
-            &[],
-        );
+        self.link.send(Msg { op: ev::RESULT, tag, a: value, ..Msg::default() }, &[]);
     }
 }
 
@@ -199,12 +176,7 @@ fn last_pid(role: Role, pid: i32) -> sys::Result<()> {
 
 /// Takes a user's identity and keeps the capabilities, which a ghost needs to clone with chosen pids.
 fn credentials(msg: &Msg) -> sys::Result<()> {
-    let id = |argument: i64| {
-        u32::try_from(argument)
-            .ok()
-            .filter(|id| *id != u32::MAX)
-            .ok_or(INVALID)
-    };
+    let id = |argument: i64| u32::try_from(argument).ok().filter(|id| *id != u32::MAX).ok_or(INVALID);
     let (uid, gid) = (id(msg.a)?, id(msg.b)?);
     sys::setgroups(&[])?;
     sys::prctl(Prctl::SetKeepCaps, 1, 0)?;

@@ -37,9 +37,7 @@ extern "C" fn main(stack: *const usize) -> ! {
     keep_zombies();
     // SAFETY: called once, by _start, with the stack as the kernel made it.
     let environment = unsafe { environment(stack) };
-    let Some(start) = read_environment(environment) else {
-        sys::exit(EXIT_USAGE)
-    };
+    let Some(start) = read_environment(environment) else { sys::exit(EXIT_USAGE) };
     if start.role == Role::Init {
         prepare_init();
     }
@@ -94,10 +92,7 @@ fn read_environment(entries: impl Iterator<Item = &'static [u8]>) -> Option<Star
             die_with(i32::try_from(number(text)?).ok()?);
         }
     }
-    Some(Start {
-        socket: socket?,
-        role,
-    })
+    Some(Start { socket: socket?, role })
 }
 
 fn value(entry: &'static [u8], name: &str) -> Option<&'static [u8]> {
@@ -106,9 +101,7 @@ fn value(entry: &'static [u8], name: &str) -> Option<&'static [u8]> {
 
 /// The role of a decimal digit.
 pub(crate) fn role_of(text: &[u8]) -> Option<Role> {
-    [Role::Ghost, Role::Skeleton, Role::Init]
-        .into_iter()
-        .find(|role| text == [b'0' + *role as i64 as u8])
+    [Role::Ghost, Role::Skeleton, Role::Init].into_iter().find(|role| text == [b'0' + *role as i64 as u8])
 }
 
 /// A decimal number without sign.

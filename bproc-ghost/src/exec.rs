@@ -72,15 +72,8 @@ impl Block {
     }
 
     fn table(&self, at: u64, entries: u64, size: u64) -> sys::Result<&[u8]> {
-        let end = entries
-            .checked_mul(size)
-            .and_then(|n| n.checked_add(at))
-            .ok_or(INVALID)?;
-        usize::try_from(at)
-            .ok()
-            .zip(usize::try_from(end).ok())
-            .and_then(|(a, e)| self.bytes.get(a..e))
-            .ok_or(INVALID)
+        let end = entries.checked_mul(size).and_then(|n| n.checked_add(at)).ok_or(INVALID)?;
+        usize::try_from(at).ok().zip(usize::try_from(end).ok()).and_then(|(a, e)| self.bytes.get(a..e)).ok_or(INVALID)
     }
 
     fn text(&self, at: u64) -> sys::Result<&CStr> {
@@ -95,10 +88,7 @@ impl Block {
     fn make_pointers(&mut self) -> sys::Result<()> {
         let base = self.bytes.as_ptr() as u64;
         let size = self.bytes.len() as u64;
-        for (at, count) in [
-            (self.head.argv_at, self.head.argc),
-            (self.head.envp_at, self.head.envc),
-        ] {
+        for (at, count) in [(self.head.argv_at, self.head.argc), (self.head.envp_at, self.head.envc)] {
             self.table(at, u64::from(count) + 1, 8)?;
             let (start, count) = (at as usize, count as usize);
             for entry in 0..=count {
@@ -128,11 +118,7 @@ fn set_up(ghost: &mut Ghost, block: &Block, files: &[i32]) -> sys::Result<()> {
     let head = &block.head;
     let cwd = block.text(head.cwd_at)?;
     session(head)?;
-    place_files(
-        ghost,
-        files,
-        block.table(head.fds_at, u64::from(head.nfds), 4)?,
-    )?;
+    place_files(ghost, files, block.table(head.fds_at, u64::from(head.nfds), 4)?)?;
     if head.flags & flag::CTTY != 0 {
         sys::take_terminal(0)?;
     }
@@ -143,15 +129,10 @@ fn set_up(ghost: &mut Ghost, block: &Block, files: &[i32]) -> sys::Result<()> {
     // A ghost that may not raise its priority goes on with the one it has.
     let _ = sys::set_nice(head.nice);
     limits(block.table(head.rlimits_at, u64::from(head.nrlimits), 16)?)?;
-    identity(
-        head,
-        block.table(head.groups_at, u64::from(head.ngroups), 4)?,
-    )?;
+    identity(head, block.table(head.groups_at, u64::from(head.ngroups), 4)?)?;
     if entered.is_err() {
         match sys::chdir(cwd) {
-            Err(Errno(errno::ENOENT | errno::ENOTDIR)) if head.flags & flag::CWD_OPTIONAL != 0 => {
-                sys::chdir(c"/")?
-            }
+            Err(Errno(errno::ENOENT | errno::ENOTDIR)) if head.flags & flag::CWD_OPTIONAL != 0 => sys::chdir(c"/")?,
             other => other?,
         }
     }
@@ -159,11 +140,7 @@ fn set_up(ghost: &mut Ghost, block: &Block, files: &[i32]) -> sys::Result<()> {
         sys::prctl(Prctl::SetNoNewPrivs, 1, 0)?;
     }
     // After the identity, whose change forgets it.
-    sys::prctl(
-        Prctl::SetParentDeathSignal,
-        head.pdeathsig as u32 as usize,
-        0,
-    )?;
+    sys::prctl(Prctl::SetParentDeathSignal, head.pdeathsig as u32 as usize, 0)?;
     dispositions(head.ignored)
 }
 
@@ -220,23 +197,8 @@ fn place_files(ghost: &mut Ghost, files: &[i32], numbers: &[u8]) -> sys::Result<
 fn make_room(highest: u32) -> sys::Result<()> {
     let old = sys::limit(RLIMIT_NOFILE)?;
     let wanted = u64::from(highest) + 2 * MAX_FDS as u64;
-    if old.soft < wanted
-        && sys::set_limit(
-            RLIMIT_NOFILE,
-            Limit {
-                soft: wanted,
-                hard: old.hard.max(wanted),
-            },
-        )
-        .is_err()
-    {
-        sys::set_limit(
-            RLIMIT_NOFILE,
-            Limit {
-                soft: old.hard,
-                hard: old.hard,
-            },
-        )?;
+    if old.soft < wanted && sys::set_limit(RLIMIT_NOFILE, Limit { soft: wanted, hard: old.hard.max(wanted) }).is_err() {
+        sys::set_limit(RLIMIT_NOFILE, Limit { soft: old.hard, hard: old.hard })?;
     }
     Ok(())
 }
@@ -244,18 +206,12 @@ fn make_room(highest: u32) -> sys::Result<()> {
 /// Sets limits in the order of their numbers; those that this kernel does not know end the table.
 fn limits(table: &[u8]) -> sys::Result<()> {
     for (which, pair) in (0u32..).zip(table.chunks_exact(16)) {
-        let wanted = Limit {
-            soft: word(&pair[..8]),
-            hard: word(&pair[8..]),
-        };
+        let wanted = Limit { soft: word(&pair[..8]), hard: word(&pair[8..]) };
         match sys::set_limit(which, wanted) {
             Ok(()) => {}
             Err(Errno(errno::EPERM)) => {
                 let hard = sys::limit(which)?.hard;
-                let capped = Limit {
-                    soft: wanted.soft.min(hard),
-                    hard: wanted.hard.min(hard),
-                };
+                let capped = Limit { soft: wanted.soft.min(hard), hard: wanted.hard.min(hard) };
                 sys::set_limit(which, capped)?;
             }
             Err(Errno(errno::EINVAL)) if wanted.soft <= wanted.hard => break,
@@ -285,22 +241,14 @@ fn identity(head: &Head, groups: &[u8]) -> sys::Result<()> {
     sys::setresuid(head.ruid, head.euid, head.suid)?;
     let inheritable = head.cap_inheritable;
     let permitted = before.permitted;
-    sys::set_caps(Caps {
-        effective: permitted,
-        permitted,
-        inheritable,
-    })?;
+    sys::set_caps(Caps { effective: permitted, permitted, inheritable })?;
     sys::prctl(Prctl::Ambient, ambient::CLEAR_ALL, 0)?;
     for capability in (0..64).filter(|c| head.cap_ambient >> c & 1 != 0) {
         sys::prctl(Prctl::Ambient, ambient::RAISE, capability)?;
     }
     if head.euid != 0 {
         let left = head.cap_ambient;
-        sys::set_caps(Caps {
-            effective: left,
-            permitted: left,
-            inheritable,
-        })?;
+        sys::set_caps(Caps { effective: left, permitted: left, inheritable })?;
     }
     Ok(())
 }
@@ -318,14 +266,7 @@ fn dispositions(ignored: u64) -> sys::Result<()> {
             }
         } else if now == Action::Ignore {
             let harmless = [sig::CHLD, sig::CONT, sig::URG, sig::WINCH].contains(&signal);
-            sys::set_action(
-                signal,
-                if harmless {
-                    Action::Handler
-                } else {
-                    Action::Default
-                },
-            )?;
+            sys::set_action(signal, if harmless { Action::Handler } else { Action::Default })?;
         }
     }
     Ok(())

@@ -12,9 +12,7 @@ pub(crate) fn clone(ghost: &mut Ghost, msg: &Msg, payload: &[u8]) -> sys::Result
     let role = match payload {
         [] if ghost.role == Role::Init => Role::Skeleton,
         [] => ghost.role,
-        text => role_of(text)
-            .filter(|role| *role != Role::Init)
-            .ok_or(INVALID)?,
+        text => role_of(text).filter(|role| *role != Role::Init).ok_or(INVALID)?,
     };
     let pid = match int(msg.a)? {
         0 => None,
@@ -22,11 +20,7 @@ pub(crate) fn clone(ghost: &mut Ghost, msg: &Msg, payload: &[u8]) -> sys::Result
         _ => return Err(INVALID),
     };
     // A sibling takes over our own exit signal; the kernel wants none given.
-    let (flags, exit_signal) = if msg.b & 1 != 0 {
-        (CLONE_PARENT, 0)
-    } else {
-        (0, sig::CHLD)
-    };
+    let (flags, exit_signal) = if msg.b & 1 != 0 { (CLONE_PARENT, 0) } else { (0, sig::CHLD) };
     match sys::clone_process(flags, exit_signal, pid)? {
         0 => {
             ghost.begin_anew(role);

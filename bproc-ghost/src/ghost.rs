@@ -118,20 +118,8 @@ impl Ghost {
 
     fn wait(&mut self, inbox: &mut Inbox) {
         let mut fds = [
-            PollFd {
-                fd: self.link.fd(),
-                events: POLLIN,
-                revents: 0,
-            },
-            PollFd {
-                fd: if self.queue.has_room() {
-                    self.signals
-                } else {
-                    -1
-                },
-                events: POLLIN,
-                revents: 0,
-            },
+            PollFd { fd: self.link.fd(), events: POLLIN, revents: 0 },
+            PollFd { fd: if self.queue.has_room() { self.signals } else { -1 }, events: POLLIN, revents: 0 },
         ];
         let until = match (self.link.is_up(), self.children.is_due()) {
             (false, _) => Some(&mut self.retry),
@@ -155,8 +143,7 @@ impl Ghost {
             let (signal, code) = (info.signal(), info.code());
             if signal == sig::CHLD && code > 0 {
                 let ended = matches!(code, cld::EXITED | cld::KILLED | cld::DUMPED);
-                self.children
-                    .changed(ended.then_some(info.pid()), &mut self.link);
+                self.children.changed(ended.then_some(info.pid()), &mut self.link);
             } else if !is_wake_call(&info) {
                 let number = self.queue.push(&info);
                 self.link.send(signal_message(number, &info), &info.0);
@@ -166,17 +153,9 @@ impl Ghost {
 }
 
 fn is_wake_call(info: &SigInfo) -> bool {
-    info.signal() == sig::CONT
-        && info.code() == si::QUEUE
-        && info.uid() == 0
-        && info.value() == WAKE_VALUE
+    info.signal() == sig::CONT && info.code() == si::QUEUE && info.uid() == 0 && info.value() == WAKE_VALUE
 }
 
 fn signal_message(number: u32, info: &SigInfo) -> Msg {
-    Msg {
-        op: ev::SIGNAL,
-        tag: number,
-        a: i64::from(info.signal()),
-        ..Msg::default()
-    }
+    Msg { op: ev::SIGNAL, tag: number, a: i64::from(info.signal()), ..Msg::default() }
 }

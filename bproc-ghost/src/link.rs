@@ -19,12 +19,7 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) const fn new() -> Link {
-        Link {
-            path: None,
-            up: false,
-            socket: 0,
-            pause: 0,
-        }
+        Link { path: None, up: false, socket: 0, pause: 0 }
     }
 
     pub(crate) fn set_path(&mut self, path: &'static [u8]) {
@@ -79,11 +74,7 @@ impl Link {
             return false;
         }
         let mut head = [0; Msg::SIZE];
-        Msg {
-            len: payload.len() as u32,
-            ..msg
-        }
-        .put(&mut head);
+        Msg { len: payload.len() as u32, ..msg }.put(&mut head);
         match sys::send(self.socket, &head, payload) {
             Ok(()) => true,
             Err(Errno(_)) => {

@@ -18,11 +18,7 @@ pub(crate) struct Queue {
 
 impl Queue {
     pub(crate) const fn new() -> Queue {
-        Queue {
-            ring: [SigInfo::ZERO; ROOM],
-            newest: 0,
-            waiting: 0,
-        }
+        Queue { ring: [SigInfo::ZERO; ROOM], newest: 0, waiting: 0 }
     }
 
     pub(crate) fn newest(&self) -> u32 {

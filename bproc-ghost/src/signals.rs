@@ -13,17 +13,8 @@ const fn bit(signal: i32) -> u64 {
 /// Ends by a signal without leaving a core. A signal that does not end a process, or that the first process of a
 /// namespace is immune to, is shown as a shell would: exit code 128 + signal.
 pub(crate) fn die(signal: i64) -> ! {
-    let harmless = [
-        sig::CHLD,
-        sig::CONT,
-        sig::STOP,
-        sig::TSTP,
-        sig::TTIN,
-        sig::TTOU,
-        sig::URG,
-        sig::WINCH,
-    ]
-    .map(i64::from);
+    let harmless =
+        [sig::CHLD, sig::CONT, sig::STOP, sig::TSTP, sig::TTIN, sig::TTOU, sig::URG, sig::WINCH].map(i64::from);
     if (1..=i64::from(sig::MAX)).contains(&signal) && !harmless.contains(&signal) {
         let signal = signal as i32;
         let _ = sys::set_limit(RLIMIT_CORE, Limit::default());
@@ -90,8 +81,7 @@ fn send_plainly(info: &SigInfo, target: i32, thread: Option<i32>) -> sys::Result
 fn send_as(info: &SigInfo, target: i32, thread: Option<i32>) -> sys::Result<()> {
     let child = match sys::clone_process(0, 0, Some(info.pid())) {
         Ok(0) => {
-            let sent = sys::setresuid(info.uid(), u32::MAX, u32::MAX)
-                .and_then(|()| send_plainly(info, target, thread));
+            let sent = sys::setresuid(info.uid(), u32::MAX, u32::MAX).and_then(|()| send_plainly(info, target, thread));
             sys::exit(sent.err().map_or(0, |Errno(number)| number));
         }
         Ok(child) => child,
@@ -104,12 +94,7 @@ fn send_as(info: &SigInfo, target: i32, thread: Option<i32>) -> sys::Result<()> 
         Err(error) => return Err(error),
     };
     let mut end = SigInfo::ZERO;
-    while let Err(error) = sys::waitid(
-        Whose::Pid(child),
-        wait::EXITED | wait::ALL_KINDS,
-        &mut end,
-        None,
-    ) {
+    while let Err(error) = sys::waitid(Whose::Pid(child), wait::EXITED | wait::ALL_KINDS, &mut end, None) {
         if error != Errno(errno::EINTR) {
             return Err(error);
         }

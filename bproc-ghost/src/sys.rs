@@ -24,11 +24,7 @@ unsafe fn call(number: usize, a: [usize; 6]) -> Result<usize> {
             in("rdi") a[0], in("rsi") a[1], in("rdx") a[2], in("r10") a[3], in("r8") a[4], in("r9") a[5],
             lateout("rcx") _, lateout("r11") _, options(nostack));
     }
-    if (-4095..0).contains(&value) {
-        Err(Errno(-value as i32))
-    } else {
-        Ok(value as usize)
-    }
+    if (-4095..0).contains(&value) { Err(Errno(-value as i32)) } else { Ok(value as usize) }
 }
 
 /// A system call whose arguments are numbers.

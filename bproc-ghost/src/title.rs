@@ -44,11 +44,7 @@ impl Title {
             area = Some(bytes);
         }
         let done = sys::set_mm_map(&map);
-        let unused = if done.is_ok() {
-            core::mem::replace(&mut self.area, area)
-        } else {
-            area
-        };
+        let unused = if done.is_ok() { core::mem::replace(&mut self.area, area) } else { area };
         if let Some(bytes) = unused {
             sys::unmap(bytes);
         }
@@ -78,11 +74,7 @@ fn current() -> sys::Result<MmMap> {
     let stat = sys::read_file(c"/proc/self/stat", &mut text)?;
     // The name, field 2, may contain anything; the last parenthesis ends it.
     let name_end = stat.iter().rposition(|b| *b == b')').ok_or(INVALID)?;
-    let fields = || {
-        stat[name_end + 1..]
-            .split(|b| b.is_ascii_whitespace())
-            .filter(|f| !f.is_empty())
-    };
+    let fields = || stat[name_end + 1..].split(|b| b.is_ascii_whitespace()).filter(|f| !f.is_empty());
     let field = |n: usize| fields().nth(n - 3).and_then(number).ok_or(INVALID);
     Ok(MmMap {
         start_code: field(26)?,

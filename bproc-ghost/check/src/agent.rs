@@ -17,20 +17,9 @@ pub fn binary() -> PathBuf {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
         let test = std::env::current_exe().expect("own path");
-        let target = test
-            .ancestors()
-            .nth(3)
-            .expect("target/PROFILE/deps/TEST")
-            .to_owned();
+        let target = test.ancestors().nth(3).expect("target/PROFILE/deps/TEST").to_owned();
         let done = Command::new(env!("CARGO"))
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "--package",
-                "bproc-ghost",
-                "--target-dir",
-            ])
+            .args(["build", "--quiet", "--release", "--package", "bproc-ghost", "--target-dir"])
             .arg(&target)
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .status()
@@ -62,12 +51,7 @@ struct Child {
 
 impl Child {
     /// Forks, and becomes the ghost. `flags` are new namespaces.
-    fn start(
-        flags: i32,
-        program: &std::path::Path,
-        uid: Option<u32>,
-        environment: &[String],
-    ) -> Child {
+    fn start(flags: i32, program: &std::path::Path, uid: Option<u32>, environment: &[String]) -> Child {
         let text = |t: &str| CString::new(t).expect("no NUL");
         let program = text(program.to_str().expect("text"));
         let environment: Vec<_> = environment.iter().map(|e| text(e)).collect();
@@ -81,13 +65,7 @@ impl Child {
                 let mut fine = libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0;
                 if flags & libc::CLONE_NEWNS != 0 {
                     let kind = libc::MS_REC | libc::MS_PRIVATE;
-                    fine &= libc::mount(
-                        c"none".as_ptr(),
-                        c"/".as_ptr(),
-                        std::ptr::null(),
-                        kind,
-                        std::ptr::null(),
-                    ) == 0;
+                    fine &= libc::mount(c"none".as_ptr(), c"/".as_ptr(), std::ptr::null(), kind, std::ptr::null()) == 0;
                 }
                 if let Some(uid) = uid {
                     fine &= libc::syscall(libc::SYS_setgroups, 0, 0) == 0;
@@ -138,18 +116,12 @@ impl Ghost {
     /// # Panics
     /// When it does not connect.
     pub fn start_as(mut listener: Listener, program: &std::path::Path, uid: Option<u32>) -> Ghost {
-        let environment = [
-            format!("{ENV_SOCKET}={}", listener.path().display()),
-            format!("{ENV_PDEATH}={}", std::process::id()),
-        ];
+        let environment =
+            [format!("{ENV_SOCKET}={}", listener.path().display()), format!("{ENV_PDEATH}={}", std::process::id())];
         let child = Child::start(0, program, uid, &environment);
         let conn = listener.accept(child.pid);
         assert_eq!(conn.hello.c, i64::from(std::process::id()));
-        Ghost {
-            child,
-            listener,
-            conn,
-        }
+        Ghost { child, listener, conn }
     }
 
     /// Its pid.
@@ -174,9 +146,7 @@ impl Ghost {
     /// Sends it a signal by sigqueue.
     pub fn queue(&self, signal: i32, value: u64) {
         assert!(!self.child.reaped);
-        let value = libc::sigval {
-            sival_ptr: value as *mut libc::c_void,
-        };
+        let value = libc::sigval { sival_ptr: value as *mut libc::c_void };
         // SAFETY: a child of ours that was not reaped.
         let done = unsafe { libc::sigqueue(self.child.pid, signal, value) };
         assert_eq!(done, 0, "sigqueue: {}", Error::last_os_error());
@@ -199,22 +169,10 @@ impl Space {
     /// When it does not come up.
     pub fn start() -> Space {
         let mut listener = Listener::new();
-        let environment = [
-            format!("{ENV_SOCKET}={}", listener.path().display()),
-            format!("{ENV_ROLE}=2"),
-        ];
-        let child = Child::start(
-            libc::CLONE_NEWPID | libc::CLONE_NEWNS,
-            &binary(),
-            None,
-            &environment,
-        );
+        let environment = [format!("{ENV_SOCKET}={}", listener.path().display()), format!("{ENV_ROLE}=2")];
+        let child = Child::start(libc::CLONE_NEWPID | libc::CLONE_NEWNS, &binary(), None, &environment);
         let init = listener.accept(1);
-        Space {
-            _child: child,
-            listener,
-            init,
-        }
+        Space { _child: child, listener, init }
     }
 
     /// The agent goes away: no connection of init, no socket.

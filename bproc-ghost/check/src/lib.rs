@@ -37,40 +37,21 @@ pub fn parts(info: &[u8]) -> (i32, i32, i32, u32, u64) {
 /// A memfd with these bytes.
 pub fn memfd(bytes: &[u8]) -> File {
     // SAFETY: a constant name; the descriptor is new and ours.
-    let mut file =
-        unsafe { File::from_raw_fd(libc::memfd_create(c"block".as_ptr(), libc::MFD_CLOEXEC)) };
+    let mut file = unsafe { File::from_raw_fd(libc::memfd_create(c"block".as_ptr(), libc::MFD_CLOEXEC)) };
     file.write_all(bytes).expect("memfd takes the bytes");
     file
 }
 
 /// Head of a block for root with everything that a process usually has.
 pub fn root_head() -> Head {
-    Head {
-        umask: 0o22,
-        cap_bounding: u64::MAX,
-        ..Head::default()
-    }
+    Head { umask: 0o22, cap_bounding: u64::MAX, ..Head::default() }
 }
 
 /// An exec block of `sh -c SCRIPT` whose standard output is the only descriptor.
 pub fn shell<'a>(head: Head, script: &str, change: impl FnOnce(&mut Builder<'a>)) -> File {
     let argv = ["sh", "-c", script].map(|a| a.as_bytes().to_vec());
     let envp = [b"PATH=/usr/bin:/bin".to_vec(), b"GREETING=hello".to_vec()];
-    let mut builder = Builder {
-        head,
-        path: b"/bin/sh",
-        cwd: b"/",
-        fds: &[1],
-        ..Builder::default()
-    };
+    let mut builder = Builder { head, path: b"/bin/sh", cwd: b"/", fds: &[1], ..Builder::default() };
     change(&mut builder);
-    memfd(
-        &Builder {
-            argv: &argv,
-            envp: &envp,
-            ..builder
-        }
-        .build()
-        .expect("a good block"),
-    )
+    memfd(&Builder { argv: &argv, envp: &envp, ..builder }.build().expect("a good block"))
 }

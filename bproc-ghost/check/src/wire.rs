@@ -21,11 +21,7 @@ pub struct Packet {
 }
 
 fn wait_readable(fd: RawFd) -> Result<()> {
-    let mut entry = libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    };
+    let mut entry = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     // SAFETY: one live entry.
     match unsafe { libc::poll(&mut entry, 1, LIMIT) } {
         0 => Err(Error::from(ErrorKind::TimedOut)),
@@ -51,14 +47,9 @@ impl Listener {
         let mut template = *b"/tmp/ghost-check-XXXXXX\0";
         // SAFETY: a writable NUL-terminated template.
         assert!(!unsafe { libc::mkdtemp(template.as_mut_ptr().cast()) }.is_null());
-        let directory =
-            PathBuf::from(std::str::from_utf8(&template[..template.len() - 1]).expect("text"));
+        let directory = PathBuf::from(std::str::from_utf8(&template[..template.len() - 1]).expect("text"));
         chmod(&directory, 0o755);
-        Listener {
-            fd: bind(&directory.join("sock")),
-            directory,
-            early: Vec::new(),
-        }
+        Listener { fd: bind(&directory.join("sock")), directory, early: Vec::new() }
     }
 
     /// Path of the socket.
@@ -107,22 +98,12 @@ impl Listener {
         wait_readable(self.fd.as_raw_fd()).expect("a ghost connects");
         // SAFETY: no address wanted.
         let fd = unsafe {
-            libc::accept4(
-                self.fd.as_raw_fd(),
-                std::ptr::null_mut(),
-                std::ptr::null_mut(),
-                libc::SOCK_CLOEXEC,
-            )
+            libc::accept4(self.fd.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
         };
         assert!(fd >= 0, "accept: {}", Error::last_os_error());
         // SAFETY: a fresh descriptor of ours.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let mut conn = Conn {
-            fd,
-            hello: Msg::default(),
-            backlog: VecDeque::new(),
-            tag: 0,
-        };
+        let mut conn = Conn { fd, hello: Msg::default(), backlog: VecDeque::new(), tag: 0 };
         let hello = conn.receive().expect("the first packet");
         assert_eq!(hello.msg.op, ev::HELLO);
         conn.hello = hello.msg;
@@ -158,12 +139,7 @@ fn bind(path: &Path) -> OwnedFd {
             *to = *from as libc::c_char;
         }
         let size = size_of::<libc::sockaddr_un>() as libc::socklen_t;
-        assert_eq!(
-            libc::bind(fd, (&raw const address).cast(), size),
-            0,
-            "bind: {}",
-            Error::last_os_error()
-        );
+        assert_eq!(libc::bind(fd, (&raw const address).cast(), size), 0, "bind: {}", Error::last_os_error());
         assert_eq!(libc::listen(fd, 64), 0);
         OwnedFd::from_raw_fd(fd)
     };
@@ -201,13 +177,7 @@ impl Conn {
         let mut len = size_of::<libc::ucred>() as libc::socklen_t;
         // SAFETY: a live record of this size.
         let done = unsafe {
-            libc::getsockopt(
-                self.fd.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_PEERCRED,
-                (&raw mut cred).cast(),
-                &mut len,
-            )
+            libc::getsockopt(self.fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut cred).cast(), &mut len)
         };
         assert!(done == 0 && cred.pid > 1);
         cred.pid
@@ -223,14 +193,7 @@ impl Conn {
         wait_readable(self.fd.as_raw_fd()).expect("the ghost says something");
         let mut bytes = [0u8; MAX_PACKET];
         // SAFETY: the buffer is writable for its length.
-        let n = unsafe {
-            libc::recv(
-                self.fd.as_raw_fd(),
-                bytes.as_mut_ptr().cast(),
-                bytes.len(),
-                0,
-            )
-        };
+        let n = unsafe { libc::recv(self.fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), 0) };
         let msg = Msg::get(bytes.get(..usize::try_from(n).ok()?)?)?;
         let payload = bytes[Msg::SIZE..n as usize].to_vec();
         assert_eq!(payload.len(), msg.len as usize);
@@ -262,10 +225,7 @@ impl Conn {
     /// Sends a packet as it is.
     pub fn send_raw(&self, bytes: &[u8], fds: &[RawFd]) {
         let mut control = [0u64; 136];
-        let mut part = libc::iovec {
-            iov_base: bytes.as_ptr().cast_mut().cast(),
-            iov_len: bytes.len(),
-        };
+        let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         // SAFETY: zero is a value of the record; the control buffer is aligned and has room for 253 descriptors.
         let sent = unsafe {
             let mut message: libc::msghdr = std::mem::zeroed();
@@ -279,35 +239,18 @@ impl Conn {
                 (*head).cmsg_level = libc::SOL_SOCKET;
                 (*head).cmsg_type = libc::SCM_RIGHTS;
                 (*head).cmsg_len = libc::CMSG_LEN(size) as usize;
-                std::ptr::copy_nonoverlapping(
-                    fds.as_ptr(),
-                    libc::CMSG_DATA(head).cast(),
-                    fds.len(),
-                );
+                std::ptr::copy_nonoverlapping(fds.as_ptr(), libc::CMSG_DATA(head).cast(), fds.len());
             }
             libc::sendmsg(self.fd.as_raw_fd(), &message, libc::MSG_NOSIGNAL)
         };
-        assert_eq!(
-            sent,
-            bytes.len() as isize,
-            "send: {}",
-            Error::last_os_error()
-        );
+        assert_eq!(sent, bytes.len() as isize, "send: {}", Error::last_os_error());
     }
 
     /// Sends a command and gives its tag.
     pub fn send(&mut self, op: u32, a: i64, b: i64, payload: &[u8], fds: &[RawFd]) -> u32 {
         self.tag += 1;
         let mut bytes = vec![0; Msg::SIZE];
-        Msg {
-            op,
-            tag: self.tag,
-            a,
-            b,
-            len: payload.len() as u32,
-            ..Msg::default()
-        }
-        .put(&mut bytes);
+        Msg { op, tag: self.tag, a, b, len: payload.len() as u32, ..Msg::default() }.put(&mut bytes);
         bytes.extend(payload);
         self.send_raw(&bytes, fds);
         self.tag
@@ -334,10 +277,7 @@ impl Conn {
     /// Makes a child with this pid and role and gives its connection.
     pub fn clone_child(&mut self, listener: &mut Listener, pid: i32, role: Role) -> Conn {
         let digit = [b'0' + role as u8];
-        assert_eq!(
-            self.call_with(op::CLONE, i64::from(pid), 0, &digit, &[]),
-            i64::from(pid)
-        );
+        assert_eq!(self.call_with(op::CLONE, i64::from(pid), 0, &digit, &[]), i64::from(pid));
         listener.accept(pid)
     }
 }

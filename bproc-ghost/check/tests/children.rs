@@ -23,18 +23,9 @@ fn ends(conn: &mut Conn, code: i64) {
 
 /// State letter and parent of a process of this machine.
 fn state(pid: i32) -> (char, String) {
-    let stat =
-        std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("there is such a process");
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("there is such a process");
     let mut fields = stat.rsplit_once(')').expect("a name").1.split_whitespace();
-    (
-        fields
-            .next()
-            .expect("state")
-            .chars()
-            .next()
-            .expect("letter"),
-        fields.next().expect("ppid").into(),
-    )
+    (fields.next().expect("state").chars().next().expect("letter"), fields.next().expect("ppid").into())
 }
 
 #[test]
@@ -45,10 +36,7 @@ fn a_tree_has_the_pids_and_parents_that_were_asked_for() {
     assert_eq!((father.hello.c, father.role()), (1, Role::Skeleton as i64));
     assert_eq!(father.call(op::SETSID, 0, 0), 500);
     let child = father.clone_child(&mut space.listener, 77_777, Role::Ghost);
-    assert_eq!(
-        (child.hello.c, child.role(), child.hello.d),
-        (500, Role::Ghost as i64, 0)
-    );
+    assert_eq!((child.hello.c, child.role(), child.hello.d), (500, Role::Ghost as i64, 0));
     // CLONE_PARENT makes a sibling of the one that is asked.
     let mut child = child;
     assert_eq!(child.call(op::CLONE, 600, 1), 600);
@@ -72,10 +60,7 @@ fn a_tree_has_the_pids_and_parents_that_were_asked_for() {
 #[test]
 fn pids_follow_the_cursor_when_none_is_asked_for() {
     let mut space = Space::start();
-    assert_eq!(
-        space.call(op::LAST_PID, 9_000_000_000, 0),
-        -i64::from(libc::EINVAL)
-    );
+    assert_eq!(space.call(op::LAST_PID, 9_000_000_000, 0), -i64::from(libc::EINVAL));
     assert_eq!(space.call(op::LAST_PID, 40_000, 0), 0);
     assert_eq!(space.call(op::CLONE, 0, 0), 40_001);
     let mut child = space.listener.accept(40_001);
@@ -88,28 +73,14 @@ fn an_end_is_told_with_status_and_usage_and_waits_for_the_reaper() {
     let mut space = Space::start();
     let mut child = space.clone_child(300, Role::Skeleton);
     let outer = child.outer_pid();
-    let block = shell(
-        root_head(),
-        "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; kill -ABRT $$",
-        |b| b.fds = &[],
-    );
+    let block = shell(root_head(), "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; kill -ABRT $$", |b| b.fds = &[]);
     child.send(op::EXEC, 0, 0, &[], &[block.as_raw_fd()]);
     let packet = space.report(ev::CHILD);
     assert_eq!((packet.msg.a, packet.msg.b), (300, KILLED));
-    assert_eq!(
-        Status::from_raw(packet.msg.c as i32),
-        Status::Killed {
-            signal: libc::SIGABRT as u8,
-            core: false
-        }
-    );
+    assert_eq!(Status::from_raw(packet.msg.c as i32), Status::Killed { signal: libc::SIGABRT as u8, core: false });
     assert_eq!(packet.payload.len(), 144);
-    let long =
-        |at: usize| i64::from_ne_bytes(packet.payload[at..at + 8].try_into().expect("8 bytes"));
-    assert!(
-        long(0) * 1_000_000 + long(8) + long(16) * 1_000_000 + long(24) > 0,
-        "some CPU time"
-    );
+    let long = |at: usize| i64::from_ne_bytes(packet.payload[at..at + 8].try_into().expect("8 bytes"));
+    assert!(long(0) * 1_000_000 + long(8) + long(16) * 1_000_000 + long(24) > 0, "some CPU time");
     assert!(long(32) > 100, "ru_maxrss in KiB");
     assert_eq!(state(outer).0, 'Z');
     assert_eq!(space.call(op::REAP, 300, 0), 300);
@@ -120,17 +91,13 @@ fn an_end_is_told_with_status_and_usage_and_waits_for_the_reaper() {
 #[test]
 fn two_hundred_ends_at_once_are_all_told() {
     let mut space = Space::start();
-    let mut children: Vec<_> = (1000..1200)
-        .map(|pid| space.clone_child(pid, Role::Skeleton))
-        .collect();
+    let mut children: Vec<_> = (1000..1200).map(|pid| space.clone_child(pid, Role::Skeleton)).collect();
     for (code, child) in children.iter_mut().enumerate() {
         ends(child, code as i64);
     }
     let mut told: Vec<_> = (0..200).map(|_| change(&mut space)).collect();
     told.sort_unstable();
-    let wanted: Vec<_> = (0..200)
-        .map(|n| (1000 + n, EXITED, (n as i32) << 8))
-        .collect();
+    let wanted: Vec<_> = (0..200).map(|n| (1000 + n, EXITED, (n as i32) << 8)).collect();
     assert_eq!(told, wanted);
     for pid in 1000..1200 {
         assert_eq!(space.call(op::REAP, pid, 0), pid);
@@ -145,9 +112,7 @@ fn two_hundred_ends_at_once_are_all_told() {
 #[test]
 fn a_thousand_ends_wait_for_an_agent_that_is_away() {
     let mut space = Space::start();
-    let mut children: Vec<_> = (1000..2000)
-        .map(|pid| space.clone_child(pid, Role::Skeleton))
-        .collect();
+    let mut children: Vec<_> = (1000..2000).map(|pid| space.clone_child(pid, Role::Skeleton)).collect();
     // Some are told already and not reaped.
     ends(&mut children[3], 3);
     assert_eq!(change(&mut space), (1003, EXITED, 3 << 8));
@@ -181,9 +146,7 @@ fn a_ghost_keeps_its_zombies_to_itself_until_asked() {
     let mut ghost = Ghost::start();
     // Far above what this machine is likely to use.
     let child_pid = 4_000_000 + (std::process::id() % 100_000) as i32;
-    let mut child = ghost
-        .conn
-        .clone_child(&mut ghost.listener, child_pid, Role::Ghost);
+    let mut child = ghost.conn.clone_child(&mut ghost.listener, child_pid, Role::Ghost);
     let outer = child.outer_pid();
     ends(&mut child, 6);
     assert!(child.receive().is_none());
@@ -193,12 +156,6 @@ fn a_ghost_keeps_its_zombies_to_itself_until_asked() {
     assert_eq!(ghost.conn.call_with(op::NAME, 0, 0, b"x", &[]), 0);
     assert_eq!(ghost.conn.kept(ev::CHILD), 0);
     assert_eq!(ghost.conn.call(op::WATCH_CHILDREN, 0, 0), 0);
-    assert_eq!(
-        change(&mut ghost.conn),
-        (i64::from(child_pid), EXITED, 6 << 8)
-    );
-    assert_eq!(
-        ghost.conn.call(op::REAP, i64::from(child_pid), 0),
-        i64::from(child_pid)
-    );
+    assert_eq!(change(&mut ghost.conn), (i64::from(child_pid), EXITED, 6 << 8));
+    assert_eq!(ghost.conn.call(op::REAP, i64::from(child_pid), 0), i64::from(child_pid));
 }

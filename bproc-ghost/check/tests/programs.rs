@@ -9,21 +9,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 
 /// Lets the skeleton become `sh -c SCRIPT` and gives what it prints; success shows as end of the connection.
-fn output<'a>(
-    conn: &mut Conn,
-    head: Head,
-    script: &str,
-    change: impl FnOnce(&mut Builder<'a>),
-) -> String {
+fn output<'a>(conn: &mut Conn, head: Head, script: &str, change: impl FnOnce(&mut Builder<'a>)) -> String {
     let (mut reader, writer) = pipe().expect("a pipe");
     let block = shell(head, script, change);
-    conn.send(
-        op::EXEC,
-        0,
-        0,
-        &[],
-        &[block.as_raw_fd(), writer.as_raw_fd()],
-    );
+    conn.send(op::EXEC, 0, 0, &[], &[block.as_raw_fd(), writer.as_raw_fd()]);
     drop(writer);
     while let Some(packet) = conn.receive() {
         assert_ne!(packet.msg.op, ev::RESULT, "exec failed: {}", packet.msg.a);
@@ -36,13 +25,7 @@ fn output<'a>(
 /// A block for one program without arguments but its name.
 fn program(path: &str, cwd: &str, head: Head) -> File {
     let argv = [b"name".to_vec()];
-    let builder = Builder {
-        head,
-        path: path.as_bytes(),
-        cwd: cwd.as_bytes(),
-        argv: &argv,
-        ..Builder::default()
-    };
+    let builder = Builder { head, path: path.as_bytes(), cwd: cwd.as_bytes(), argv: &argv, ..Builder::default() };
     memfd(&builder.build().expect("a good block"))
 }
 
@@ -50,16 +33,8 @@ fn program(path: &str, cwd: &str, head: Head) -> File {
 fn arguments_environment_and_descriptors() {
     let mut space = Space::start();
     let mut conn = space.clone_child(300, Role::Skeleton);
-    let text = output(
-        &mut conn,
-        root_head(),
-        "echo $GREETING $# $$ $PPID; ls /proc/$$/fd; exit 42",
-        |_| {},
-    );
-    assert_eq!(
-        text.split_whitespace().collect::<Vec<_>>(),
-        ["hello", "0", "300", "1", "1"]
-    );
+    let text = output(&mut conn, root_head(), "echo $GREETING $# $$ $PPID; ls /proc/$$/fd; exit 42", |_| {});
+    assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["hello", "0", "300", "1", "1"]);
     assert_eq!(space.report(ev::CHILD).msg.c, 42 << 8);
 }
 
@@ -69,17 +44,9 @@ fn descriptors_may_be_exchanged_and_lie_above_the_limit() {
     let mut conn = space.clone_child(300, Role::Skeleton);
     let (mut reader, writer) = pipe().expect("a pipe");
     // The socket and the signalfd of the ghost are 0 and 1, the received ones follow: all of these collide.
-    let files: Vec<_> = (0..8)
-        .map(|n| memfd(format!("file {n}").as_bytes()))
-        .collect();
+    let files: Vec<_> = (0..8).map(|n| memfd(format!("file {n}").as_bytes())).collect();
     let numbers = [1, 8, 7, 6, 5, 4, 3, 0, 1500];
-    let limits = [
-        (u64::MAX, u64::MAX),
-        (u64::MAX, u64::MAX),
-        (u64::MAX, u64::MAX),
-        (8 << 20, u64::MAX),
-        (0, 0),
-    ];
+    let limits = [(u64::MAX, u64::MAX), (u64::MAX, u64::MAX), (u64::MAX, u64::MAX), (8 << 20, u64::MAX), (0, 0)];
     let mut limits = limits.to_vec();
     limits.extend([(u64::MAX, u64::MAX), (u64::MAX, u64::MAX), (64, 64)]);
     let script = "for n in 8 7 6 5 4 3 0; do cat /proc/$$/fd/$n; done; cat /proc/$$/fd/1500; ls /proc/$$/fd | wc -l";
@@ -94,10 +61,7 @@ fn descriptors_may_be_exchanged_and_lie_above_the_limit() {
     assert!(conn.receive().is_none());
     let mut text = String::new();
     reader.read_to_string(&mut text).expect("text");
-    assert_eq!(
-        text.trim(),
-        "file 0file 1file 2file 3file 4file 5file 6file 79"
-    );
+    assert_eq!(text.trim(), "file 0file 1file 2file 3file 4file 5file 6file 79");
 }
 
 #[test]
@@ -127,16 +91,7 @@ fn identity_limits_mask_and_place() {
     // The shell's own reading: to wait for a child it would unblock all.
     let script = "while read -r line; do echo $line; done </proc/$$/status; umask; pwd; ulimit -n; ulimit -Hn; ulimit -c; nice; cut -d' ' -f5,6 /proc/self/stat";
     let unlimited = (u64::MAX, u64::MAX);
-    let limits = [
-        unlimited,
-        unlimited,
-        unlimited,
-        (8 << 20, u64::MAX),
-        (512, 1024),
-        unlimited,
-        unlimited,
-        (100, 200),
-    ];
+    let limits = [unlimited, unlimited, unlimited, (8 << 20, u64::MAX), (512, 1024), unlimited, unlimited, (100, 200)];
     let directory = space.listener.directory().join("secret");
     std::fs::create_dir(&directory).expect("mkdir");
     let cwd = directory.to_str().expect("text").to_owned();
@@ -148,39 +103,18 @@ fn identity_limits_mask_and_place() {
         b.cwd = cwd.as_bytes();
     });
     let field = |name: &str| {
-        let line = text
-            .lines()
-            .find(|l| l.starts_with(name))
-            .unwrap_or_else(|| panic!("{name} in {text}"));
-        line.split_once(':')
-            .expect("a colon")
-            .1
-            .split_whitespace()
-            .collect::<Vec<_>>()
-            .join(" ")
+        let line = text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{name} in {text}"));
+        line.split_once(':').expect("a colon").1.split_whitespace().collect::<Vec<_>>().join(" ")
     };
     assert_eq!(field("Uid"), "1001 1001 1001 1001");
     assert_eq!(field("Gid"), "1002 1002 1002 1002");
     assert_eq!(field("Groups"), "7 2000");
-    assert_eq!(
-        u64::from_str_radix(&field("SigBlk"), 16).expect("hex"),
-        head.blocked
-    );
-    assert_eq!(
-        u64::from_str_radix(&field("SigIgn"), 16).expect("hex"),
-        head.ignored
-    );
+    assert_eq!(u64::from_str_radix(&field("SigBlk"), 16).expect("hex"), head.blocked);
+    assert_eq!(u64::from_str_radix(&field("SigIgn"), 16).expect("hex"), head.ignored);
     for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
-        assert_eq!(
-            u64::from_str_radix(&field(set), 16).expect("hex"),
-            1 << 10,
-            "{set}"
-        );
+        assert_eq!(u64::from_str_radix(&field(set), 16).expect("hex"), 1 << 10, "{set}");
     }
-    assert_eq!(
-        u64::from_str_radix(&field("CapBnd"), 16).expect("hex") & 1 << 12,
-        0
-    );
+    assert_eq!(u64::from_str_radix(&field("CapBnd"), 16).expect("hex") & 1 << 12, 0);
     let tail: Vec<_> = text.lines().skip_while(|l| l.contains(':')).collect();
     assert_eq!(tail, ["0027", &cwd, "100", "200", "1", "5", "300 300"]);
 }
@@ -200,22 +134,10 @@ fn a_pending_signal_goes_over_into_the_program() {
         assert_eq!(space.call_with(op::SIGNAL, 300, 0, &info, &[]), 0);
     }
     let waiting = 1 << (libc::SIGUSR1 - 1) | 1 << (libc::SIGWINCH - 1);
-    let head = Head {
-        blocked: waiting,
-        ..root_head()
-    };
-    let text = output(
-        &mut conn,
-        head,
-        "while read -r line; do echo $line; done </proc/$$/status",
-        |_| {},
-    );
-    let line = text
-        .lines()
-        .find(|l| l.starts_with("ShdPnd"))
-        .expect("such a line");
-    let pending =
-        u64::from_str_radix(line.split_whitespace().nth(1).expect("a set"), 16).expect("hex");
+    let head = Head { blocked: waiting, ..root_head() };
+    let text = output(&mut conn, head, "while read -r line; do echo $line; done </proc/$$/status", |_| {});
+    let line = text.lines().find(|l| l.starts_with("ShdPnd")).expect("such a line");
+    let pending = u64::from_str_radix(line.split_whitespace().nth(1).expect("a set"), 16).expect("hex");
     assert_eq!(pending, waiting);
 }
 
@@ -223,20 +145,11 @@ fn a_pending_signal_goes_over_into_the_program() {
 fn a_missing_directory_may_be_replaced_by_the_root() {
     let mut space = Space::start();
     let mut conn = space.clone_child(300, Role::Skeleton);
-    let head = Head {
-        flags: flag::CWD_OPTIONAL,
-        ..root_head()
-    };
-    assert_eq!(
-        output(&mut conn, head, "pwd", |b| b.cwd = b"/no/such/place").trim(),
-        "/"
-    );
+    let head = Head { flags: flag::CWD_OPTIONAL, ..root_head() };
+    assert_eq!(output(&mut conn, head, "pwd", |b| b.cwd = b"/no/such/place").trim(), "/");
     let mut conn = space.clone_child(301, Role::Skeleton);
     let block = program("/bin/true", "/no/such/place", root_head());
-    assert_eq!(
-        conn.call_with(op::EXEC, 0, 0, &[], &[block.as_raw_fd()]),
-        -i64::from(libc::ENOENT)
-    );
+    assert_eq!(conn.call_with(op::EXEC, 0, 0, &[], &[block.as_raw_fd()]), -i64::from(libc::ENOENT));
 }
 
 #[test]
@@ -246,10 +159,7 @@ fn failures_come_back_with_their_reason_and_end_the_process() {
     let mut fails = |block: &File, reason: i32| {
         pid += 1;
         let mut conn = space.clone_child(pid, Role::Skeleton);
-        assert_eq!(
-            conn.call_with(op::EXEC, 0, 0, &[], &[block.as_raw_fd()]),
-            -i64::from(reason)
-        );
+        assert_eq!(conn.call_with(op::EXEC, 0, 0, &[], &[block.as_raw_fd()]), -i64::from(reason));
         assert!(conn.receive().is_none());
         let end = space.report(ev::CHILD).msg;
         assert_eq!((end.a, end.c), (i64::from(pid), 127 << 8));
@@ -262,35 +172,15 @@ fn failures_come_back_with_their_reason_and_end_the_process() {
     std::fs::set_permissions(&text, std::fs::Permissions::from_mode(0o755)).expect("chmod");
     fails(&program(path, "/", root_head()), libc::ENOEXEC);
     std::fs::remove_file(&text).expect("remove");
-    fails(
-        &program(
-            "/bin/true",
-            "/",
-            Head {
-                flags: flag::SETPGID,
-                pgid: 4321,
-                ..root_head()
-            },
-        ),
-        libc::EPERM,
-    );
+    fails(&program("/bin/true", "/", Head { flags: flag::SETPGID, pgid: 4321, ..root_head() }), libc::EPERM);
     // Blocks that are no good.
     fails(&memfd(b"short"), libc::EINVAL);
     fails(&memfd(&[0; 4096]), libc::EINVAL);
     let argv = [b"a".to_vec(), b"b".to_vec()];
-    let good = Builder {
-        head: root_head(),
-        path: b"/bin/true",
-        cwd: b"/",
-        argv: &argv,
-        ..Builder::default()
-    };
+    let good = Builder { head: root_head(), path: b"/bin/true", cwd: b"/", argv: &argv, ..Builder::default() };
     let good = good.build().expect("a good block");
     // Every 8 bytes of head and tables in turn made absurd: refused or harmless, never a crash.
-    for at in (16..176 + 32)
-        .step_by(8)
-        .filter(|at| (16..72).contains(at) || *at >= 176)
-    {
+    for at in (16..176 + 32).step_by(8).filter(|at| (16..72).contains(at) || *at >= 176) {
         let mut bad = good.clone();
         bad[at..at + 8].copy_from_slice(&(u64::MAX - 3).to_ne_bytes());
         fails(&memfd(&bad), libc::EINVAL);
@@ -299,9 +189,5 @@ fn failures_come_back_with_their_reason_and_end_the_process() {
     *open_end.last_mut().expect("bytes") = b'x';
     fails(&memfd(&open_end), libc::EINVAL);
     let block = program("/bin/true", "/", root_head());
-    assert_eq!(
-        space.call_with(op::EXEC, 0, 0, &[], &[block.as_raw_fd()]),
-        -i64::from(libc::EINVAL),
-        "init stays"
-    );
+    assert_eq!(space.call_with(op::EXEC, 0, 0, &[], &[block.as_raw_fd()]), -i64::from(libc::EINVAL), "init stays");
 }

@@ -32,10 +32,7 @@ fn every_signal_comes_once_with_its_sender() {
         // SAFETY: tells a number.
         let uid = unsafe { libc::getuid() };
         let (signo, code, pid, sender, _) = parts(&packet.payload);
-        assert_eq!(
-            (signo, code, pid, sender),
-            (signal, libc::SI_USER, std::process::id() as i32, uid)
-        );
+        assert_eq!((signo, code, pid, sender), (signal, libc::SI_USER, std::process::id() as i32, uid));
         ghost.conn.ack(number);
     }
     assert_eq!(ghost.conn.call_with(op::NAME, 0, 0, b"x", &[]), 0);
@@ -99,18 +96,12 @@ fn the_waking_call_is_not_forwarded() {
     let mut ghost = Ghost::start();
     ghost.queue(libc::SIGCONT, 0x6270_7263);
     ghost.kill(libc::SIGUSR2);
-    assert_eq!(
-        ghost.conn.report(ev::SIGNAL).msg.a,
-        i64::from(libc::SIGUSR2)
-    );
+    assert_eq!(ghost.conn.report(ev::SIGNAL).msg.a, i64::from(libc::SIGUSR2));
     // The lower number is taken first; an answer means that all are taken, else the next SIGCONT would be merged.
     assert_eq!(ghost.conn.call_with(op::NAME, 0, 0, b"x", &[]), 0);
     // With another value it is a user's.
     ghost.queue(libc::SIGCONT, 1);
-    assert_eq!(
-        ghost.conn.report(ev::SIGNAL).msg.a,
-        i64::from(libc::SIGCONT)
-    );
+    assert_eq!(ghost.conn.report(ev::SIGNAL).msg.a, i64::from(libc::SIGCONT));
     assert_eq!(ghost.conn.call_with(op::NAME, 0, 0, b"x", &[]), 0);
     assert_eq!(ghost.conn.kept(ev::SIGNAL), 0);
 }
@@ -122,10 +113,7 @@ fn stops_and_goes_on() {
         assert_eq!(ghost.conn.call(op::SETPGID, 0, 0), 0);
         assert_eq!(ghost.conn.call(op::STOP, i64::from(signal), 0), 0);
         let status = ghost.wait();
-        assert!(
-            libc::WIFSTOPPED(status) && libc::WSTOPSIG(status) == signal,
-            "{status:x}"
-        );
+        assert!(libc::WIFSTOPPED(status) && libc::WSTOPSIG(status) == signal, "{status:x}");
         ghost.queue(libc::SIGCONT, 0x6270_7263);
         assert!(libc::WIFCONTINUED(ghost.wait()));
         assert_eq!(ghost.conn.call_with(op::NAME, 0, 0, b"on", &[]), 0);
@@ -134,17 +122,9 @@ fn stops_and_goes_on() {
         assert!(libc::WIFSTOPPED(ghost.wait()));
         ghost.kill(libc::SIGCONT);
         assert!(libc::WIFCONTINUED(ghost.wait()));
-        assert_eq!(
-            ghost.conn.report(ev::SIGNAL).msg.a,
-            i64::from(libc::SIGCONT)
-        );
+        assert_eq!(ghost.conn.report(ev::SIGNAL).msg.a, i64::from(libc::SIGCONT));
     }
-    assert_eq!(
-        Ghost::start()
-            .conn
-            .call(op::STOP, i64::from(libc::SIGTERM), 0),
-        -i64::from(libc::EINVAL)
-    );
+    assert_eq!(Ghost::start().conn.call(op::STOP, i64::from(libc::SIGTERM), 0), -i64::from(libc::EINVAL));
 }
 
 #[test]
@@ -168,9 +148,7 @@ fn dies_as_told() {
         assert_eq!(ghost.wait(), signal, "dies by {signal} without core");
     }
     let mut ghost = Ghost::start();
-    ghost
-        .conn
-        .send(op::DIE, i64::from(libc::SIGCHLD), 0, &[], &[]);
+    ghost.conn.send(op::DIE, i64::from(libc::SIGCHLD), 0, &[], &[]);
     assert_eq!(libc::WEXITSTATUS(ghost.wait()), 128 + libc::SIGCHLD);
     for code in [0, 7, 255] {
         let mut ghost = Ghost::start();
@@ -191,22 +169,11 @@ fn bad_packets_are_refused_and_do_no_harm() {
     assert_eq!(ghost.conn.call(op::REAP, i64::MAX, 0), invalid);
     assert_eq!(ghost.conn.call(op::CREDS, -1, 0), invalid);
     assert_eq!(ghost.conn.call(op::LAST_PID, 5, 0), -i64::from(libc::EPERM));
-    assert_eq!(
-        ghost
-            .conn
-            .call_with(op::NAME, 0, 0, b"longer than fifteen", &[]),
-        invalid
-    );
+    assert_eq!(ghost.conn.call_with(op::NAME, 0, 0, b"longer than fifteen", &[]), invalid);
     for target in [-1, 0, 1] {
-        assert_eq!(
-            ghost.conn.call_with(op::SIGNAL, target, 0, &[0; 128], &[]),
-            invalid
-        );
+        assert_eq!(ghost.conn.call_with(op::SIGNAL, target, 0, &[0; 128], &[]), invalid);
     }
-    assert_eq!(
-        ghost.conn.call_with(op::SIGNAL, 2, 0, b"short", &[]),
-        invalid
-    );
+    assert_eq!(ghost.conn.call_with(op::SIGNAL, 2, 0, b"short", &[]), invalid);
     let refused = |ghost: &mut Ghost, bytes: &[u8], fds: &[i32]| {
         ghost.conn.send_raw(bytes, fds);
         assert_eq!(ghost.conn.report(ev::RESULT).msg.a, invalid);
@@ -215,9 +182,7 @@ fn bad_packets_are_refused_and_do_no_harm() {
     refused(&mut ghost, &[0; 9000], &[]);
     refused(&mut ghost, &[0xff; Msg::SIZE], &[]);
     refused(&mut ghost, &[0; Msg::SIZE], &[0; 253]);
-    let open = std::fs::read_dir(format!("/proc/{}/fd", ghost.pid()))
-        .expect("readable by root")
-        .count();
+    let open = std::fs::read_dir(format!("/proc/{}/fd", ghost.pid())).expect("readable by root").count();
     assert_eq!(open, 2, "the socket and the signalfd");
     ghost.conn.send(op::EXIT, 3, 0, &[], &[]);
     assert_eq!(ghost.wait(), 3 << 8);

@@ -34,57 +34,23 @@ pub(crate) fn open(path: &CStr, flags: usize) -> Result<i32> {
     const AT_FDCWD: isize = -100;
     const O_CLOEXEC: usize = 0o2_000_000;
     // SAFETY: the path is NUL-terminated and live.
-    unsafe {
-        call(
-            nr::OPENAT,
-            [
-                AT_FDCWD as usize,
-                path.as_ptr() as usize,
-                flags | O_CLOEXEC,
-                0,
-                0,
-                0,
-            ],
-        )
-    }
-    .map(|fd| fd as i32)
+    unsafe { call(nr::OPENAT, [AT_FDCWD as usize, path.as_ptr() as usize, flags | O_CLOEXEC, 0, 0, 0]) }
+        .map(|fd| fd as i32)
 }
 
 pub(crate) fn read(fd: i32, into: &mut [u8]) -> Result<usize> {
     // SAFETY: the slice is writable for its length.
-    unsafe {
-        call(
-            nr::READ,
-            [fd as usize, into.as_mut_ptr() as usize, into.len(), 0, 0, 0],
-        )
-    }
+    unsafe { call(nr::READ, [fd as usize, into.as_mut_ptr() as usize, into.len(), 0, 0, 0]) }
 }
 
 pub(crate) fn read_at(fd: i32, into: &mut [u8], at: usize) -> Result<usize> {
     // SAFETY: the slice is writable for its length.
-    unsafe {
-        call(
-            nr::PREAD64,
-            [
-                fd as usize,
-                into.as_mut_ptr() as usize,
-                into.len(),
-                at,
-                0,
-                0,
-            ],
-        )
-    }
+    unsafe { call(nr::PREAD64, [fd as usize, into.as_mut_ptr() as usize, into.len(), at, 0, 0]) }
 }
 
 pub(crate) fn write(fd: i32, bytes: &[u8]) -> Result<usize> {
     // SAFETY: the slice is readable for its length.
-    unsafe {
-        call(
-            nr::WRITE,
-            [fd as usize, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0],
-        )
-    }
+    unsafe { call(nr::WRITE, [fd as usize, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0]) }
 }
 
 /// Size of a file, by its end.
@@ -112,12 +78,7 @@ pub(crate) fn read_file<'a>(path: &CStr, into: &'a mut [u8]) -> Result<&'a [u8]>
 pub(crate) fn poll(fds: &mut [PollFd], left: Option<&mut Timespec>) -> Result<usize> {
     let left = left.map_or(0, |t| ptr::from_mut(t) as usize);
     // SAFETY: entries and time are live; the kernel writes both within their bounds.
-    unsafe {
-        call(
-            nr::PPOLL,
-            [fds.as_mut_ptr() as usize, fds.len(), left, 0, 0, 0],
-        )
-    }
+    unsafe { call(nr::PPOLL, [fds.as_mut_ptr() as usize, fds.len(), left, 0, 0, 0]) }
 }
 
 /// Makes the terminal at this descriptor the controlling one.

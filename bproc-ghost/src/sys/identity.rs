@@ -8,12 +8,7 @@ use core::ffi::CStr;
 pub(crate) fn has_groups(groups: impl Iterator<Item = u32>) -> bool {
     let mut own = [0u32; 256];
     // SAFETY: the array holds as many entries as are announced.
-    let n = unsafe {
-        call(
-            nr::GETGROUPS,
-            [own.len(), own.as_mut_ptr() as usize, 0, 0, 0, 0],
-        )
-    };
+    let n = unsafe { call(nr::GETGROUPS, [own.len(), own.as_mut_ptr() as usize, 0, 0, 0, 0]) };
     let Some(own) = n.ok().and_then(|n| own.get(..n)) else {
         return false;
     };
@@ -30,13 +25,7 @@ pub(crate) fn has_groups(groups: impl Iterator<Item = u32>) -> bool {
 /// Sets the supplementary groups, which are `count` numbers of 4 bytes in `groups`.
 pub(crate) fn setgroups(groups: &[u8]) -> Result<()> {
     // SAFETY: the slice holds that many numbers; the kernel takes any alignment.
-    unsafe {
-        call(
-            nr::SETGROUPS,
-            [groups.len() / 4, groups.as_ptr() as usize, 0, 0, 0, 0],
-        )
-    }
-    .map(|_| ())
+    unsafe { call(nr::SETGROUPS, [groups.len() / 4, groups.as_ptr() as usize, 0, 0, 0, 0]) }.map(|_| ())
 }
 
 /// Real, effective and saved gid; u32::MAX leaves one as it is.
@@ -55,25 +44,9 @@ const CAP_HEADER: [u32; 2] = [0x2008_0522, 0];
 pub(crate) fn caps() -> Result<Caps> {
     let mut data = [0u32; 6];
     // SAFETY: header and two records of three words, as version 3 wants.
-    unsafe {
-        call(
-            nr::CAPGET,
-            [
-                CAP_HEADER.as_ptr() as usize,
-                data.as_mut_ptr() as usize,
-                0,
-                0,
-                0,
-                0,
-            ],
-        )
-    }?;
+    unsafe { call(nr::CAPGET, [CAP_HEADER.as_ptr() as usize, data.as_mut_ptr() as usize, 0, 0, 0, 0]) }?;
     let pair = |low: usize| u64::from(data[low]) | u64::from(data[low + 3]) << 32;
-    Ok(Caps {
-        effective: pair(0),
-        permitted: pair(1),
-        inheritable: pair(2),
-    })
+    Ok(Caps { effective: pair(0), permitted: pair(1), inheritable: pair(2) })
 }
 
 pub(crate) fn set_caps(caps: Caps) -> Result<()> {
@@ -87,37 +60,14 @@ pub(crate) fn set_caps(caps: Caps) -> Result<()> {
         high(caps.inheritable),
     ];
     // SAFETY: header and two records of three words, as version 3 wants.
-    unsafe {
-        call(
-            nr::CAPSET,
-            [
-                CAP_HEADER.as_ptr() as usize,
-                data.as_ptr() as usize,
-                0,
-                0,
-                0,
-                0,
-            ],
-        )
-    }
-    .map(|_| ())
+    unsafe { call(nr::CAPSET, [CAP_HEADER.as_ptr() as usize, data.as_ptr() as usize, 0, 0, 0, 0]) }.map(|_| ())
 }
 
 /// mount(2) without data.
 pub(crate) fn mount(source: &CStr, target: &CStr, kind: &CStr, flags: usize) -> Result<()> {
     // SAFETY: three NUL-terminated texts, no data.
     unsafe {
-        call(
-            nr::MOUNT,
-            [
-                source.as_ptr() as usize,
-                target.as_ptr() as usize,
-                kind.as_ptr() as usize,
-                flags,
-                0,
-                0,
-            ],
-        )
+        call(nr::MOUNT, [source.as_ptr() as usize, target.as_ptr() as usize, kind.as_ptr() as usize, flags, 0, 0])
     }
     .map(|_| ())
 }

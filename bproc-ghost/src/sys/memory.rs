@@ -28,12 +28,7 @@ fn map(len: usize, flags: usize, fd: usize) -> Result<&'static mut [u8]> {
 /// Gives memory of [`map_zeroed`] or [`map_file`] back.
 pub(crate) fn unmap(area: &'static mut [u8]) {
     // SAFETY: the area is ours and its only reference ends here.
-    let _ = unsafe {
-        call(
-            nr::MUNMAP,
-            [area.as_mut_ptr() as usize, area.len(), 0, 0, 0, 0],
-        )
-    };
+    let _ = unsafe { call(nr::MUNMAP, [area.as_mut_ptr() as usize, area.len(), 0, 0, 0, 0]) };
 }
 
 /// End of the heap area, of which the ghost uses nothing.
@@ -48,17 +43,7 @@ const PR_SET_MM_MAP: usize = 14;
 pub(crate) fn set_mm_map(map: &MmMap) -> Result<()> {
     // SAFETY: the record has the kernel's layout; these addresses are shown by /proc and never used by the program.
     unsafe {
-        call(
-            nr::PRCTL,
-            [
-                PR_SET_MM,
-                PR_SET_MM_MAP,
-                ptr::from_ref(map) as usize,
-                core::mem::size_of::<MmMap>(),
-                0,
-                0,
-            ],
-        )
+        call(nr::PRCTL, [PR_SET_MM, PR_SET_MM_MAP, ptr::from_ref(map) as usize, core::mem::size_of::<MmMap>(), 0, 0])
     }
     .map(|_| ())
 }

@@ -20,29 +20,13 @@ pub(crate) fn clone_process(flags: u64, exit_signal: i32, pid: Option<i32>) -> R
     let args = CloneArgs {
         flags: flags & !SHARING,
         exit_signal: exit_signal as u64,
-        set_tid: if pid.is_some() {
-            ptr::from_ref(&tid) as u64
-        } else {
-            0
-        },
+        set_tid: if pid.is_some() { ptr::from_ref(&tid) as u64 } else { 0 },
         set_tid_size: u64::from(pid.is_some()),
         ..CloneArgs::default()
     };
     // SAFETY: memory is not shared and the stack is copied, so both processes go on as after fork.
-    unsafe {
-        call(
-            nr::CLONE3,
-            [
-                ptr::from_ref(&args) as usize,
-                core::mem::size_of::<CloneArgs>(),
-                0,
-                0,
-                0,
-                0,
-            ],
-        )
-    }
-    .map(|pid| pid as i32)
+    unsafe { call(nr::CLONE3, [ptr::from_ref(&args) as usize, core::mem::size_of::<CloneArgs>(), 0, 0, 0, 0]) }
+        .map(|pid| pid as i32)
 }
 
 /// Whose change of state [`waitid`] asks for.
@@ -53,32 +37,15 @@ pub(crate) enum Whose {
 }
 
 /// Asks for a child's change of state; a pid of 0 in `info` means none.
-pub(crate) fn waitid(
-    whose: Whose,
-    options: i32,
-    info: &mut SigInfo,
-    usage: Option<&mut [u8; 144]>,
-) -> Result<()> {
+pub(crate) fn waitid(whose: Whose, options: i32, info: &mut SigInfo, usage: Option<&mut [u8; 144]>) -> Result<()> {
     let (kind, pid) = match whose {
         Whose::Anybody => (0, 0),
         Whose::Pid(pid) => (1, pid),
     };
     let usage = usage.map_or(0, |u| ptr::from_mut(u) as usize);
     // SAFETY: siginfo (128 bytes) and rusage (144 bytes) are live and writable.
-    unsafe {
-        call(
-            nr::WAITID,
-            [
-                kind,
-                pid as usize,
-                ptr::from_mut(info) as usize,
-                options as usize,
-                usage,
-                0,
-            ],
-        )
-    }
-    .map(|_| ())
+    unsafe { call(nr::WAITID, [kind, pid as usize, ptr::from_mut(info) as usize, options as usize, usage, 0]) }
+        .map(|_| ())
 }
 
 /// Reaps child `pid` if it has ended: its pid, else 0.
@@ -121,25 +88,13 @@ pub(crate) fn chdir(path: &CStr) -> Result<()> {
 pub(crate) fn limit(which: u32) -> Result<Limit> {
     let mut old = Limit::default();
     // SAFETY: the record is live and has the kernel's layout.
-    unsafe {
-        call(
-            nr::PRLIMIT64,
-            [0, which as usize, 0, &raw mut old as usize, 0, 0],
-        )
-    }
-    .map(|_| old)
+    unsafe { call(nr::PRLIMIT64, [0, which as usize, 0, &raw mut old as usize, 0, 0]) }.map(|_| old)
 }
 
 /// Sets a limit of this process.
 pub(crate) fn set_limit(which: u32, limit: Limit) -> Result<()> {
     // SAFETY: the record is live and has the kernel's layout.
-    unsafe {
-        call(
-            nr::PRLIMIT64,
-            [0, which as usize, ptr::from_ref(&limit) as usize, 0, 0, 0],
-        )
-    }
-    .map(|_| ())
+    unsafe { call(nr::PRLIMIT64, [0, which as usize, ptr::from_ref(&limit) as usize, 0, 0, 0]) }.map(|_| ())
 }
 
 /// prctl with numbers as arguments.
@@ -160,12 +115,7 @@ pub(crate) fn set_name(name: &[u8; 16]) -> Result<()> {
 /// The three must be what execve takes: text, and two arrays of pointers to text that end with null.
 pub(crate) unsafe fn execve(path: *const u8, argv: *const u64, envp: *const u64) -> Errno {
     // SAFETY: the caller vouches for the arguments.
-    match unsafe {
-        call(
-            nr::EXECVE,
-            [path as usize, argv as usize, envp as usize, 0, 0, 0],
-        )
-    } {
+    match unsafe { call(nr::EXECVE, [path as usize, argv as usize, envp as usize, 0, 0, 0]) } {
         Err(error) => error,
         Ok(_) => Errno(errno::ENOSYS),
     }

@@ -1,6 +1,6 @@
 //! Signals: mask, taking, actions, sending.
 
-use super::{Errno, Result, call, padded};
+use super::{Errno, Result, call, getpid, padded};
 use crate::abi::{Action, KernelAction, SigInfo, Timespec, errno, nr};
 use core::arch::global_asm;
 use core::ptr;
@@ -12,17 +12,7 @@ pub(crate) fn set_mask(mask: u64) -> u64 {
     let mut old = 0u64;
     // SAFETY: both masks are 8 bytes and live; the call cannot fail with these arguments.
     let _ = unsafe {
-        call(
-            nr::RT_SIGPROCMASK,
-            [
-                SIG_SETMASK,
-                ptr::from_ref(&mask) as usize,
-                &raw mut old as usize,
-                8,
-                0,
-                0,
-            ],
-        )
+        call(nr::RT_SIGPROCMASK, [SIG_SETMASK, ptr::from_ref(&mask) as usize, &raw mut old as usize, 8, 0, 0])
     };
     old
 }
@@ -31,19 +21,8 @@ pub(crate) fn set_mask(mask: u64) -> u64 {
 pub(crate) fn signalfd(mask: u64) -> Result<i32> {
     const SFD_NONBLOCK_CLOEXEC: usize = 0o2_004_000;
     // SAFETY: the mask is 8 bytes and live.
-    let fd = unsafe {
-        call(
-            nr::SIGNALFD4,
-            [
-                usize::MAX,
-                ptr::from_ref(&mask) as usize,
-                8,
-                SFD_NONBLOCK_CLOEXEC,
-                0,
-                0,
-            ],
-        )
-    }?;
+    let fd =
+        unsafe { call(nr::SIGNALFD4, [usize::MAX, ptr::from_ref(&mask) as usize, 8, SFD_NONBLOCK_CLOEXEC, 0, 0]) }?;
     Ok(fd as i32)
 }
 
@@ -55,14 +34,7 @@ pub(crate) fn take_signal(info: &mut SigInfo) -> Result<i32> {
     let signal = unsafe {
         call(
             nr::RT_SIGTIMEDWAIT,
-            [
-                ptr::from_ref(&all) as usize,
-                ptr::from_mut(info) as usize,
-                ptr::from_ref(&now) as usize,
-                8,
-                0,
-                0,
-            ],
+            [ptr::from_ref(&all) as usize, ptr::from_mut(info) as usize, ptr::from_ref(&now) as usize, 8, 0, 0],
         )
     }?;
     Ok(signal as i32)
@@ -86,12 +58,7 @@ const SA_NOCLDWAIT: usize = 2;
 pub(crate) fn action(signal: i32) -> Result<(Action, bool)> {
     let mut old = KernelAction::default();
     // SAFETY: `old` has the kernel's layout and is live.
-    unsafe {
-        call(
-            nr::RT_SIGACTION,
-            [signal as usize, 0, &raw mut old as usize, 8, 0, 0],
-        )
-    }?;
+    unsafe { call(nr::RT_SIGACTION, [signal as usize, 0, &raw mut old as usize, 8, 0, 0]) }?;
     let action = match old.handler {
         0 => Action::Default,
         1 => Action::Ignore,
@@ -105,10 +72,7 @@ pub(crate) fn set_action(signal: i32, action: Action) -> Result<()> {
     const SA_RESTORER: usize = 0x0400_0000;
     let new = match action {
         Action::Default => KernelAction::default(),
-        Action::Ignore => KernelAction {
-            handler: 1,
-            ..KernelAction::default()
-        },
+        Action::Ignore => KernelAction { handler: 1, ..KernelAction::default() },
         Action::Handler => KernelAction {
             handler: ghost_idle_handler as *const () as usize,
             flags: SA_RESTORER,
@@ -117,13 +81,7 @@ pub(crate) fn set_action(signal: i32, action: Action) -> Result<()> {
         },
     };
     // SAFETY: `new` has the kernel's layout; the handler returns at once through its restorer.
-    unsafe {
-        call(
-            nr::RT_SIGACTION,
-            [signal as usize, ptr::from_ref(&new) as usize, 0, 8, 0, 0],
-        )
-    }
-    .map(|_| ())
+    unsafe { call(nr::RT_SIGACTION, [signal as usize, ptr::from_ref(&new) as usize, 0, 8, 0, 0]) }.map(|_| ())
 }
 
 /// Sends a plain signal. Groups and everybody are refused: `pid` must be above 1.
@@ -149,12 +107,7 @@ pub(crate) fn raise(signal: i32) {
 }
 
 /// Sends a signal with this siginfo to a process above 1, or to one thread of it.
-pub(crate) fn queue_signal(
-    pid: i32,
-    thread: Option<i32>,
-    signal: i32,
-    info: &SigInfo,
-) -> Result<()> {
+pub(crate) fn queue_signal(pid: i32, thread: Option<i32>, signal: i32, info: &SigInfo) -> Result<()> {
     if pid <= 1 || thread.is_some_and(|t| t <= 1) {
         return Err(Errno(errno::EPERM));
     }
@@ -162,14 +115,8 @@ pub(crate) fn queue_signal(
     // SAFETY: the siginfo is 128 bytes and live; the kernel reads it only.
     unsafe {
         match thread {
-            None => call(
-                nr::RT_SIGQUEUEINFO,
-                [pid as usize, signal as usize, info, 0, 0, 0],
-            ),
-            Some(t) => call(
-                nr::RT_TGSIGQUEUEINFO,
-                [pid as usize, t as usize, signal as usize, info, 0, 0],
-            ),
+            None => call(nr::RT_SIGQUEUEINFO, [pid as usize, signal as usize, info, 0, 0, 0]),
+            Some(t) => call(nr::RT_TGSIGQUEUEINFO, [pid as usize, t as usize, signal as usize, info, 0, 0]),
         }
     }
     .map(|_| ())

@@ -1,6 +1,6 @@
 //! The packet socket to the agent, with descriptors.
 
-use super::{Errno, Result, call, padded};
+use super::{Errno, Result, call, close, padded, set_blocking};
 use crate::abi::{errno, nr};
 use core::ptr;
 
@@ -17,19 +17,7 @@ pub(crate) fn connect(path: &[u8]) -> Result<i32> {
     address[2..2 + text.len()].copy_from_slice(text);
     let fd = plain!(nr::SOCKET, AF_UNIX, SEQPACKET_CLOEXEC_NONBLOCK, 0)? as i32;
     // SAFETY: the address is live and as long as told.
-    let done = unsafe {
-        call(
-            nr::CONNECT,
-            [
-                fd as usize,
-                address.as_ptr() as usize,
-                3 + text.len(),
-                0,
-                0,
-                0,
-            ],
-        )
-    };
+    let done = unsafe { call(nr::CONNECT, [fd as usize, address.as_ptr() as usize, 3 + text.len(), 0, 0, 0]) };
     match done.and_then(|_| set_blocking(fd).map(|()| 0)) {
         Ok(_) => Ok(fd),
         Err(error) => {
@@ -59,10 +47,7 @@ struct MsgHdr {
 /// Sends one packet made of two parts.
 pub(crate) fn send(fd: i32, head: &[u8], payload: &[u8]) -> Result<()> {
     const MSG_NOSIGNAL: usize = 0x4000;
-    let parts = [head, payload].map(|part| IoVec {
-        at: part.as_ptr() as usize,
-        len: part.len(),
-    });
+    let parts = [head, payload].map(|part| IoVec { at: part.as_ptr() as usize, len: part.len() });
     let message = MsgHdr {
         name: 0,
         name_len: 0,
@@ -74,19 +59,7 @@ pub(crate) fn send(fd: i32, head: &[u8], payload: &[u8]) -> Result<()> {
     };
     loop {
         // SAFETY: the record and what it points to are live and only read.
-        match unsafe {
-            call(
-                nr::SENDMSG,
-                [
-                    fd as usize,
-                    ptr::from_ref(&message) as usize,
-                    MSG_NOSIGNAL,
-                    0,
-                    0,
-                    0,
-                ],
-            )
-        } {
+        match unsafe { call(nr::SENDMSG, [fd as usize, ptr::from_ref(&message) as usize, MSG_NOSIGNAL, 0, 0, 0]) } {
             Err(Errno(errno::EINTR)) => {}
             other => return other.map(|_| ()),
         }
@@ -118,19 +91,11 @@ pub(crate) struct Received {
 }
 
 /// Takes one packet with its descriptors, without waiting.
-pub(crate) fn receive(
-    fd: i32,
-    into: &mut [u8],
-    control: &mut Control,
-    fds: &mut [i32; MAX_FDS],
-) -> Result<Received> {
+pub(crate) fn receive(fd: i32, into: &mut [u8], control: &mut Control, fds: &mut [i32; MAX_FDS]) -> Result<Received> {
     // DONTWAIT, CMSG_CLOEXEC, and TRUNC for the true length.
     const FLAGS: usize = 0x40 | 0x4000_0000 | 0x20;
     const MSG_CTRUNC: usize = 8;
-    let part = IoVec {
-        at: into.as_mut_ptr() as usize,
-        len: into.len(),
-    };
+    let part = IoVec { at: into.as_mut_ptr() as usize, len: into.len() };
     let mut message = MsgHdr {
         name: 0,
         name_len: 0,
@@ -141,12 +106,7 @@ pub(crate) fn receive(
         flags: 0,
     };
     // SAFETY: the record and what it points to are live and writable for the lengths told.
-    let bytes = unsafe {
-        call(
-            nr::RECVMSG,
-            [fd as usize, &raw mut message as usize, FLAGS, 0, 0, 0],
-        )
-    }?;
+    let bytes = unsafe { call(nr::RECVMSG, [fd as usize, &raw mut message as usize, FLAGS, 0, 0, 0]) }?;
     let mut got = 0;
     if message.control_len >= CONTROL_HEAD {
         let c = &control.0;
@@ -159,9 +119,5 @@ pub(crate) fn receive(
             }
         }
     }
-    Ok(Received {
-        bytes,
-        fds: got,
-        cut: message.flags & MSG_CTRUNC != 0,
-    })
+    Ok(Received { bytes, fds: got, cut: message.flags & MSG_CTRUNC != 0 })
 }
