@@ -7,9 +7,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use crate::{Error, Result, error::chain};
 
 /// Every map that must outlive the agent.
-pub(crate) const MAPS: [&str; 8] = [
-    "EVENTS", "DROPPED", "SPACES", "GHOSTS", "KEEPERS", "LEASES", "SETTINGS", "EXITED",
-];
+pub(crate) const MAPS: [&str; 8] = ["EVENTS", "DROPPED", "SPACES", "GHOSTS", "KEEPERS", "LEASES", "SETTINGS", "EXITED"];
 
 const BOUNDARY: u32 = 0;
 const SELF_PIDNS: u32 = 1;
@@ -32,21 +30,14 @@ pub struct Control {
 }
 
 fn fault(name: &'static str) -> impl FnOnce(MapError) -> Error {
-    move |error| Error::Map {
-        name,
-        why: chain(&error),
-    }
+    move |error| Error::Map { name, why: chain(&error) }
 }
 
 /// An entry that is not there is as good as removed.
 fn gone(result: Result<(), MapError>, name: &'static str) -> Result<()> {
     match result {
         Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error))
-            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
-        {
-            Ok(())
-        }
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         Err(error) => Err(fault(name)(error)),
     }
 }
@@ -67,9 +58,7 @@ impl Control {
             dropped: open!("DROPPED"),
             _exited: take("EXITED")?,
         };
-        Ok(Control {
-            maps: Arc::new(Mutex::new(maps)),
-        })
+        Ok(Control { maps: Arc::new(Mutex::new(maps)) })
     }
 
     fn maps(&self) -> MutexGuard<'_, Maps> {
@@ -77,6 +66,8 @@ impl Control {
     }
 
     /// Reports the processes of a pid namespace from now on (`stat` of `/proc/PID/ns/pid` gives its inode number).
+    /// Remove it before the namespace ends, or hold the namespace open: the
+    /// kernel gives the number to the next one.
     ///
     /// # Errors
     /// [`Error::Map`], here and below, when the kernel refuses the change.
@@ -99,10 +90,7 @@ impl Control {
     /// As [`Control::add_space`].
     pub fn spaces(&self) -> Result<Vec<u32>> {
         let maps = self.maps();
-        maps.spaces
-            .keys()
-            .map(|key| key.map_err(fault("SPACES")))
-            .collect()
+        maps.spaces.keys().map(|key| key.map_err(fault("SPACES"))).collect()
     }
 
     /// Reports SIGKILL, SIGSTOP and SIGCONT to a ghost (pid in the initial namespace), and guards it.

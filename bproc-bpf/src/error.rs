@@ -6,9 +6,7 @@ use std::{io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel gives no type information about itself.
-    #[error(
-        "cannot read the kernel's BTF from {path}: {why}; a kernel with CONFIG_DEBUG_INFO_BTF is needed"
-    )]
+    #[error("cannot read the kernel's BTF from {path}: {why}; a kernel with CONFIG_DEBUG_INFO_BTF is needed")]
     Btf {
         /// Where it should be.
         path: &'static str,

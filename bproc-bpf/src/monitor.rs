@@ -60,13 +60,7 @@ pub struct Config {
 impl Config {
     /// The usual configuration for an object and a role, without pins.
     pub fn new(object: impl Into<PathBuf>, role: Role) -> Config {
-        Config {
-            object: object.into(),
-            role,
-            pin_dir: None,
-            self_pidns: None,
-            ring_bytes: None,
-        }
+        Config { object: object.into(), role, pin_dir: None, self_pidns: None, ring_bytes: None }
     }
 }
 
@@ -134,10 +128,8 @@ impl Monitor {
     /// When the kernel's BTF, the object, a tracepoint program or the pins fail.
     /// A refused LSM program is no error; see [`Monitor::features`].
     pub fn start(config: &Config) -> Result<Monitor> {
-        let bytes = std::fs::read(&config.object).map_err(|error| Error::Object {
-            path: config.object.clone(),
-            why: error.to_string(),
-        })?;
+        let bytes = std::fs::read(&config.object)
+            .map_err(|error| Error::Object { path: config.object.clone(), why: error.to_string() })?;
         let monitor = match &config.pin_dir {
             None => Monitor::load(config, &bytes, None)?,
             Some(dir) => {
@@ -161,6 +153,7 @@ impl Monitor {
             None => own_pidns()?,
         };
         monitor.control.set_self_pidns(inum)?;
+        give_back_memory();
         Ok(monitor)
     }
 
@@ -212,11 +205,7 @@ impl Monitor {
         if let Some(set) = &set {
             for name in MAPS {
                 let map = ebpf.map(name).ok_or_else(|| no_map(name))?;
-                map.pin(set.join(format!("map-{name}")))
-                    .map_err(|error| Error::Map {
-                        name,
-                        why: chain(&error),
-                    })?;
+                map.pin(set.join(format!("map-{name}"))).map_err(|error| Error::Map { name, why: chain(&error) })?;
             }
         }
         let mut features = Vec::new();
@@ -228,27 +217,16 @@ impl Monitor {
                 Ok(link) => link,
                 Err(why) if kind == Kind::Guard => {
                     tracing::info!(program = name, %why, "the kernel refused an LSM program");
-                    features.push(Feature {
-                        name,
-                        attached: false,
-                        why,
-                    });
+                    features.push(Feature { name, attached: false, why });
                     continue;
                 }
                 Err(why) => return Err(Error::Program { name, why }),
             };
             if let (Some(set), Some(link)) = (&set, link) {
                 link.pin(set.join(format!("link-{name}")))
-                    .map_err(|error| Error::Program {
-                        name,
-                        why: chain(&error),
-                    })?;
+                    .map_err(|error| Error::Program { name, why: chain(&error) })?;
             }
-            features.push(Feature {
-                name,
-                attached: true,
-                why: String::new(),
-            });
+            features.push(Feature { name, attached: true, why: String::new() });
         }
         if let Some((dir, name)) = pin {
             pins::publish(dir, name)?;
@@ -272,28 +250,18 @@ impl Monitor {
             }
             let attached = links.iter().any(|link| link == name);
             if !attached && kind == Kind::Trace {
-                return Err(Error::Program {
-                    name,
-                    why: "its link is missing among the pins".into(),
-                });
+                return Err(Error::Program { name, why: "its link is missing among the pins".into() });
             }
             features.push(Feature {
                 name,
                 attached,
-                why: if attached {
-                    String::new()
-                } else {
-                    "refused when the programs were loaded".into()
-                },
+                why: if attached { String::new() } else { "refused when the programs were loaded".into() },
             });
         }
         let mut take = |name: &'static str| {
             MapData::from_pin(set.join(format!("map-{name}")))
                 .and_then(Map::from_map_data)
-                .map_err(|error| Error::Map {
-                    name,
-                    why: chain(&error),
-                })
+                .map_err(|error| Error::Map { name, why: chain(&error) })
         };
         Ok(Monitor {
             events: ring(take("EVENTS")?)?,
@@ -313,31 +281,17 @@ pub(crate) fn load_object(config: &Config, bytes: &[u8]) -> Result<Ebpf> {
         .override_global("OFFSETS", raw.as_slice(), true)
         .map_max_entries("EVENTS", config.ring_bytes.unwrap_or(RING_BYTES))
         .load(bytes)
-        .map_err(|error| Error::Object {
-            path: config.object.clone(),
-            why: chain(&error),
-        })
+        .map_err(|error| Error::Object { path: config.object.clone(), why: chain(&error) })
 }
 
 /// The kernel's BTF as the loader wants it.
 pub(crate) fn kernel_btf() -> Result<Btf> {
-    Btf::from_sys_fs().map_err(|error| Error::Btf {
-        path: offsets::BTF,
-        why: chain(&error),
-    })
+    Btf::from_sys_fs().map_err(|error| Error::Btf { path: offsets::BTF, why: chain(&error) })
 }
 
 /// Loads and attaches one program; gives its link away when it is to be pinned.
-pub(crate) fn attach(
-    ebpf: &mut Ebpf,
-    name: &str,
-    hook: &str,
-    btf: &Btf,
-    take: bool,
-) -> Result<Option<FdLink>, String> {
-    let program = ebpf
-        .program_mut(name)
-        .ok_or("it is not in the object; is the object from this build?")?;
+pub(crate) fn attach(ebpf: &mut Ebpf, name: &str, hook: &str, btf: &Btf, take: bool) -> Result<Option<FdLink>, String> {
+    let program = ebpf.program_mut(name).ok_or("it is not in the object; is the object from this build?")?;
     match program {
         Program::BtfTracePoint(program) => {
             program.load(hook, btf).map_err(|error| chain(&error))?;
@@ -362,27 +316,28 @@ pub(crate) fn attach(
 }
 
 fn no_map(name: &'static str) -> Error {
-    Error::Map {
-        name,
-        why: "it is not in the object; is the object from this build?".into(),
-    }
+    Error::Map { name, why: "it is not in the object; is the object from this build?".into() }
 }
 
 fn ring(map: Map) -> Result<RingBuf<MapData>> {
-    RingBuf::try_from(map).map_err(|error| Error::Map {
-        name: "EVENTS",
-        why: chain(&error),
-    })
+    RingBuf::try_from(map).map_err(|error| Error::Map { name: "EVENTS", why: chain(&error) })
+}
+
+/// The kernel's BTF takes tens of megabytes while it is parsed. What stays in
+/// the heap makes every later fork of this process slower.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: releases free memory only.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 fn own_pidns() -> Result<u32> {
     use std::os::unix::fs::MetadataExt;
     let path = Path::new("/proc/self/ns/pid");
-    let meta = std::fs::metadata(path).map_err(|source| Error::Pin {
-        what: "examine",
-        path: path.to_owned(),
-        source,
-    })?;
+    let meta =
+        std::fs::metadata(path).map_err(|source| Error::Pin { what: "examine", path: path.to_owned(), source })?;
     Ok(meta.ino() as u32)
 }
 

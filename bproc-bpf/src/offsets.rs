@@ -18,14 +18,9 @@ pub(crate) const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// [`Error::Btf`] when there is none or it cannot be parsed, [`Error::Field`]
 /// when a field is missing.
 pub fn resolve() -> Result<Offsets> {
-    let btf = Btf::from_file(BTF).map_err(|error| Error::Btf {
-        path: BTF,
-        why: error.to_string(),
-    })?;
+    let btf = Btf::from_file(BTF).map_err(|error| Error::Btf { path: BTF, why: error.to_string() })?;
     let at = |root: &str, fields: &[&str]| offset(&btf, root, fields);
-    let size = find(&btf, "upid")
-        .map(|upid| upid.size() as u32)
-        .ok_or_else(|| missing("upid", &[]))?;
+    let size = find(&btf, "upid").map(|upid| upid.size() as u32).ok_or_else(|| missing("upid", &[]))?;
     let task = |field: &str| at("task_struct", &[field]);
     let signal = |field: &str| at("signal_struct", &[field]);
     let kill = |field: &str| at("kernel_siginfo", &["_sifields", "_kill", field]);
@@ -68,9 +63,7 @@ pub fn resolve() -> Result<Offsets> {
 }
 
 fn missing(root: &str, fields: &[&str]) -> Error {
-    Error::Field {
-        path: [&[root], fields].concat().join("."),
-    }
+    Error::Field { path: [&[root], fields].concat().join(".") }
 }
 
 /// The structure of a name. A union or a forward declaration of it does not count.
@@ -94,11 +87,7 @@ fn offset(btf: &Btf, root: &str, fields: &[&str]) -> Result<u32> {
             within = kind.ok_or_else(lost)?;
         }
     }
-    if bits % 8 == 0 {
-        Ok(bits / 8)
-    } else {
-        Err(lost())
-    }
+    if bits % 8 == 0 { Ok(bits / 8) } else { Err(lost()) }
 }
 
 /// Looks a member up, through anonymous members too: offset in bits, and the

@@ -23,11 +23,7 @@ const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 const NEW: &str = "new";
 
 fn failed<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Error + 'a {
-    move |source| Error::Pin {
-        what,
-        path: path.to_owned(),
-        source,
-    }
+    move |source| Error::Pin { what, path: path.to_owned(), source }
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {
@@ -54,15 +50,8 @@ pub(crate) fn prepare(dir: &Path) -> Result<()> {
     let target = c_path(dir).map_err(failed("mount", dir))?;
     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
     // SAFETY: terminated strings, options as text.
-    let done = unsafe {
-        libc::mount(
-            c"bpf".as_ptr(),
-            target.as_ptr(),
-            c"bpf".as_ptr(),
-            flags,
-            c"mode=0700".as_ptr().cast(),
-        )
-    };
+    let done =
+        unsafe { libc::mount(c"bpf".as_ptr(), target.as_ptr(), c"bpf".as_ptr(), flags, c"mode=0700".as_ptr().cast()) };
     if done != 0 {
         return Err(failed("mount a bpffs on", dir)(io::Error::last_os_error()));
     }
@@ -74,10 +63,7 @@ pub(crate) fn sweep(dir: &Path, keep: &str) -> Result<Option<PathBuf>> {
     let mut found = None;
     for entry in fs::read_dir(dir).map_err(failed("list", dir))? {
         let path = entry.map_err(failed("list", dir))?.path();
-        let name = path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         if name == keep {
             found = Some(path);
         } else if name == NEW || name.starts_with('v') {
@@ -123,9 +109,7 @@ pub(crate) fn remove(dir: &Path) -> Result<()> {
         return Ok(());
     }
     sweep(dir, "")?;
-    if is_bpffs(dir).map_err(failed("examine", dir))?
-        && is_mount(dir).map_err(failed("examine", dir))?
-    {
+    if is_bpffs(dir).map_err(failed("examine", dir))? && is_mount(dir).map_err(failed("examine", dir))? {
         let target = c_path(dir).map_err(failed("unmount", dir))?;
         // SAFETY: a terminated path.
         if unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) } != 0 {

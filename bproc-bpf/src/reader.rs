@@ -19,10 +19,7 @@ pub struct Reader {
 
 fn check(what: &'static str, result: i32) -> Result<i32> {
     if result < 0 {
-        return Err(Error::Reader {
-            what,
-            source: io::Error::last_os_error(),
-        });
+        return Err(Error::Reader { what, source: io::Error::last_os_error() });
     }
     Ok(result)
 }
@@ -32,10 +29,7 @@ fn check(what: &'static str, result: i32) -> Result<i32> {
 ///
 /// # Errors
 /// [`Error::Reader`] when descriptors or threads are short.
-pub fn spawn_reader(
-    mut monitor: Monitor,
-    mut each: impl FnMut(&Event) + Send + 'static,
-) -> Result<Reader> {
+pub fn spawn_reader(mut monitor: Monitor, mut each: impl FnMut(&Event) + Send + 'static) -> Result<Reader> {
     // SAFETY: plain calls that make descriptors, which are owned at once.
     let (stop, epoll) = unsafe {
         let stop = check("eventfd", libc::eventfd(0, libc::EFD_CLOEXEC))?;
@@ -44,10 +38,7 @@ pub fn spawn_reader(
         (stop, OwnedFd::from_raw_fd(epoll))
     };
     for (token, fd) in [(0, monitor.fd().as_raw_fd()), (1, stop.as_raw_fd())] {
-        let mut interest = libc::epoll_event {
-            events: libc::EPOLLIN as u32,
-            u64: token,
-        };
+        let mut interest = libc::epoll_event { events: libc::EPOLLIN as u32, u64: token };
         let epoll = epoll.as_raw_fd();
         // SAFETY: open descriptors and a valid record.
         let added = unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, &mut interest) };
@@ -70,15 +61,8 @@ pub fn spawn_reader(
     let thread = std::thread::Builder::new()
         .name("bpf-events".into())
         .spawn(run)
-        .map_err(|source| Error::Reader {
-            what: "thread",
-            source,
-        })?;
-    Ok(Reader {
-        control,
-        stop,
-        thread: Some(thread),
-    })
+        .map_err(|source| Error::Reader { what: "thread", source })?;
+    Ok(Reader { control, stop, thread: Some(thread) })
 }
 
 impl Reader {

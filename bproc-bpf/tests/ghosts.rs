@@ -38,15 +38,7 @@ fn a_kill_names_its_sender() {
     let shown = text(&events);
     let me = std::process::id();
     let told: Vec<(u32, u32, u32)> = events.iter().map(|e| (e.kind, e.arg, e.arg2)).collect();
-    assert_eq!(
-        told,
-        [
-            (kind::SIGNAL, 19, sender as u32),
-            (kind::SIGNAL, 18, me),
-            (kind::SIGNAL, 9, me)
-        ],
-        "{shown}"
-    );
+    assert_eq!(told, [(kind::SIGNAL, 19, sender as u32), (kind::SIGNAL, 18, me), (kind::SIGNAL, 9, me)], "{shown}");
     for event in &events {
         assert_eq!((event.pid, event.host_pid), (ghost as u32, ghost as u32));
         assert_eq!((event.arg3, event.code), (0, 0), "{shown}");
@@ -70,9 +62,7 @@ fn the_sender_has_its_real_uid() {
     });
     // The sender needs the uid on both sides, so wait until it is set.
     let deadline = std::time::Instant::now() + common::LIMIT;
-    while std::fs::read_to_string(format!("/proc/{ghost}/status"))
-        .is_ok_and(|status| !status.contains("Uid:\t4242"))
-    {
+    while std::fs::read_to_string(format!("/proc/{ghost}/status")).is_ok_and(|status| !status.contains("Uid:\t4242")) {
         assert!(std::time::Instant::now() < deadline);
         std::thread::yield_now();
     }
@@ -108,9 +98,7 @@ fn pids_beyond_the_boundary_are_told() {
     monitor.remove_keeper(std::process::id()).expect("remove");
     let last = fork(|| 0);
     wait(last);
-    let later = collect(&mut monitor, |events| {
-        events.iter().any(|event| event.pid == last as u32)
-    });
+    let later = collect(&mut monitor, |events| events.iter().any(|event| event.pid == last as u32));
     assert!(!later.iter().any(|event| event.pid == silent as u32));
     let told = events.into_iter().find(mine).expect("told");
     assert_eq!(told.kind, kind::BEYOND);

@@ -28,17 +28,11 @@ pub fn object() -> Option<PathBuf> {
         return None;
     }
     let path = std::env::var_os("BPROC_BPF_OBJECT").map_or_else(
-        || {
-            PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-                .join("../target/bproc/libexec/bproc/bproc.bpf.o")
-        },
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bproc/libexec/bproc/bproc.bpf.o"),
         PathBuf::from,
     );
     if !path.exists() {
-        eprintln!(
-            "skipped: no object at {}; build it or set BPROC_BPF_OBJECT",
-            path.display()
-        );
+        eprintln!("skipped: no object at {}; build it or set BPROC_BPF_OBJECT", path.display());
         return None;
     }
     Some(path)
@@ -108,6 +102,8 @@ pub struct Space {
     /// Parent of init, outside.
     outer: i32,
     go: OwnedFd,
+    /// Keeps the namespace: its inode number would be the next one's, of another test.
+    _namespace: std::fs::File,
 }
 
 impl Space {
@@ -128,8 +124,8 @@ impl Space {
         });
         read_byte(&is_ready);
         let path = format!("/proc/{outer}/ns/pid_for_children");
-        let inum = std::fs::metadata(path).expect("namespace").ino() as u32;
-        Space { inum, outer, go }
+        let namespace = std::fs::File::open(path).expect("namespace");
+        Space { inum: namespace.metadata().expect("inode").ino() as u32, outer, go, _namespace: namespace }
     }
 
     /// Lets init run.
@@ -138,7 +134,7 @@ impl Space {
     }
 
     /// Waits for the end of init; gives its exit code.
-    pub fn end(self) -> i32 {
+    pub fn end(&self) -> i32 {
         libc::WEXITSTATUS(wait(self.outer))
     }
 }
@@ -154,11 +150,7 @@ pub fn collect(monitor: &mut Monitor, mut enough: impl FnMut(&[Event]) -> bool) 
         }
         let left = deadline.saturating_duration_since(Instant::now());
         assert!(!left.is_zero(), "time is up with {}", text(&events));
-        let mut poll = libc::pollfd {
-            fd: monitor.fd().as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
+        let mut poll = libc::pollfd { fd: monitor.fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one valid record.
         unsafe { libc::poll(&mut poll, 1, left.as_millis() as i32) };
     }
@@ -166,11 +158,7 @@ pub fn collect(monitor: &mut Monitor, mut enough: impl FnMut(&[Event]) -> bool) 
 
 /// Whether the process `pid` was reaped.
 pub fn freed(pid: u32) -> impl FnMut(&[Event]) -> bool {
-    move |events| {
-        events
-            .iter()
-            .any(|event| event.kind == kind::FREE && event.pid == pid)
-    }
+    move |events| events.iter().any(|event| event.kind == kind::FREE && event.pid == pid)
 }
 
 pub fn of(events: &[Event], what: u32) -> Vec<Event> {
