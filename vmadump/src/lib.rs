@@ -1,1 +1,36 @@
-//! (being written)
+//! Images of processes: capture, format, restore.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`image`] | the format: pure bytes in, bytes out (docs/image-format.md) |
+//! | [`capture`] | a running process becomes a [`capture::Frozen`], which writes its image |
+//! | [`plan`] | image and facts become a list of steps, or a [`Refusal`] |
+//! | [`restore`] | the list carried out from outside, by ptrace: [`restore::Prepared`] |
+//! | [`inside`] | dump and undump of the calling process, without privilege |
+//! | `sys` | every system call and every unsafe block |
+
+mod batch;
+pub mod capture;
+mod compile;
+pub mod cpu;
+pub mod crc;
+mod elf;
+mod error;
+pub mod facts;
+pub mod image;
+pub mod inside;
+pub mod plan;
+pub mod procfs;
+pub mod restore;
+mod sys;
+mod tracee;
+pub mod wire;
+
+pub use error::{Error, Refusal, Uncarried};
+pub use sys::SysError;
+pub use tracee::Tracee;
+
+/// Waits for the end of a child: its wait status.
+pub fn wait_child(pid: i32) -> std::io::Result<i32> {
+    sys::process::reap(pid)
+}

@@ -1,0 +1,254 @@
+//! The command line tool: dump a process to a file, make a process of a file, look at one.
+#![forbid(unsafe_code)]
+
+mod show;
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use vmadump::capture::{self, DUMP_ALL, DUMP_EXEC, DUMP_LIBS, DUMP_OTHER, FdPolicy, freeze};
+use vmadump::image::{PAGE, Reader};
+use vmadump::restore::{Body, RestoreOptions, Restorer};
+
+/// Images of processes.
+#[derive(Parser)]
+#[command(name = "vmadump", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write a process to a file ("-": standard output).
+    Dump(DumpArgs),
+    /// Make a process of a file ("-": standard input) and wait for its end; its exit code becomes ours.
+    Undump(UndumpArgs),
+    /// Show what a file holds.
+    Inspect {
+        /// Image ("-": standard input).
+        file: PathBuf,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        /// Verify all pages too.
+        #[arg(long)]
+        verify: bool,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum What {
+    Libs,
+    Exec,
+    Other,
+    All,
+    None,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Files {
+    /// Carry what can be carried, refuse anything else.
+    Carry,
+    /// Carry what can be carried, drop the rest.
+    Drop,
+    /// Only standard input, output and error.
+    Stdio,
+}
+
+#[derive(Args)]
+struct DumpArgs {
+    /// Process.
+    pid: i32,
+    /// Image.
+    file: PathBuf,
+    /// Read-only mappings that travel as data; others are looked for on the target.
+    #[arg(long, value_delimiter = ',', default_value = "exec,other")]
+    flags: Vec<What>,
+    /// Open files.
+    #[arg(long, default_value = "carry")]
+    files: Files,
+    /// End the process once its image is written.
+    #[arg(long, conflicts_with = "leave")]
+    kill: bool,
+    /// Let the process go on (the default).
+    #[arg(long)]
+    leave: bool,
+}
+
+#[derive(Args)]
+struct UndumpArgs {
+    /// Image.
+    file: PathBuf,
+    /// Give the process this pid; without a number the one that it had.
+    #[arg(long, num_args = 0..=1, default_missing_value = "0")]
+    pid: Option<i32>,
+    /// Do not wait: print the pid and end.
+    #[arg(long)]
+    detach: bool,
+    /// Files that cannot be opened here are closed in the process.
+    #[arg(long)]
+    drop_files: bool,
+    /// Map the second file where the image asks for the first: FROM=TO.
+    #[arg(long, value_name = "FROM=TO", value_parser = instead)]
+    instead: Vec<(PathBuf, PathBuf)>,
+}
+
+fn instead(text: &str) -> Result<(PathBuf, PathBuf), String> {
+    text.split_once('=').map(|(a, b)| (a.into(), b.into())).ok_or_else(|| "give FROM=TO".into())
+}
+
+type Outcome = Result<ExitCode, String>;
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Dump(args) => dump(&args),
+        Command::Undump(args) => undump(&args),
+        Command::Inspect { file, json, verify } => inspect(&file, json, verify),
+    };
+    outcome.unwrap_or_else(|why| {
+        eprintln!("vmadump: {why}");
+        ExitCode::FAILURE
+    })
+}
+
+fn bar(what: &'static str) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}");
+    let bar = ProgressBar::new(0).with_message(what);
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+fn advance(bar: &ProgressBar) -> impl FnMut(u64, u64) {
+    move |done, all| {
+        bar.set_length(all * PAGE);
+        bar.set_position(done * PAGE);
+    }
+}
+
+fn dump(args: &DumpArgs) -> Outcome {
+    let flags = args.flags.iter().fold(0, |all, f| {
+        all | match f {
+            What::Libs => DUMP_LIBS,
+            What::Exec => DUMP_EXEC,
+            What::Other => DUMP_OTHER,
+            What::All => DUMP_ALL,
+            What::None => 0,
+        }
+    });
+    let fds = match args.files {
+        Files::Carry => FdPolicy::Carry,
+        Files::Drop => FdPolicy::DropOthers,
+        Files::Stdio => FdPolicy::StdioOnly,
+    };
+    let fail = |e: &dyn std::fmt::Display| format!("cannot dump process {}: {e}", args.pid);
+    let mut frozen = freeze(args.pid, &capture::Options { flags, fds }).map_err(|e| fail(&e))?;
+    let bar = bar("dump");
+    let written = if args.file == Path::new("-") {
+        frozen.write_image_with(io::stdout().lock(), &mut advance(&bar))
+    } else {
+        let partial = with_suffix(&args.file);
+        let file = File::create(&partial).map_err(|e| format!("cannot create {}: {e}", partial.display()))?;
+        // A half-written image must never stand under the name of a whole one.
+        let written = frozen.write_image_with(&file, &mut advance(&bar));
+        let kept = match &written {
+            Ok(_) => file.sync_data().and_then(|()| std::fs::rename(&partial, &args.file)),
+            Err(_) => std::fs::remove_file(&partial),
+        };
+        kept.map_err(|e| format!("cannot keep {}: {e}", args.file.display()))?;
+        written
+    };
+    bar.finish_and_clear();
+    written.map_err(|e| fail(&e))?;
+    let end = if args.kill { frozen.kill() } else { frozen.resume() };
+    end.map_err(|e| fail(&e))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn with_suffix(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".partial");
+    name.into()
+}
+
+fn open(file: &Path) -> Result<File, String> {
+    if file == Path::new("-") {
+        let fd: OwnedFd = io::stdin().as_fd().try_clone_to_owned().map_err(|e| e.to_string())?;
+        return Ok(fd.into());
+    }
+    File::open(file).map_err(|e| format!("cannot open {}: {e}", file.display()))
+}
+
+fn undump(args: &UndumpArgs) -> Outcome {
+    let fail = |e: &dyn std::fmt::Display| format!("cannot undump {}: {e}", args.file.display());
+    let body = match args.pid {
+        None => Body::Any,
+        Some(0) => {
+            let mut front = open(&args.file)?;
+            if args.file == Path::new("-") {
+                return Err("give the pid as a number when the image comes from standard input".into());
+            }
+            Body::Pid(Reader::new(&mut front).map_err(|e| fail(&e))?.image().meta.pid)
+        }
+        Some(pid) => Body::Pid(pid),
+    };
+    let null = File::open("/dev/null").map_err(|e| e.to_string())?;
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let input = if args.file == Path::new("-") { null.as_fd() } else { stdin.as_fd() };
+    let options = RestoreOptions {
+        body,
+        fds: vec![(0, input), (1, stdout.as_fd()), (2, stderr.as_fd())],
+        instead: args.instead.clone(),
+        drop_missing_fds: args.drop_files,
+        ..RestoreOptions::default()
+    };
+    let bar = bar("undump");
+    let prepared = Restorer::prepare_with(open(&args.file)?, &options, &mut advance(&bar)).map_err(|e| fail(&e))?;
+    bar.finish_and_clear();
+    for fd in prepared.dropped_fds().iter().filter(|fd| **fd > 2) {
+        eprintln!("vmadump: descriptor {fd} is closed in the process");
+    }
+    let pid = prepared.go().map_err(|e| fail(&e))?;
+    if args.detach {
+        writeln!(io::stdout(), "{pid}").map_err(|e| e.to_string())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let status = vmadump::wait_child(pid).map_err(|e| fail(&e))?;
+    let code = if status & 0x7f == 0 { status >> 8 & 0xff } else { 128 + (status & 0x7f) };
+    Ok(ExitCode::from(code as u8))
+}
+
+fn inspect(file: &Path, json: bool, verify: bool) -> Outcome {
+    let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", file.display());
+    let input: Box<dyn Read> = Box::new(io::BufReader::with_capacity(1 << 16, open(file)?));
+    let mut reader = Reader::new(input).map_err(|e| fail(&e))?;
+    let mut pages = None;
+    if verify {
+        let (mut data, mut count) = (Vec::new(), 0);
+        while let Some(block) = reader.block().map_err(|e| fail(&e))? {
+            reader.data(&block, &mut data).map_err(|e| fail(&e))?;
+            count += block.len / PAGE;
+        }
+        pages = Some(count);
+    }
+    let image = reader.image();
+    let text = if json {
+        serde_json::to_string_pretty(image).map_err(|e| fail(&e))? + "\n"
+    } else {
+        show::table(image, pages)
+    };
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.to_string()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}

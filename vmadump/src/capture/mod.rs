@@ -1,0 +1,240 @@
+//! Images of running processes, taken from outside.
+//!
+//! ```text
+//! survey (runs) ─▶ stop all threads ─▶ ask from inside (one batch) ─▶ pristine ─▶ Frozen
+//! Frozen ─▶ write_image ─▶ resume | become_exec
+//! ```
+//!
+//! Whatever can be refused is refused in the survey, while the process runs. From the moment that
+//! [`Frozen`] exists the process is stopped but its own again: if this program dies, it goes on.
+
+mod areas;
+mod fds;
+mod ghost;
+mod pages;
+mod state;
+mod survey;
+
+use std::io::Write;
+
+pub(crate) use areas::Layout;
+pub(crate) use pages::Source;
+pub(crate) use survey::Survey;
+
+use crate::batch::{Scratch, find_hole};
+use crate::error::{Error, Refusal};
+use crate::image::{Image, PAGE, Writer};
+use crate::sys::memory::MemFile;
+use crate::sys::ptrace as pt;
+use crate::sys::{self, SysError};
+use crate::tracee::Tracee;
+use crate::{elf, procfs};
+
+/// What to do with open files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FdPolicy {
+    /// Carry what can be carried, refuse the process if there is anything else (standard streams excepted:
+    /// whoever restores gives new ones).
+    #[default]
+    Carry,
+    /// Carry what can be carried, drop the rest.
+    DropOthers,
+    /// Carry none but the standard streams.
+    StdioOnly,
+}
+
+/// How to capture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Options {
+    /// Which read-only file mappings travel as data: LIBS 1, EXEC 2, OTHER 4.
+    pub flags: u32,
+    /// Open files.
+    pub fds: FdPolicy,
+}
+
+/// Read-only mappings of files below /lib and /usr/lib travel as data.
+pub const DUMP_LIBS: u32 = 1;
+/// Read-only mappings of the program file travel as data.
+pub const DUMP_EXEC: u32 = 2;
+/// Other read-only mappings travel as data.
+pub const DUMP_OTHER: u32 = 4;
+/// All of them.
+pub const DUMP_ALL: u32 = 7;
+
+/// A process that is stopped and known. Dropping it resumes the process. Belongs to the thread that made it.
+pub struct Frozen {
+    pid: i32,
+    threads: Vec<Tracee>,
+    image: Image,
+    source: Source,
+    gate: u64,
+}
+
+/// Would the process be refused? Does not stop it.
+pub fn check(pid: i32, options: &Options) -> Result<(), Error> {
+    Survey::of(pid, options).map(drop)
+}
+
+/// Stops a process with all its threads and learns everything about it but its pages.
+/// On error the process runs on unharmed.
+pub fn freeze(pid: i32, options: &Options) -> Result<Frozen, Error> {
+    let survey = Survey::of(pid, options)?;
+    let memory = MemFile::open(pid)?;
+    let mut threads = stop(pid, survey.filtered)?;
+    let layout = survey.layout_now()?;
+    let gate = gate(&layout.maps, &memory, pid)?;
+    let mut used: Vec<(u64, u64)> = layout.maps.iter().map(|m| (m.start, m.end)).collect();
+    let size = state::room(threads.len());
+    let base = find_hole(&mut used, size).ok_or(Refusal::NoRoom)?;
+    let scratch = Scratch { base, size };
+    // Threads that are left in the middle of anything are put right by Tracee's drop.
+    let asked = state::ask(pid, &survey, &layout, &mut threads, &memory, gate, &scratch);
+    let cleared = match &asked {
+        Ok(_) => threads[0].call(gate, "unmap the table of calls", libc::SYS_munmap, &[scratch.base, scratch.size]).map(drop),
+        Err(_) if state::laid(pid, &scratch) => {
+            threads[0].call(gate, "unmap the table of calls", libc::SYS_munmap, &[scratch.base, scratch.size]).map(drop)
+        }
+        Err(_) => Ok(()),
+    };
+    let mut image = asked?;
+    cleared?;
+    for thread in &mut threads {
+        thread.pristine()?;
+    }
+    layout.tell_readable(&mut image);
+    let source = Source::new(pid, memory, &mut image)?;
+    Ok(Frozen { pid, threads, image, source, gate })
+}
+
+/// Stops every thread, the main one first in the result.
+fn stop(pid: i32, filtered: bool) -> Result<Vec<Tracee>, Error> {
+    let options = pt::SYSGOOD | if filtered { pt::SUSPEND_SECCOMP } else { 0 };
+    let mut threads: Vec<Tracee> = Vec::new();
+    let mut seen: Vec<i32> = Vec::new();
+    loop {
+        let mut fresh = Vec::new();
+        for tid in tids(pid)? {
+            if seen.contains(&tid) {
+                continue;
+            }
+            match pt::seize(tid, options) {
+                Ok(()) => fresh.push(tid),
+                Err(e) if e.errno == libc::ESRCH && tid != pid => continue,
+                Err(e) => {
+                    abandon(&fresh);
+                    return Err(e.into());
+                }
+            }
+        }
+        if fresh.is_empty() {
+            break;
+        }
+        let mut waiting = fresh.as_slice();
+        for tid in &fresh {
+            // A thread that ends meanwhile is found out by the wait.
+            let _: Result<(), SysError> = pt::interrupt(*tid);
+        }
+        while let Some((tid, rest)) = waiting.split_first() {
+            match Tracee::stopped(*tid) {
+                Ok(Some(tracee)) => threads.push(tracee),
+                Ok(None) if *tid == pid => {
+                    abandon(rest);
+                    return Err(Error::Gone(pid));
+                }
+                Ok(None) => {}
+                Err(e) => {
+                    abandon(waiting);
+                    return Err(e);
+                }
+            }
+            waiting = rest;
+        }
+        seen.extend(fresh);
+    }
+    let Some(leader) = threads.iter().position(|t| t.tid() == pid) else { return Err(Error::Gone(pid)) };
+    threads.swap(0, leader);
+    Ok(threads)
+}
+
+/// Lets threads go that were seized but whose stop was not seen.
+fn abandon(tids: &[i32]) {
+    for tid in tids {
+        // Only a stopped thread can be let go; one that cannot be stopped is let go by our own end.
+        if let Ok(Some(tracee)) = Tracee::stopped(*tid) {
+            drop(tracee);
+        }
+    }
+}
+
+/// Thread ids of a process, ascending.
+pub(crate) fn tids(pid: i32) -> Result<Vec<i32>, Error> {
+    let dir = std::fs::read_dir(format!("/proc/{pid}/task")).map_err(|_| Error::Gone(pid))?;
+    let mut all: Vec<i32> = dir.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// Address of a `syscall` instruction in the process.
+pub(crate) fn gate(maps: &[procfs::Map], memory: &MemFile, pid: i32) -> Result<u64, Error> {
+    if let Some((_, code)) = procfs::vdso_of(maps) {
+        let mut bytes = vec![0; (code.end - code.start) as usize];
+        memory.read(code.start, &mut bytes)?;
+        if let Some(at) = elf::syscall_instruction(&bytes) {
+            return Ok(code.start + at as u64);
+        }
+    }
+    for map in maps.iter().filter(|m| m.prot & 4 != 0 && m.start < crate::image::TASK_END) {
+        let mut bytes = vec![0; (map.end - map.start).min(4 << 20) as usize];
+        if memory.read(map.start, &mut bytes).is_ok()
+            && let Some(at) = elf::syscall_instruction(&bytes)
+        {
+            return Ok(map.start + at as u64);
+        }
+    }
+    Err(Error::Unexpected { pid, what: "no system call instruction in its memory".into() })
+}
+
+/// How far [`Frozen::write_image`] is: pages done, pages in all.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
+
+impl Frozen {
+    /// Everything but the pages.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Writes the image; the process stays stopped. Returns the bytes written.
+    pub fn write_image(&mut self, out: impl Write) -> Result<u64, Error> {
+        self.write_image_with(out, &mut |_, _| {})
+    }
+
+    /// [`Self::write_image`], telling how far it is.
+    pub fn write_image_with(&mut self, out: impl Write, progress: Progress<'_>) -> Result<u64, Error> {
+        let failed = |why| Error::Io { op: "write", why };
+        let mut writer = Writer::new(out, &self.image).map_err(failed)?;
+        self.source.stream(&mut writer, progress)?;
+        writer.finish().map_err(failed)
+    }
+
+    /// Lets the process go on as if nothing had been.
+    pub fn resume(self) -> Result<(), Error> {
+        self.threads.into_iter().try_for_each(Tracee::release)
+    }
+
+    /// Bytes of pages that the image has at most.
+    pub fn page_bytes(&self) -> u64 {
+        self.image.pages() * PAGE
+    }
+
+    /// The process.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Ends the process by SIGKILL (its image has gone elsewhere and nothing may stand in its place).
+    pub fn kill(self) -> Result<(), Error> {
+        sys::process::kill(self.pid, libc::SIGKILL)?;
+        self.threads.into_iter().for_each(Tracee::forget);
+        Ok(())
+    }
+}

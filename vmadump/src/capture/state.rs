@@ -1,0 +1,322 @@
+//! What only the process itself can ask: run in all its threads at once, one batch each.
+
+use super::Layout;
+use super::survey::{Survey, proc_file};
+use super::fds;
+use crate::batch::{Batch, Index, Results, Scratch};
+use crate::error::{Error, Refusal};
+use crate::image::{Action, AltStack, Creds, Image, Meta, Mm, PosixTimer, Process, Signals, Thread, Timers, Vdso};
+use crate::sys::memory::MemFile;
+use crate::sys::ptrace::{self as pt, reg};
+use crate::sys::{own, process};
+use crate::tracee::{Tracee, leave_rseq};
+use crate::wire::Bytes;
+use crate::{cpu, procfs};
+
+const PR_GET_TID_ADDRESS: u64 = 40;
+const PER_THREAD: u64 = 4096;
+const LEADER: u64 = 64 << 10;
+
+/// Bytes of scratch memory for so many threads.
+pub(super) fn room(threads: usize) -> u64 {
+    4096 + LEADER + PER_THREAD * threads as u64
+}
+
+/// Is the scratch memory mapped?
+pub(super) fn laid(pid: i32, scratch: &Scratch) -> bool {
+    proc_file(pid, "maps").is_ok_and(|text| procfs::maps(&text).iter().any(|m| m.start == scratch.base))
+}
+
+struct Each {
+    altstack: u64,
+    tid_address: u64,
+    pdeath: u64,
+    securebits: Index,
+    slack: Index,
+}
+
+fn each(batch: &mut Batch) -> Each {
+    let (altstack, tid_address, pdeath) = (batch.room(24), batch.room(8), batch.room(4));
+    batch.must(libc::SYS_sigaltstack, &[0, altstack], "read the signal stack");
+    batch.may(libc::SYS_prctl, &[PR_GET_TID_ADDRESS, tid_address], "read the tid address");
+    batch.may(libc::SYS_prctl, &[libc::PR_GET_PDEATHSIG as u64, pdeath], "read the parent-death signal");
+    let securebits = batch.may(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS as u64], "read the secure bits");
+    let slack = batch.may(libc::SYS_prctl, &[libc::PR_GET_TIMERSLACK as u64], "read the timer slack");
+    Each { altstack, tid_address, pdeath, securebits, slack }
+}
+
+struct Whole {
+    actions: Vec<(u32, u64)>,
+    itimers: [u64; 3],
+    timers: Vec<(procfs::Timer, u64)>,
+    brk: Index,
+    dumpable: Index,
+    thp: Index,
+    subreaper: u64,
+    clocks: [u64; 2],
+}
+
+fn whole(batch: &mut Batch, pid: i32) -> Result<Whole, Error> {
+    let mut actions = Vec::new();
+    for signal in (1..=64).filter(|s| *s != libc::SIGKILL as u32 && *s != libc::SIGSTOP as u32) {
+        let at = batch.room(32);
+        batch.must(libc::SYS_rt_sigaction, &[u64::from(signal), 0, at, 8], "read a signal handler");
+        actions.push((signal, at));
+    }
+    let itimers = [0, 1, 2].map(|which| {
+        let at = batch.room(32);
+        batch.must(libc::SYS_getitimer, &[which, at], "read a timer");
+        at
+    });
+    let text = String::from_utf8_lossy(&proc_file(pid, "timers").unwrap_or_default()).into_owned();
+    let mut timers = Vec::new();
+    for timer in procfs::timers(&text) {
+        if timer.clock < 0 || timer.notify & 3 == 2 || timers.len() >= 512 {
+            return Err(Refusal::Timer.into());
+        }
+        let at = batch.room(32);
+        batch.must(libc::SYS_timer_gettime, &[u64::from(timer.id), at], "read a timer");
+        timers.push((timer, at));
+    }
+    let brk = batch.may(libc::SYS_brk, &[0], "read the break");
+    let dumpable = batch.may(libc::SYS_prctl, &[libc::PR_GET_DUMPABLE as u64], "read dumpable");
+    let thp = batch.may(libc::SYS_prctl, &[libc::PR_GET_THP_DISABLE as u64], "read the huge page setting");
+    let subreaper = batch.room(4);
+    batch.may(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER as u64, subreaper], "read subreaper");
+    let clocks = [libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME].map(|clock| {
+        let at = batch.room(16);
+        batch.may(libc::SYS_clock_gettime, &[clock as u64, at], "read a clock");
+        at
+    });
+    Ok(Whole { actions, itimers, timers, brk, dumpable, thp, subreaper, clocks })
+}
+
+/// Asks everything and makes the image without pages. Leaves the scratch memory mapped.
+pub(super) fn ask(
+    pid: i32,
+    survey: &Survey,
+    layout: &Layout,
+    threads: &mut [Tracee],
+    memory: &MemFile,
+    gate: u64,
+    scratch: &Scratch,
+) -> Result<Image, Error> {
+    for thread in threads.iter_mut() {
+        if thread.regs()[reg::CS] != 0x33 {
+            return Err(Refusal::Architecture.into());
+        }
+        let rip = thread.regs()[reg::RIP];
+        if let Some(abort) = leave_rseq(memory, &thread.rseq(), rip)? {
+            let mut regs = *thread.regs();
+            regs[reg::RIP] = abort;
+            let mask = thread.mask();
+            thread.set_own(regs, mask);
+            pt::set_mask(thread.tid(), !0)?;
+        }
+    }
+    // Pending signals first: the batch's own SIGSTOP would end a pending SIGCONT.
+    let shared_pending = pt::pending(pid, true)?;
+    let pendings: Vec<Vec<Bytes>> = threads.iter().map(|t| pt::pending(t.tid(), false)).collect::<Result<_, _>>()?;
+    let xstates: Vec<Vec<u8>> = threads.iter().map(|t| pt::xstate(t.tid())).collect::<Result<_, _>>()?;
+    threads[0].lay(memory, gate, scratch)?;
+    let mut batches = Vec::new();
+    for i in 0..threads.len() as u64 {
+        let mut batch = Batch::new(scratch.data() + if i == 0 { 0 } else { LEADER + PER_THREAD * i });
+        let each = each(&mut batch);
+        let whole = if i == 0 { Some(whole(&mut batch, pid)?) } else { None };
+        batches.push((batch, each, whole));
+    }
+    let mut begun = Vec::new();
+    let mut failed = None;
+    for (thread, (batch, ..)) in threads.iter_mut().zip(&batches) {
+        match thread.start(memory, scratch, batch) {
+            Ok(()) => begun.push((thread, batch)),
+            Err(e) => {
+                failed = Some(e);
+                break;
+            }
+        }
+    }
+    let mut results: Vec<Results> = Vec::new();
+    for (thread, batch) in begun {
+        match thread.finish(memory, batch, &mut Vec::new()) {
+            Ok(r) => results.push(r),
+            Err(e) => failed = failed.or(Some(e)),
+        }
+    }
+    if let Some(e) = failed {
+        return Err(e);
+    }
+    let mut creds: Vec<Creds> = Vec::new();
+    let mut list = Vec::new();
+    let mut ids = Vec::new();
+    for (i, (thread, pending)) in threads.iter().zip(pendings).enumerate() {
+        let status = procfs::status(&proc_file(pid, &format!("task/{}/status", thread.tid()))?);
+        let tid = status.ns_pid.last().copied().unwrap_or(thread.tid());
+        ids.push((thread.tid(), tid));
+        let made = make_thread(thread, tid, &status, &mut creds, &batches[i].1, &results[i], pending, xstates[i].clone(), survey.filtered)?;
+        list.push(made);
+    }
+    let Some(whole) = &batches[0].2 else { return Err(Error::Gone(pid)) };
+    assemble(pid, survey, layout, list, creds, whole, &results[0], shared_pending, &ids, memory, threads[0].in_group_stop())
+}
+
+#[allow(clippy::too_many_arguments)]
+fn make_thread(
+    thread: &Tracee,
+    tid: i32,
+    status: &procfs::Status,
+    creds: &mut Vec<Creds>,
+    asked: &Each,
+    got: &Results,
+    pending: Vec<Bytes>,
+    xstate: Vec<u8>,
+    filtered: bool,
+) -> Result<Thread, Error> {
+    let outer = thread.tid();
+    let own = Creds {
+        uids: status.uids,
+        gids: status.gids,
+        groups: status.groups.clone(),
+        caps: status.caps,
+        securebits: got.ret(asked.securebits).max(0) as u32,
+        no_new_privs: status.no_new_privs,
+    };
+    let index = creds.iter().position(|c| *c == own).unwrap_or_else(|| {
+        creds.push(own);
+        creds.len() - 1
+    });
+    let mut comm = proc_file(outer, "comm")?;
+    comm.truncate(comm.len().min(16));
+    while comm.last() == Some(&b'\n') {
+        comm.pop();
+    }
+    comm.truncate(15);
+    let (policy, priority, nice) = process::scheduling(outer)?;
+    Ok(Thread {
+        tid,
+        comm: comm.into(),
+        regs: *thread.regs(),
+        xstate: xstate.into(),
+        blocked: thread.mask(),
+        pending,
+        altstack: AltStack { sp: got.word(asked.altstack), flags: got.half(asked.altstack + 8), size: got.word(asked.altstack + 16) },
+        robust: process::robust_list(outer).unwrap_or_default(),
+        tid_address: got.word(asked.tid_address),
+        rseq: thread.rseq(),
+        creds: index as u32,
+        policy,
+        priority,
+        nice,
+        timer_slack: got.ret(asked.slack).max(0) as u64,
+        pdeathsig: got.half(asked.pdeath).min(64),
+        filters: if filtered { pt::filters(outer)? } else { Vec::new() },
+    })
+}
+
+#[allow(clippy::too_many_arguments)]
+fn assemble(
+    pid: i32,
+    survey: &Survey,
+    layout: &Layout,
+    threads: Vec<Thread>,
+    creds: Vec<Creds>,
+    asked: &Whole,
+    got: &Results,
+    pending: Vec<Bytes>,
+    ids: &[(i32, i32)],
+    memory: &MemFile,
+    stopped: bool,
+) -> Result<Image, Error> {
+    let stat = procfs::stat(&proc_file(pid, "stat")?);
+    let mark = |i: usize| stat.get(i).copied().unwrap_or(0);
+    let brk = (got.ret(asked.brk) as u64).max(mark(47));
+    let last = |v: &[i32]| v.last().copied().unwrap_or(0);
+    let time = |at: u64| got.word(at).saturating_mul(1_000_000_000).saturating_add(got.word(at + 8));
+    let mut layout_files = layout.clone();
+    let fds = fds::read(pid, survey.options.fds, &mut layout_files)?;
+    let exe = survey.known.get(&survey.exe).map(|f| layout_files.file(f));
+    let status = &survey.status;
+    let actions = asked.actions.iter().filter_map(|(signal, at)| {
+        let w = |i: u64| got.word(at + 8 * i);
+        let action = Action { signal: *signal, handler: w(0), flags: w(1), restorer: w(2), mask: w(3) };
+        (action.handler != 0 || action.flags & !0x0400_0000 != 0).then_some(action)
+    });
+    let posix = asked.timers.iter().map(|(t, at)| PosixTimer {
+        id: t.id,
+        clock: t.clock,
+        notify: t.notify,
+        signal: t.signal,
+        value: t.value,
+        tid: ids.iter().find(|(outer, _)| *outer == t.tid).map_or(0, |i| i.1),
+        interval_ns: time(*at),
+        left_ns: time(*at + 16),
+    });
+    let vdso = match procfs::vdso_of(&layout.maps) {
+        Some((data_start, code)) => {
+            let mut bytes = vec![0; (code.end - code.start) as usize];
+            memory.read(code.start, &mut bytes)?;
+            Some(Vdso { data_start, start: code.start, code: bytes.into() })
+        }
+        None => None,
+    };
+    let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).map(|p| p.into_os_string().into_encoded_bytes()).unwrap_or_else(|_| b"/".to_vec());
+    let cwd = if cwd.ends_with(b" (deleted)") || cwd.first() != Some(&b'/') { b"/".to_vec() } else { cwd };
+    let oom = proc_file(pid, "oom_score_adj").ok().and_then(|t| String::from_utf8(t).ok()?.trim().parse().ok()).unwrap_or(0);
+    let mut posix: Vec<PosixTimer> = posix.collect();
+    posix.sort_by_key(|t| t.id);
+    Ok(Image {
+        meta: Meta {
+            pid: threads[0].tid,
+            ppid: ns_parent(status),
+            pgid: last(&status.ns_pgid),
+            sid: last(&status.ns_sid),
+            comm: threads[0].comm.clone(),
+            cmdline: proc_file(pid, "cmdline").unwrap_or_default().into(),
+            host: own::host().into(),
+            kernel: own::kernel().into(),
+            time_ns: own::clock_ns(libc::CLOCK_REALTIME),
+            monotonic_ns: time(asked.clocks[0]),
+            boottime_ns: time(asked.clocks[1]),
+            start_ticks: mark(22),
+            utime_ticks: mark(14),
+            stime_ticks: mark(15),
+            flags: survey.options.flags,
+            stopped,
+            from_inside: false,
+        },
+        cpu: cpu::here(),
+        mm: Mm {
+            marks: [mark(26), mark(27), mark(45), mark(46), mark(47), brk, mark(28), mark(48), mark(49), mark(50), mark(51)],
+            auxv: proc_file(pid, "auxv").unwrap_or_default().into(),
+            exe,
+            dumpable: got.ret(asked.dumpable).clamp(0, 2) as u32,
+            thp_disabled: got.ret(asked.thp) == 1,
+        },
+        files: layout_files.files,
+        areas: layout.areas.clone(),
+        vdso,
+        creds,
+        threads,
+        signals: Signals { actions: actions.collect(), pending },
+        timers: Timers { itimers: asked.itimers.map(|at| [0, 8, 16, 24].map(|o| got.word(at + o))), posix },
+        process: Process {
+            limits: process::limits(pid)?,
+            umask: status.umask,
+            cwd: cwd.into(),
+            subreaper: got.half(asked.subreaper) == 1,
+            oom_score_adj: oom,
+        },
+        fds,
+    })
+}
+
+/// The parent's pid in the innermost namespace: known only where that is the reader's own.
+fn ns_parent(status: &procfs::Status) -> i32 {
+    if status.ns_pid.len() > 1 {
+        let text = std::fs::read(format!("/proc/{}/status", status.ppid)).unwrap_or_default();
+        let parent = procfs::status(&text);
+        return if parent.ns_pid.len() == status.ns_pid.len() { parent.ns_pid.last().copied().unwrap_or(0) } else { 0 };
+    }
+    status.ppid
+}

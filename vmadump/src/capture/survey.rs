@@ -1,0 +1,193 @@
+//! What is learnt before the process is stopped: everything that could refuse it, and the
+//! slow facts (flags of areas, build ids) so that the stop stays short.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use super::areas::Layout;
+use super::{FdPolicy, Options, fds, tids};
+use crate::error::{Error, Refusal};
+use crate::image::FileRef;
+use crate::procfs::{self, Map, Status};
+use crate::sys::SysError;
+use crate::wire::Bytes;
+use crate::{elf, sys};
+
+/// A process seen from outside while it runs.
+pub(crate) struct Survey {
+    pub(crate) pid: i32,
+    pub(crate) options: Options,
+    pub(crate) status: Status,
+    pub(crate) exe: Vec<u8>,
+    /// Has a seccomp filter.
+    pub(crate) filtered: bool,
+    /// Mapped and open files by path.
+    pub(crate) known: HashMap<Vec<u8>, FileRef>,
+    layout: Layout,
+}
+
+/// Reads a file of /proc/PID.
+pub(crate) fn proc_file(pid: i32, name: &str) -> Result<Vec<u8>, Error> {
+    fs::read(format!("/proc/{pid}/{name}")).map_err(|e| match e.raw_os_error() {
+        Some(libc::ENOENT | libc::ESRCH) => Error::Gone(pid),
+        _ => SysError::from_io("read /proc of", pid, &e).into(),
+    })
+}
+
+impl Survey {
+    /// Looks at `pid`; refusals first.
+    pub(crate) fn of(pid: i32, options: &Options) -> Result<Self, Error> {
+        let status = procfs::status(&proc_file(pid, "status")?);
+        if status.tgid != pid {
+            return Err(Error::Gone(pid));
+        }
+        if status.tracer != 0 {
+            return Err(Refusal::Traced(status.tracer).into());
+        }
+        let exe = fs::read_link(format!("/proc/{pid}/exe")).map(|p| p.into_os_string().into_encoded_bytes()).unwrap_or_default();
+        let maps = procfs::maps(&proc_file(pid, "smaps")?);
+        if maps.is_empty() || matches!(status.state, b'Z' | b'X') {
+            return Err(Refusal::NoMemory.into());
+        }
+        let filtered = status.seccomp != 0;
+        if filtered && sys::own::effective_caps() >> 21 & 1 == 0 {
+            return Err(Refusal::Seccomp.into());
+        }
+        waits_for_vfork(pid)?;
+        shares_space(pid, status.ppid)?;
+        let mut survey = Survey { pid, options: *options, status, exe, filtered, known: HashMap::new(), layout: Layout::default() };
+        survey.layout = survey.lay_out(maps)?;
+        survey.layout.alone(pid)?;
+        if options.fds != FdPolicy::StdioOnly {
+            fds::refuse(pid, options.fds)?;
+        }
+        fds::refuse_kinds(pid)?;
+        Ok(survey)
+    }
+
+    /// The calling process, before it forks its twin.
+    pub(crate) fn of_own(pid: i32, options: &Options) -> Result<Self, Error> {
+        let status = procfs::status(&proc_file(pid, "status")?);
+        let exe = fs::read_link("/proc/self/exe").map(|p| p.into_os_string().into_encoded_bytes()).unwrap_or_default();
+        let mut survey = Survey { pid, options: *options, status, exe, filtered: false, known: HashMap::new(), layout: Layout::default() };
+        fds::refuse_kinds(pid)?;
+        survey.layout = survey.lay_out(procfs::maps(&proc_file(pid, "smaps")?))?;
+        survey.layout.alone(pid)?;
+        Ok(survey)
+    }
+
+    /// The layout of a twin of the surveyed process.
+    pub(crate) fn layout_of(&self, twin: i32) -> Result<Layout, Error> {
+        self.again(&procfs::maps(&proc_file(twin, "maps")?), twin).map(|l| l.0)
+    }
+
+    fn lay_out(&mut self, maps: Vec<Map>) -> Result<Layout, Error> {
+        for map in maps.iter().filter(|m| m.name.first() == Some(&b'/') && !m.deleted) {
+            if !self.known.contains_key(&map.name)
+                && let Some(file) = file_ref(self.pid, &map.name, map.inode)
+            {
+                self.known.insert(map.name.clone(), file);
+            }
+        }
+        if !self.exe.is_empty()
+            && !self.known.contains_key(&self.exe)
+            && let Some(file) = file_ref(self.pid, &self.exe, 0)
+        {
+            self.known.insert(self.exe.clone(), file);
+        }
+        Layout::new(maps, &self.known, &self.exe, self.options.flags).map_err(Error::from)
+    }
+
+    /// The layout of the stopped process: what was surveyed, unless it changed since.
+    pub(crate) fn layout_now(&self) -> Result<Layout, Error> {
+        let (layout, changed) = self.again(&procfs::maps(&proc_file(self.pid, "maps")?), self.pid)?;
+        if changed {
+            layout.alone(self.pid)?;
+        }
+        Ok(layout)
+    }
+
+    /// The layout of `pid`, whose mappings are `now`, and whether it is another than surveyed.
+    fn again(&self, now: &[Map], pid: i32) -> Result<(Layout, bool), Error> {
+        let same = now.len() == self.layout.maps.len()
+            && now.iter().zip(&self.layout.maps).all(|(a, b)| {
+                (a.start, a.end, a.prot, a.shared, a.offset, a.inode, a.deleted) == (b.start, b.end, b.prot, b.shared, b.offset, b.inode, b.deleted)
+                    && a.name == b.name
+            });
+        if same {
+            return Ok((self.layout.clone(), false));
+        }
+        let mut again = Survey {
+            pid: self.pid,
+            options: self.options,
+            status: self.status.clone(),
+            exe: self.exe.clone(),
+            filtered: self.filtered,
+            known: self.known.clone(),
+            layout: Layout::default(),
+        };
+        let layout = again.lay_out(procfs::maps(&proc_file(pid, "smaps")?))?;
+        Ok((layout, true))
+    }
+}
+
+/// How to know the file again; `None` if the path leads to another file (or none) by now.
+pub(crate) fn file_ref(pid: i32, path: &[u8], inode: u64) -> Option<FileRef> {
+    use std::os::unix::ffi::OsStrExt;
+    let mut at = format!("/proc/{pid}/root").into_bytes();
+    at.extend_from_slice(path);
+    let at = std::path::Path::new(std::ffi::OsStr::from_bytes(&at));
+    let meta = fs::metadata(at).ok()?;
+    if !meta.is_file() || (inode != 0 && meta.ino() != inode) {
+        return None;
+    }
+    let build_id = head_of(at).as_deref().and_then(elf::build_id).map(<[u8]>::to_vec).unwrap_or_default();
+    Some(FileRef {
+        path: Bytes(path.to_vec()),
+        size: meta.len(),
+        mtime_s: meta.mtime(),
+        mtime_ns: meta.mtime_nsec() as u32,
+        build_id: build_id.into(),
+    })
+}
+
+/// First page of a file.
+fn head_of(path: &std::path::Path) -> Option<Vec<u8>> {
+    use std::io::Read;
+    let mut head = Vec::with_capacity(4096);
+    fs::File::open(path).ok()?.take(4096).read_to_end(&mut head).ok()?;
+    Some(head)
+}
+
+/// A parent between vfork and the child's exec cannot be stopped, and its memory is in use.
+fn waits_for_vfork(pid: i32) -> Result<(), Error> {
+    for tid in tids(pid)? {
+        let Ok(stat) = proc_file(pid, &format!("task/{tid}/stat")) else { continue };
+        let after = stat.iter().rposition(|b| *b == b')').map_or(0, |p| p + 2);
+        if stat.get(after) != Some(&b'D') {
+            continue;
+        }
+        let call = proc_file(pid, &format!("task/{tid}/syscall")).unwrap_or_default();
+        let nr = std::str::from_utf8(&call).ok().and_then(|t| t.split(' ').next()?.parse::<i64>().ok());
+        if matches!(nr, Some(libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3)) {
+            return Err(Refusal::VforkParent(tid).into());
+        }
+    }
+    Ok(())
+}
+
+/// Address space or descriptors shared with a parent or child.
+fn shares_space(pid: i32, ppid: i32) -> Result<(), Error> {
+    let mut relatives = vec![ppid];
+    for tid in tids(pid)? {
+        let children = proc_file(pid, &format!("task/{tid}/children")).unwrap_or_default();
+        relatives.extend(std::str::from_utf8(&children).unwrap_or_default().split_ascii_whitespace().filter_map(|w| w.parse::<i32>().ok()));
+    }
+    for other in relatives.into_iter().filter(|p| *p > 0) {
+        if sys::process::shares_space(pid, other) {
+            return Err(Refusal::SharedSpace.into());
+        }
+    }
+    Ok(())
+}

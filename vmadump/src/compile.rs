@@ -1,0 +1,348 @@
+//! Steps of a plan become system calls in a batch. Nothing here knows which driver runs it.
+
+use crate::batch::{Batch, Index};
+use crate::image::{AreaKind, Creds, FileRef, Image, PosixTimer, Thread};
+use crate::plan::{MapAt, Op, TimerStep};
+
+const FIXED: i32 = libc::MAP_FIXED_NOREPLACE;
+/// Bytes of `struct stat`.
+const STAT: usize = 144;
+/// Bytes of a file's head that are read to see its build id.
+pub(crate) const HEAD: usize = 4096;
+
+/// A file that was opened in the target, to be compared with what the image says.
+pub(crate) struct Opened {
+    pub(crate) file: u32,
+    pub(crate) open: Index,
+    pub(crate) stat: u64,
+    pub(crate) head: u64,
+    pub(crate) read: Index,
+}
+
+/// Turns steps into calls.
+pub(crate) struct Compiler<'a> {
+    pub(crate) image: &'a Image,
+    pub(crate) batch: &'a mut Batch,
+    /// The lowest free descriptor, which every open takes and gives back.
+    pub(crate) slot: i32,
+    pub(crate) opened: Vec<Opened>,
+    /// Paths that stand for files of the image: index, path.
+    pub(crate) instead: &'a [(u32, Vec<u8>)],
+    /// Files that are open and verified already: index, descriptor.
+    pub(crate) ready: &'a [(u32, i32)],
+}
+
+impl<'a> Compiler<'a> {
+    pub(crate) fn new(image: &'a Image, batch: &'a mut Batch, slot: i32, instead: &'a [(u32, Vec<u8>)]) -> Self {
+        Compiler { image, batch, slot, opened: Vec::new(), instead, ready: &[] }
+    }
+
+    /// Steps that build the memory, up to the pages.
+    pub(crate) fn memory(&mut self, op: &Op) {
+        match op {
+            Op::Vdso(at) => {
+                self.batch.must(libc::SYS_arch_prctl, &[0x2003, *at], "map the vdso");
+            }
+            Op::Trampoline { data_start, start, code } => {
+                let anon = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | FIXED) as u64;
+                if start > data_start {
+                    self.batch.must(libc::SYS_mmap, &[*data_start, start - data_start, 1, anon, u64::MAX, 0], "map the old vdso's data");
+                }
+                let len = code.len() as u64;
+                self.batch.must(libc::SYS_mmap, &[*start, len, 3, anon, u64::MAX, 0], "map the old vdso");
+                let from = self.batch.data(code);
+                self.batch.copy(*start, from, len);
+                self.batch.must(libc::SYS_mprotect, &[*start, len, 5], "protect the old vdso");
+            }
+            Op::Anon(map) => self.map(map, libc::MAP_ANONYMOUS, -1),
+            Op::Shared(size, maps) => self.shared(*size, maps),
+            Op::File(file, maps) => self.file(*file, maps),
+            _ => {}
+        }
+    }
+
+    fn map(&mut self, map: &MapAt, more: i32, fd: i32) {
+        let flags = (map.flags | FIXED | more) as u64;
+        self.batch.must(libc::SYS_mmap, &[map.start, map.len, u64::from(map.prot), flags, fd as u64, map.offset], "map an area");
+    }
+
+    fn shared(&mut self, size: u64, maps: &[MapAt]) {
+        if let [one] = maps
+            && one.offset == 0
+        {
+            return self.map(one, libc::MAP_ANONYMOUS, -1);
+        }
+        let name = self.batch.text(b"shared");
+        self.batch.must(libc::SYS_memfd_create, &[name, 0], "make shared memory");
+        self.batch.must(libc::SYS_ftruncate, &[self.slot as u64, size], "size shared memory");
+        for map in maps {
+            self.map(map, 0, self.slot);
+        }
+        self.batch.must(libc::SYS_close, &[self.slot as u64], "close shared memory");
+    }
+
+    fn path(&mut self, file: u32) -> u64 {
+        let path = self.instead.iter().find(|(i, _)| *i == file).map_or(&self.image.files[file as usize].path.0, |(_, p)| p);
+        self.batch.text(path)
+    }
+
+    fn file(&mut self, file: u32, maps: &[MapAt]) {
+        if let Some((_, fd)) = self.ready.iter().find(|(i, _)| *i == file) {
+            maps.iter().for_each(|map| self.map(map, 0, *fd));
+            return;
+        }
+        let path = self.path(file);
+        let slot = self.slot as u64;
+        let open = self.batch.must(libc::SYS_openat, &[libc::AT_FDCWD as u64, path, libc::O_RDONLY as u64], "open a mapped file");
+        let (stat, head) = (self.batch.room(STAT), self.batch.room(HEAD));
+        self.batch.must(libc::SYS_fstat, &[slot, stat], "look at a mapped file");
+        let read = self.batch.may(libc::SYS_pread64, &[slot, head, HEAD as u64, 0], "read a mapped file");
+        self.opened.push(Opened { file, open, stat, head, read });
+        for map in maps {
+            self.map(map, 0, self.slot);
+        }
+        self.batch.must(libc::SYS_close, &[slot], "close a mapped file");
+    }
+
+    /// Steps after the pages that concern the process as a whole.
+    pub(crate) fn process(&mut self, op: &Op) {
+        let image = self.image;
+        match op {
+            Op::Protect { start, len, prot } => {
+                self.batch.must(libc::SYS_mprotect, &[*start, *len, u64::from(*prot)], "protect an area");
+            }
+            Op::Advise { start, len, advice } => {
+                self.batch.may(libc::SYS_madvise, &[*start, *len, *advice as u64], "advise an area");
+            }
+            Op::Lock { start, len } => {
+                self.batch.may(libc::SYS_mlock, &[*start, *len], "lock an area");
+            }
+            Op::Marks => self.marks(),
+            Op::Actions => self.actions(),
+            Op::Surroundings => {
+                let process = &image.process;
+                self.batch.must(libc::SYS_umask, &[u64::from(process.umask)], "set the umask");
+                let (cwd, root) = (self.batch.text(&process.cwd), self.batch.text(b"/"));
+                // The same path, else the root.
+                self.batch.may(libc::SYS_chdir, &[root], "change the directory");
+                self.batch.may(libc::SYS_chdir, &[cwd], "change the directory");
+                self.prctl(libc::PR_SET_CHILD_SUBREAPER, u64::from(process.subreaper));
+                self.prctl(41, u64::from(image.mm.thp_disabled));
+            }
+            Op::Limits(limits) => {
+                for (which, pair) in limits.iter().enumerate() {
+                    let at = self.batch.words(pair);
+                    self.batch.may(libc::SYS_prlimit64, &[0, which as u64, at, 0], "set a limit");
+                }
+            }
+            Op::Timers(steps) => self.timers(steps),
+            _ => {}
+        }
+    }
+
+    fn prctl(&mut self, option: i32, value: u64) {
+        self.batch.may(libc::SYS_prctl, &[option as u64, value, 0, 0, 0], "set a process option");
+    }
+
+    fn marks(&mut self) {
+        let mm = &self.image.mm;
+        if !mm.auxv.is_empty() && mm.marks.iter().all(|m| *m != 0) {
+            let auxv = self.batch.data(&mm.auxv);
+            let len = mm.auxv.len() as u64;
+            let map = |batch: &mut Batch, exe: u32| {
+                let mut words = mm.marks.to_vec();
+                words.extend([auxv, len | u64::from(exe) << 32]);
+                let at = batch.words(&words);
+                batch.may(libc::SYS_prctl, &[libc::PR_SET_MM as u64, 14, at, 13 * 8, 0], "set the memory marks");
+            };
+            map(self.batch, u32::MAX);
+            if let Some(file) = mm.exe {
+                // Needs CAP_CHECKPOINT_RESTORE; without it /proc/PID/exe shows the restorer's.
+                let path = self.path(file);
+                let slot = self.slot as u64;
+                self.batch.may(libc::SYS_openat, &[libc::AT_FDCWD as u64, path, libc::O_RDONLY as u64], "open the program");
+                map(self.batch, self.slot as u32);
+                self.batch.may(libc::SYS_close, &[slot], "close the program");
+            }
+        }
+    }
+
+    fn actions(&mut self) {
+        let none = self.batch.words(&[0; 4]);
+        for signal in (1..=64u32).filter(|s| *s != libc::SIGKILL as u32 && *s != libc::SIGSTOP as u32) {
+            let at = match self.image.signals.actions.iter().find(|a| a.signal == signal) {
+                Some(a) => self.batch.words(&[a.handler, a.flags, a.restorer, a.mask]),
+                None => none,
+            };
+            self.batch.must(libc::SYS_rt_sigaction, &[u64::from(signal), at, 0, 8], "set a signal handler");
+        }
+    }
+
+    fn timers(&mut self, steps: &[TimerStep]) {
+        for (which, value) in self.image.timers.itimers.iter().enumerate() {
+            let at = self.batch.words(value);
+            self.batch.must(libc::SYS_setitimer, &[which as u64, at, 0], "set a timer");
+        }
+        let split = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000];
+        for step in steps {
+            match step {
+                TimerStep::ChooseIds(on) => {
+                    self.batch.must(libc::SYS_prctl, &[77, u64::from(*on), 0, 0, 0], "choose timer ids");
+                }
+                TimerStep::Make(i) => self.make_timer(&self.image.timers.posix[*i]),
+                TimerStep::Skip(id) => {
+                    let out = self.batch.room(4);
+                    self.batch.must(libc::SYS_timer_create, &[libc::CLOCK_MONOTONIC as u64, 0, out], "count timers up");
+                    self.batch.must(libc::SYS_timer_delete, &[u64::from(*id)], "count timers up");
+                }
+                TimerStep::Arm(i) => {
+                    let timer = &self.image.timers.posix[*i];
+                    let ([a, b], [c, d]) = (split(timer.interval_ns), split(timer.left_ns));
+                    let at = self.batch.words(&[a, b, c, d]);
+                    self.batch.must(libc::SYS_timer_settime, &[u64::from(timer.id), 0, at, 0], "set a timer");
+                }
+            }
+        }
+    }
+
+    fn make_timer(&mut self, timer: &PosixTimer) {
+        let id = self.batch.data(&timer.id.to_ne_bytes());
+        let mut event = [0u64; 8];
+        event[0] = timer.value;
+        event[1] = u64::from(timer.signal) | u64::from(timer.notify) << 32;
+        event[2] = timer.tid as u32 as u64;
+        let event = self.batch.words(&event);
+        self.batch.must(libc::SYS_timer_create, &[timer.clock as u64, event, id], "make a timer");
+        // Reaching for an id that was not given fails here, not in the program.
+        let out = self.batch.room(32);
+        self.batch.must(libc::SYS_timer_gettime, &[u64::from(timer.id), out], "make a timer with its id");
+    }
+
+    /// What is a thread's own: run in that thread. `tid` is the one that it has now.
+    pub(crate) fn thread(&mut self, thread: &Thread, pid: i32, tid: i32) {
+        let batch = &mut *self.batch;
+        let stack = batch.words(&[thread.altstack.sp, u64::from(thread.altstack.flags & !1), thread.altstack.size]);
+        // SS_ONSTACK (1) is no setting.
+        if thread.altstack.flags & 2 == 0 && thread.altstack.size > 0 {
+            batch.must(libc::SYS_sigaltstack, &[stack, 0], "set the signal stack");
+        }
+        batch.must(libc::SYS_set_tid_address, &[thread.tid_address], "set the tid address");
+        if thread.robust[1] != 0 {
+            batch.may(libc::SYS_set_robust_list, &thread.robust, "set the robust list");
+        }
+        let rseq = &thread.rseq;
+        if rseq.address != 0 {
+            batch.must(libc::SYS_rseq, &[rseq.address, rseq.size.into(), rseq.flags.into(), rseq.signature.into()], "register rseq");
+        }
+        let name = batch.text(&thread.comm);
+        batch.may(libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name], "set the name");
+        let param = batch.words(&[u64::from(thread.priority)]);
+        batch.may(libc::SYS_sched_setscheduler, &[0, u64::from(thread.policy), param], "set the scheduling");
+        batch.may(libc::SYS_setpriority, &[0, 0, thread.nice as u64], "set the priority");
+        if thread.timer_slack != 0 {
+            batch.may(libc::SYS_prctl, &[libc::PR_SET_TIMERSLACK as u64, thread.timer_slack], "set the timer slack");
+        }
+        for info in &thread.pending {
+            let at = batch.data(info);
+            batch.may(libc::SYS_rt_tgsigqueueinfo, &[pid as u64, tid as u64, info[0].into(), at], "queue a signal");
+        }
+    }
+
+    /// Credentials of a thread, and what changing them resets.
+    pub(crate) fn creds(&mut self, creds: &Creds) {
+        const KEEP_CAPS: u64 = libc::PR_SET_KEEPCAPS as u64;
+        let batch = &mut *self.batch;
+        let [inheritable, permitted, effective, bounding, ambient] = creds.caps;
+        let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
+        let groups_at = batch.data(&groups);
+        batch.must(libc::SYS_setgroups, &[creds.groups.len() as u64, groups_at], "set the groups");
+        for cap in (0..41u64).filter(|c| bounding >> c & 1 == 0) {
+            batch.may(libc::SYS_prctl, &[libc::PR_CAPBSET_DROP as u64, cap], "drop a capability");
+        }
+        let id = |v: [u32; 4]| [u64::from(v[0]), u64::from(v[1]), u64::from(v[2])];
+        batch.must(libc::SYS_setresgid, &id(creds.gids), "set the gids");
+        batch.may(libc::SYS_setfsgid, &[creds.gids[3].into()], "set the file system gid");
+        batch.must(libc::SYS_prctl, &[KEEP_CAPS, 1], "keep capabilities");
+        batch.must(libc::SYS_setresuid, &id(creds.uids), "set the uids");
+        batch.may(libc::SYS_setfsuid, &[creds.uids[3].into()], "set the file system uid");
+        let header = batch.words(&[0x2008_0522]);
+        let caps = |p: u64, e: u64| -> Vec<u8> {
+            let i = inheritable & p;
+            [e as u32, p as u32, i as u32, (e >> 32) as u32, (p >> 32) as u32, (i >> 32) as u32].iter().flat_map(|w| w.to_ne_bytes()).collect()
+        };
+        // Secure bits need CAP_SETPCAP, which the final set may lack.
+        let setpcap = 1u64 << 8;
+        if creds.securebits != 0 {
+            let first = batch.data(&caps(permitted | setpcap, effective | setpcap));
+            batch.may(libc::SYS_capset, &[header, first], "set the capabilities");
+            batch.may(libc::SYS_prctl, &[libc::PR_SET_SECUREBITS as u64, creds.securebits.into()], "set the secure bits");
+        }
+        let last = batch.data(&caps(permitted, effective));
+        batch.must(libc::SYS_capset, &[header, last], "set the capabilities");
+        for cap in (0..41u64).filter(|c| ambient >> c & 1 == 1) {
+            batch.may(libc::SYS_prctl, &[libc::PR_CAP_AMBIENT as u64, libc::PR_CAP_AMBIENT_RAISE as u64, cap], "raise an ambient capability");
+        }
+        if creds.securebits & 16 == 0 {
+            batch.may(libc::SYS_prctl, &[KEEP_CAPS, 0], "keep capabilities");
+        }
+        if creds.no_new_privs {
+            batch.may(libc::SYS_prctl, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1], "set no_new_privs");
+        }
+    }
+
+    /// After credentials: what they reset.
+    pub(crate) fn after_creds(&mut self, thread: &Thread) {
+        self.prctl(libc::PR_SET_PDEATHSIG, u64::from(thread.pdeathsig));
+        if self.image.mm.dumpable != 2 {
+            self.prctl(libc::PR_SET_DUMPABLE, u64::from(self.image.mm.dumpable));
+        }
+    }
+
+    /// Seccomp filters, oldest first. The tracer suspends their effect meanwhile.
+    pub(crate) fn filters(&mut self, thread: &Thread) {
+        for filter in &thread.filters {
+            let code = self.batch.data(filter);
+            let prog = self.batch.words(&[(filter.len() / 8) as u64, code]);
+            self.batch.must(libc::SYS_seccomp, &[1, 0, prog], "set a seccomp filter");
+        }
+    }
+}
+
+/// File system identity for opening mapped files: groups, gid, uid of the image's owner.
+pub(crate) fn as_user(batch: &mut Batch, creds: &Creds) {
+    let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
+    let at = batch.data(&groups);
+    batch.must(libc::SYS_setgroups, &[creds.groups.len() as u64, at], "take the user's groups");
+    batch.may(libc::SYS_setfsgid, &[creds.gids[3].into()], "take the user's gid");
+    batch.may(libc::SYS_setfsuid, &[creds.uids[3].into()], "take the user's uid");
+}
+
+/// Back to root's.
+pub(crate) fn as_root(batch: &mut Batch) {
+    batch.may(libc::SYS_setfsuid, &[0], "become root again");
+    batch.may(libc::SYS_setfsgid, &[0], "become root again");
+}
+
+/// Is the opened file the one that the image means?
+pub(crate) fn same_file(file: &FileRef, stat: &[u8], head: &[u8]) -> Result<(), String> {
+    let word = |at: usize| stat.get(at..at + 8).map_or(0, |b| u64::from_ne_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]));
+    let (size, mtime_s, mtime_ns) = (word(48), word(88) as i64, word(96) as u32);
+    if size != file.size {
+        return Err(format!("it has {size} bytes, not {}", file.size));
+    }
+    if !file.build_id.is_empty() {
+        return match crate::elf::build_id(head) {
+            Some(id) if id == file.build_id.0 => Ok(()),
+            _ => Err("its build id is another".into()),
+        };
+    }
+    if (mtime_s, mtime_ns) != (file.mtime_s, file.mtime_ns) {
+        return Err("it was changed at another time".into());
+    }
+    Ok(())
+}
+
+/// Does some area need this file?
+pub(crate) fn maps_files(image: &Image) -> bool {
+    image.areas.iter().any(|a| matches!(a.kind, AreaKind::File { .. }))
+}

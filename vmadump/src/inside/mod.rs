@@ -1,0 +1,31 @@
+//! Dump and undump of the calling process by itself: no privilege, one thread.
+
+mod dump;
+mod undump;
+
+use crate::error::{Error, Refusal};
+
+pub use dump::dump_self;
+pub use undump::undump_self;
+
+fn one_thread() -> Result<(), Error> {
+    match std::fs::read_dir("/proc/self/task").map(Iterator::count) {
+        Ok(1) | Err(_) => Ok(()),
+        Ok(n) => Err(Refusal::Threads(n).into()),
+    }
+}
+
+/// Signals blocked for a while.
+struct Quiet(u64);
+
+impl Quiet {
+    fn new() -> Self {
+        Quiet(crate::sys::inside::block_signals())
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        crate::sys::inside::set_mask(self.0);
+    }
+}

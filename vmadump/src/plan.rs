@@ -1,0 +1,345 @@
+//! From an image and the target's facts to the list of things to do, or the reason why not. Pure: both
+//! drivers (from outside by ptrace, from inside in the own process) carry out the same list.
+
+use crate::batch::find_hole;
+use crate::cpu;
+use crate::elf;
+use crate::error::Refusal;
+use crate::facts::{Facts, cap};
+use crate::image::{Area, AreaKind, Creds, Image, PAGE, PosixTimer, Vdso, advice};
+use crate::tracee::leave_call;
+use crate::wire::Bytes;
+
+/// Whose image it is: no right beyond these may come out of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// uid.
+    pub uid: u32,
+    /// gid.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// What the restorer wants.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wishes {
+    /// Refuse images that ask for more than this user has. `None`: the image's own credentials are taken where the
+    /// restorer may give them.
+    pub owner: Option<Owner>,
+    /// Leave credentials as they are in the restorer.
+    pub keep_creds: bool,
+    /// Bytes of scratch room beyond what tables need.
+    pub staging: u64,
+    /// Ranges that scratch memory must not touch beside those of the image.
+    pub avoid: Vec<(u64, u64)>,
+}
+
+/// A mapping to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapAt {
+    /// First address.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+    /// PROT_* while pages are put in.
+    pub prot: u32,
+    /// MAP_* without FIXED and ANONYMOUS.
+    pub flags: i32,
+    /// Offset in the file.
+    pub offset: u64,
+}
+
+/// One step. The order is the order of execution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Unmap everything but the scratch memory.
+    Clear,
+    /// Map the kernel's vdso with its data pages starting here.
+    Vdso(u64),
+    /// Old vdso code, patched to lead into the new one, and zero pages where its data were.
+    Trampoline {
+        /// First data page.
+        data_start: u64,
+        /// First code page.
+        start: u64,
+        /// The patched code.
+        code: Vec<u8>,
+    },
+    /// Private anonymous memory.
+    Anon(MapAt),
+    /// Shared memory that several areas show: its size, the areas.
+    Shared(u64, Vec<MapAt>),
+    /// A file (index in the file table) and its mappings.
+    File(u32, Vec<MapAt>),
+    /// Here the pages are put in.
+    Pages,
+    /// Final protection.
+    Protect {
+        /// First address.
+        start: u64,
+        /// Bytes.
+        len: u64,
+        /// PROT_*.
+        prot: u32,
+    },
+    /// madvise.
+    Advise {
+        /// First address.
+        start: u64,
+        /// Bytes.
+        len: u64,
+        /// MADV_*.
+        advice: i32,
+    },
+    /// mlock.
+    Lock {
+        /// First address.
+        start: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// The kernel's marks: brk, arguments, auxiliary vector, program.
+    Marks,
+    /// Dispositions of all signals.
+    Actions,
+    /// umask, working directory, subreaper, huge page setting.
+    Surroundings,
+    /// Descriptors.
+    Fds,
+    /// Limits: soft and hard by number.
+    Limits([[u64; 2]; 16]),
+    /// Other threads.
+    Threads,
+    /// Signals pending for the process.
+    Pending,
+    /// Everything that is a thread's own, in each.
+    ThreadState,
+    /// Timers are armed.
+    Timers(Vec<TimerStep>),
+    /// Credentials, in each thread; nothing privileged works afterwards.
+    Creds,
+    /// Seccomp filters, in each thread.
+    Filters,
+    /// Registers; the process is ready.
+    Registers,
+}
+
+/// A step towards POSIX timers with the ids that the program knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimerStep {
+    /// From now on timer_create takes the id from its argument.
+    ChooseIds(bool),
+    /// Make timer with this index in the image.
+    Make(usize),
+    /// Make a timer with this id only to get past the number.
+    Skip(u32),
+    /// Arm the timer with this index.
+    Arm(usize),
+}
+
+/// The list, and what belongs to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// What to do.
+    pub ops: Vec<Op>,
+    /// Extended state of each thread in the target's layout.
+    pub xstate: Vec<Vec<u8>>,
+    /// Registers of each thread, out of interrupted system calls.
+    pub regs: Vec<[u64; 27]>,
+    /// Credentials are given.
+    pub creds: bool,
+    /// Where scratch memory may lie: base, bytes.
+    pub scratch: (u64, u64),
+}
+
+/// Can the image be restored here, and how?
+pub fn plan(image: &Image, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refusal> {
+    let missing = cpu::missing(&image.cpu, &facts.cpu);
+    if !missing.is_empty() {
+        return Err(Refusal::CpuFeatures(missing));
+    }
+    let xstate = image.threads.iter().map(|t| cpu::relayout(&t.xstate, &image.cpu, &facts.cpu).ok_or(Refusal::CpuState(t.tid))).collect::<Result<_, _>>()?;
+    if image.threads.len() > 1 && !facts.can_choose_pids() {
+        return Err(Refusal::ThreadIds(image.threads.len()));
+    }
+    if image.threads.iter().any(|t| !t.filters.is_empty()) && !facts.can(cap::SYS_ADMIN) {
+        return Err(Refusal::Seccomp);
+    }
+    if let Some(owner) = &wishes.owner {
+        image.creds.iter().try_for_each(|c| within(c, owner))?;
+    }
+    let creds = facts.can(cap::SETUID) && !wishes.keep_creds && !image.meta.from_inside;
+    let mut used: Vec<(u64, u64)> = image.areas.iter().map(|a| (a.start, a.end)).collect();
+    let mut ops = vec![Op::Clear];
+    vdso(image, facts, &mut used, &mut ops)?;
+    mappings(image, &mut ops);
+    ops.push(Op::Pages);
+    finish_areas(&image.areas, &mut ops);
+    ops.extend([Op::Marks, Op::Actions, Op::Surroundings, Op::Fds]);
+    ops.push(Op::Limits(limits(image, facts)));
+    ops.push(Op::Threads);
+    ops.extend([Op::Pending, Op::ThreadState, Op::Timers(timers(&image.timers.posix, facts.timer_ids)?)]);
+    if creds {
+        ops.push(Op::Creds);
+    }
+    ops.extend([Op::Filters, Op::Registers]);
+    let size = (8 << 20) + 1024 * (image.areas.len() + image.fds.len() + image.threads.len()) as u64 + wishes.staging;
+    let size = size.next_multiple_of(PAGE);
+    used.extend(&wishes.avoid);
+    let base = find_hole(&mut used, size).ok_or(Refusal::NoRoom)?;
+    Ok(Plan { ops, xstate, regs: image.threads.iter().map(|t| leave_call(t.regs)).collect(), creds, scratch: (base, size) })
+}
+
+/// No right that the owner has not: his uid everywhere, groups of his, no capabilities unless he is root.
+fn within(creds: &Creds, owner: &Owner) -> Result<(), Refusal> {
+    if owner.uid == 0 {
+        return Ok(());
+    }
+    if let Some(uid) = creds.uids.iter().find(|u| **u != owner.uid) {
+        return Err(Refusal::Rights(format!("uid {uid} (it belongs to uid {})", owner.uid)));
+    }
+    let mut gids = creds.gids.iter().chain(&creds.groups);
+    if let Some(gid) = gids.find(|g| **g != owner.gid && !owner.groups.contains(g)) {
+        return Err(Refusal::Rights(format!("group {gid}")));
+    }
+    let [inheritable, permitted, effective, _, ambient] = creds.caps;
+    if (inheritable | permitted | effective | ambient) != 0 {
+        return Err(Refusal::Rights(format!("capabilities {:#x}", permitted | effective | inheritable | ambient)));
+    }
+    Ok(())
+}
+
+fn vdso(image: &Image, facts: &Facts, used: &mut Vec<(u64, u64)>, ops: &mut Vec<Op>) -> Result<(), Refusal> {
+    let size = |v: &Vdso| v.start - v.data_start + v.code.len() as u64;
+    let Some(new) = &facts.vdso else { return Ok(()) };
+    let Some(old) = &image.vdso else { return Ok(()) };
+    used.push((old.data_start, old.data_start + size(old)));
+    if old.code == new.code && size(old) == size(new) {
+        ops.push(Op::Vdso(old.data_start));
+        return Ok(());
+    }
+    let place = find_hole(used, size(new) + 16 * PAGE).ok_or(Refusal::NoRoom)?;
+    used.push((place, place + size(new)));
+    ops.push(Op::Vdso(place));
+    let code = trampoline(old, new, place + (new.start - new.data_start))?;
+    ops.push(Op::Trampoline { data_start: old.data_start, start: old.start, code });
+    Ok(())
+}
+
+/// The old vdso with each function replaced by a jump to the new one's of the same name.
+pub fn trampoline(old: &Vdso, new: &Vdso, new_start: u64) -> Result<Vec<u8>, Refusal> {
+    let mut code = old.code.0.clone();
+    let targets = elf::functions(&new.code);
+    for (name, at) in elf::functions(&old.code) {
+        let Some((_, to)) = targets.iter().find(|(n, _)| *n == name) else {
+            return Err(Refusal::Vdso(Bytes(name).text()));
+        };
+        // jmp [rip+0]; address
+        let mut jump = vec![0xff, 0x25, 0, 0, 0, 0];
+        jump.extend((new_start + to).to_le_bytes());
+        let at = at as usize;
+        match code.get_mut(at..at + jump.len()) {
+            Some(place) => place.copy_from_slice(&jump),
+            None => return Err(Refusal::Vdso(Bytes(name).text())),
+        }
+    }
+    Ok(code)
+}
+
+fn at(area: &Area, offset: u64) -> MapAt {
+    let fill = area.pages > 0 && area.prot & 2 == 0;
+    let mut flags = if area.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+    if area.advice & advice::NO_RESERVE != 0 {
+        flags |= libc::MAP_NORESERVE;
+    }
+    if area.advice & advice::GROWS_DOWN != 0 {
+        flags |= libc::MAP_GROWSDOWN;
+    }
+    MapAt { start: area.start, len: area.end - area.start, prot: if fill { 3 } else { area.prot }, flags, offset }
+}
+
+fn mappings(image: &Image, ops: &mut Vec<Op>) {
+    let mut files: Vec<(u32, Vec<MapAt>)> = Vec::new();
+    let mut objects: Vec<(u32, Vec<MapAt>)> = Vec::new();
+    let add = |list: &mut Vec<(u32, Vec<MapAt>)>, key: u32, map: MapAt| match list.iter_mut().find(|(k, _)| *k == key) {
+        Some((_, maps)) => maps.push(map),
+        None => list.push((key, vec![map])),
+    };
+    for area in &image.areas {
+        match area.kind {
+            AreaKind::Anon | AreaKind::Data => ops.push(Op::Anon(at(area, 0))),
+            AreaKind::File { file, offset } => add(&mut files, file, at(area, offset)),
+            AreaKind::Shared { object, offset } => add(&mut objects, object, at(area, offset)),
+        }
+    }
+    ops.extend(files.into_iter().map(|(file, maps)| Op::File(file, maps)));
+    ops.extend(objects.into_iter().map(|(_, maps)| {
+        let size = maps.iter().map(|m| m.offset + m.len).max().unwrap_or(0);
+        Op::Shared(size, maps)
+    }));
+}
+
+const ADVICE: [(u32, i32); 8] = [
+    (advice::DONT_FORK, libc::MADV_DONTFORK),
+    (advice::DONT_DUMP, libc::MADV_DONTDUMP),
+    (advice::HUGE, libc::MADV_HUGEPAGE),
+    (advice::NO_HUGE, libc::MADV_NOHUGEPAGE),
+    (advice::WIPE_ON_FORK, 18),
+    (advice::MERGEABLE, libc::MADV_MERGEABLE),
+    (advice::SEQUENTIAL, libc::MADV_SEQUENTIAL),
+    (advice::RANDOM, libc::MADV_RANDOM),
+];
+
+fn finish_areas(areas: &[Area], ops: &mut Vec<Op>) {
+    for area in areas {
+        let (start, len) = (area.start, area.end - area.start);
+        if at(area, 0).prot != area.prot {
+            ops.push(Op::Protect { start, len, prot: area.prot });
+        }
+        for (_, advice) in ADVICE.iter().filter(|(bit, _)| area.advice & bit != 0) {
+            ops.push(Op::Advise { start, len, advice: *advice });
+        }
+        if area.advice & advice::LOCKED != 0 {
+            ops.push(Op::Lock { start, len });
+        }
+    }
+}
+
+/// Hard limits that may not be raised stay where they are.
+fn limits(image: &Image, facts: &Facts) -> [[u64; 2]; 16] {
+    let mut all = image.process.limits;
+    if !facts.can(cap::SYS_RESOURCE) {
+        for (pair, mine) in all.iter_mut().zip(&facts.limits) {
+            pair[1] = pair[1].min(mine[1]);
+        }
+    }
+    all.iter_mut().for_each(|pair| pair[0] = pair[0].min(pair[1]));
+    all
+}
+
+/// The kernel counts ids up from 0 in a new process; the ones between are made and deleted.
+fn timers(timers: &[PosixTimer], choose: bool) -> Result<Vec<TimerStep>, Refusal> {
+    const MOST_SKIPPED: u32 = 4096;
+    let mut steps = Vec::new();
+    if timers.is_empty() {
+        return Ok(steps);
+    }
+    if choose {
+        steps.push(TimerStep::ChooseIds(true));
+        steps.extend((0..timers.len()).map(TimerStep::Make));
+        steps.push(TimerStep::ChooseIds(false));
+    } else {
+        let mut next = 0;
+        for (i, timer) in timers.iter().enumerate() {
+            if timer.id - next > MOST_SKIPPED {
+                return Err(Refusal::Timer);
+            }
+            steps.extend((next..timer.id).map(TimerStep::Skip));
+            steps.push(TimerStep::Make(i));
+            next = timer.id + 1;
+        }
+    }
+    steps.extend((0..timers.len()).filter(|i| timers[*i].left_ns > 0).map(TimerStep::Arm));
+    Ok(steps)
+}

@@ -1,0 +1,164 @@
+//! Descriptors of the target: those given are put out of the way first, then every number gets what the
+//! image or the restorer says.
+
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+use super::RestoreOptions;
+use super::target::Target;
+use crate::batch::{Batch, Results};
+use crate::compile::{Compiler, as_root, as_user};
+use crate::error::{Error, Refusal};
+use crate::image::{FdKind, Image};
+use crate::sys::process;
+
+/// Where given descriptors wait in the target.
+pub(super) struct Given {
+    /// Number in the image, waiting place.
+    fds: Vec<(i32, i32)>,
+    /// Page stream.
+    pub(super) stream: Option<i32>,
+    /// First waiting place.
+    high: i32,
+}
+
+impl Target {
+    /// Brings the given descriptors and the page stream into the target, above all numbers of the image, and
+    /// closes everything else.
+    pub(super) fn take_fds(&mut self, image: &Image, options: &RestoreOptions<'_>, stream: Option<RawFd>) -> Result<Given, Error> {
+        let ours: Vec<RawFd> = options.fds.iter().map(|(_, fd)| fd.as_raw_fd()).chain(stream).collect();
+        let theirs = if ours.is_empty() { Vec::new() } else { self.hand_over(&ours)? };
+        let top = image.fds.iter().map(|f| f.fd).chain(theirs.iter().copied()).chain(options.fds.iter().map(|f| f.0)).max().unwrap_or(0);
+        let high = top + 1;
+        let mut batch = self.batch();
+        let need = (high as u64 + theirs.len() as u64 + 8).max(1024);
+        let room = batch.words(&[need, need.max(4096)]);
+        batch.may(libc::SYS_prlimit64, &[0, 7, room, 0], "raise the limit of descriptors");
+        for (i, fd) in theirs.iter().enumerate() {
+            batch.must(libc::SYS_dup3, &[*fd as u64, high as u64 + i as u64, libc::O_CLOEXEC as u64], "place a descriptor");
+        }
+        batch.must(libc::SYS_close_range, &[0, high as u64 - 1, 0], "close descriptors");
+        batch.must(libc::SYS_close_range, &[high as u64 + theirs.len() as u64, u32::MAX.into(), 0], "close descriptors");
+        self.run(&batch)?;
+        let fds = options.fds.iter().enumerate().map(|(i, (n, _))| (*n, high + i as i32)).collect();
+        Ok(Given { fds, stream: stream.map(|_| high + options.fds.len() as i32), high })
+    }
+
+    /// Our descriptors, received by the target over a socket pair that it makes itself.
+    fn hand_over(&mut self, ours: &[RawFd]) -> Result<Vec<i32>, Error> {
+        let mut batch = self.batch();
+        let pair = batch.room(8);
+        batch.must(libc::SYS_socketpair, &[libc::AF_UNIX as u64, libc::SOCK_STREAM as u64, 0, pair], "make a socket pair");
+        let got = self.run(&batch)?;
+        let (a, b) = (got.half(pair) as i32, got.half(pair + 4) as i32);
+        let end = process::get_fd(self.pid, b)?;
+        let mut all = Vec::new();
+        for part in ours.chunks(200) {
+            process::send_fds(end.as_fd(), part)?;
+            let mut batch = self.batch();
+            let byte = batch.room(8);
+            let iov = batch.words(&[byte, 1]);
+            let space = 16 + part.len() * 4;
+            let control = batch.room(space.next_multiple_of(8) + 16);
+            let message = batch.words(&[0, 0, iov, 1, control, space.next_multiple_of(8) as u64, 0]);
+            batch.must(libc::SYS_recvmsg, &[a as u64, message, 0], "receive descriptors");
+            let got = self.run(&batch)?;
+            let len = (got.word(control) as usize).saturating_sub(16) / 4;
+            if len != part.len() {
+                return Err(Error::Unexpected { pid: self.pid, what: "not all descriptors arrived".into() });
+            }
+            all.extend((0..len as u64).map(|i| got.half(control + 16 + 4 * i) as i32));
+        }
+        Ok(all)
+    }
+}
+
+impl Compiler<'_> {
+    /// All descriptors of the process. Returns the numbers that stay closed for want of a way to make them.
+    pub(super) fn fds(&mut self, given: &Given, user: bool) -> Vec<i32> {
+        let image = self.image;
+        let mut dropped = Vec::new();
+        if user {
+            as_user(self.batch, &image.creds[image.leader().creds as usize]);
+        }
+        // Number 0 is where every open lands: what belongs there comes last.
+        let mut order: Vec<_> = image.fds.iter().filter(|f| !given.fds.iter().any(|(n, _)| *n == f.fd)).collect();
+        order.sort_by_key(|f| (f.fd == 0, f.fd));
+        for fd in order.iter().filter(|f| !matches!(f.kind, FdKind::SameAs { .. })) {
+            if !self.open(fd.fd, fd.flags, &fd.kind) {
+                dropped.push(fd.fd);
+            }
+        }
+        if user {
+            as_root(self.batch);
+        }
+        for (n, from) in &given.fds {
+            let cloexec = image.fds.iter().find(|f| f.fd == *n).map_or(0, |f| f.flags & libc::O_CLOEXEC as u32);
+            self.batch.must(libc::SYS_dup3, &[*from as u64, *n as u64, cloexec.into()], "place a descriptor");
+        }
+        for fd in &order {
+            if let FdKind::SameAs { fd: of } = fd.kind {
+                self.batch.may(libc::SYS_dup3, &[of as u64, fd.fd as u64, (fd.flags & libc::O_CLOEXEC as u32).into()], "duplicate a descriptor");
+            }
+        }
+        self.batch.must(libc::SYS_close_range, &[given.high as u64, u32::MAX.into(), 0], "close descriptors");
+        dropped
+    }
+
+    fn open(&mut self, number: i32, flags: u32, kind: &FdKind) -> bool {
+        let keep = flags & !((libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_CLOEXEC) as u32);
+        let cloexec = flags & libc::O_CLOEXEC as u32;
+        match kind {
+            FdKind::Regular { file, offset } => {
+                let path = self.batch.text(&self.image.files[*file as usize].path);
+                self.batch.may(libc::SYS_openat, &[libc::AT_FDCWD as u64, path, keep.into()], "open a file");
+                self.batch.may(libc::SYS_lseek, &[0, *offset, 0], "set the position of a file");
+            }
+            FdKind::Directory { path } | FdKind::Device { path } => {
+                let path = self.batch.text(path);
+                self.batch.may(libc::SYS_openat, &[libc::AT_FDCWD as u64, path, keep.into()], "open a file");
+            }
+            FdKind::Eventfd { count, semaphore } => {
+                let more = u64::from(*semaphore) | u64::from(flags & libc::O_NONBLOCK as u32);
+                self.batch.may(libc::SYS_eventfd2, &[*count & 0xffff_ffff, more], "make an eventfd");
+            }
+            _ => return false,
+        }
+        if number != 0 {
+            self.batch.may(libc::SYS_dup3, &[0, number as u64, cloexec.into()], "place a descriptor");
+            self.batch.may(libc::SYS_close, &[0], "close a descriptor");
+        }
+        true
+    }
+
+    /// Pending signals, to the pid that the process has now.
+    pub(super) fn pending(&mut self, pid: i32) {
+        for info in &self.image.signals.pending {
+            let at = self.batch.data(info);
+            self.batch.may(libc::SYS_rt_sigqueueinfo, &[pid as u64, u64::from(info[0]), at], "queue a signal");
+        }
+    }
+}
+
+/// Files that could not be opened: added to `dropped`; the first as a refusal.
+pub(super) fn lost(image: &Image, given: &Given, got: &Results, batch: &Batch, dropped: &mut Vec<i32>) -> Option<Refusal> {
+    let mut first = None;
+    let wanted: Vec<_> = {
+        let mut order: Vec<_> = image.fds.iter().filter(|f| !given.fds.iter().any(|(n, _)| *n == f.fd)).collect();
+        order.sort_by_key(|f| (f.fd == 0, f.fd));
+        order.into_iter().filter(|f| matches!(f.kind, FdKind::Regular { .. } | FdKind::Directory { .. } | FdKind::Device { .. })).collect()
+    };
+    for (fd, index) in wanted.iter().zip(batch.named("open a file")) {
+        let ret = got.ret(index);
+        if ret < 0 {
+            dropped.push(fd.fd);
+            let path = match &fd.kind {
+                FdKind::Regular { file, .. } => &image.files[*file as usize].path,
+                FdKind::Directory { path } | FdKind::Device { path } => path,
+                _ => continue,
+            };
+            let why = std::io::Error::from_raw_os_error(-ret as i32).to_string();
+            first = first.or(Some(Refusal::FileMissing { path: path.text(), why }));
+        }
+    }
+    first
+}

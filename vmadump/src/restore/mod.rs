@@ -1,0 +1,227 @@
+//! Restoring from outside.
+//!
+//! ```text
+//! read front of image ─▶ plan | refuse ─▶ target (new or given) ─▶ build ─▶ pages ─▶ threads, state ─▶ Prepared (READY)
+//! Prepared ─▶ go (runs) | abort, drop (killed)
+//! ```
+//!
+//! Until [`Prepared::go`] nothing of the image has run an instruction of its own.
+
+mod fds;
+mod target;
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use crate::error::{Error, Refusal};
+use crate::facts::Facts;
+use crate::image::{Image, PAGE, Reader};
+use crate::plan::{Owner, Plan, Wishes, plan};
+use crate::sys::process;
+use crate::tracee::Tracee;
+
+use target::Target;
+
+/// Where an image comes from. With a plain descriptor the target reads the pages by itself, straight into place.
+pub trait ImageSource: Read {
+    /// A blocking descriptor whose next bytes are exactly those that `read` would give.
+    fn raw(&self) -> Option<RawFd> {
+        None
+    }
+}
+
+impl ImageSource for std::fs::File {
+    fn raw(&self) -> Option<RawFd> {
+        Some(self.as_raw_fd())
+    }
+}
+
+impl ImageSource for TcpStream {
+    fn raw(&self) -> Option<RawFd> {
+        Some(self.as_raw_fd())
+    }
+}
+
+impl ImageSource for UnixStream {
+    fn raw(&self) -> Option<RawFd> {
+        Some(self.as_raw_fd())
+    }
+}
+
+impl ImageSource for std::io::PipeReader {
+    fn raw(&self) -> Option<RawFd> {
+        Some(self.as_raw_fd())
+    }
+}
+
+/// Any other reader (decrypting, decompressing): the restorer reads and writes the pages into the target.
+pub struct Through<R>(pub R);
+
+impl<R: Read> Read for Through<R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        self.0.read(buf)
+    }
+}
+
+impl<R: Read> ImageSource for Through<R> {}
+
+/// Which process becomes the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Body {
+    /// A new child of the calling thread, with any pid.
+    #[default]
+    Any,
+    /// A new child with this pid (in the caller's pid namespace). Needs CAP_CHECKPOINT_RESTORE.
+    Pid(i32),
+    /// An existing process, whose memory, descriptors and threads are replaced; its pid (as the caller sees it),
+    /// parent, group and children stay. It must have one thread.
+    Into(i32),
+}
+
+/// How to restore.
+#[derive(Default)]
+pub struct RestoreOptions<'a> {
+    /// Which process.
+    pub body: Body,
+    /// Descriptors to give: number in the process, ours. They win over what the image says of that number.
+    pub fds: Vec<(i32, BorrowedFd<'a>)>,
+    /// Whose image this is, if the restorer has more rights than that user.
+    pub owner: Option<Owner>,
+    /// Keep the restorer's credentials.
+    pub keep_creds: bool,
+    /// Files to map in the place of the image's, by the path in the image: verified copies from a cache, not
+    /// checked again.
+    pub instead: Vec<(PathBuf, PathBuf)>,
+    /// Facts about this machine, if known already.
+    pub facts: Option<Facts>,
+    /// Other files in the image may be missing here: they are closed in the process then.
+    pub drop_missing_fds: bool,
+}
+
+/// Restores images.
+pub struct Restorer;
+
+/// A process that is complete and held, one step before it runs: READY. Dropping it kills the process. Belongs to the
+/// thread that made it.
+pub struct Prepared {
+    target: Target,
+    image: Image,
+    dropped: Vec<i32>,
+}
+
+impl Restorer {
+    /// Builds the process of an image and holds it stopped. On error nothing is left (a process given by
+    /// [`Body::Into`] is killed if it had been touched).
+    pub fn prepare(source: impl ImageSource, options: &RestoreOptions<'_>) -> Result<Prepared, Error> {
+        Restorer::prepare_with(source, options, &mut |_, _| {})
+    }
+
+    /// [`Restorer::prepare`], telling how many pages are in, and how many there are at most.
+    pub fn prepare_with(source: impl ImageSource, options: &RestoreOptions<'_>, progress: &mut dyn FnMut(u64, u64)) -> Result<Prepared, Error> {
+        let mut reader = Reader::new(source)?;
+        let image = reader.image().clone();
+        let facts = options.facts.clone().unwrap_or_else(Facts::here);
+        let wishes = Wishes { owner: options.owner.clone(), keep_creds: options.keep_creds, ..Wishes::default() };
+        let plan = plan(&image, &facts, &wishes)?;
+        let mut target = Target::new(options.body)?;
+        let dropped = build(&mut target, &image, &plan, options, &mut reader, progress)?;
+        Ok(Prepared { target, image, dropped })
+    }
+
+    /// Would the image be refused here? Reads only its front.
+    pub fn check(source: impl Read, options: &RestoreOptions<'_>) -> Result<Image, Error> {
+        let reader = Reader::new(source)?;
+        let facts = options.facts.clone().unwrap_or_else(Facts::here);
+        plan(reader.image(), &facts, &Wishes { owner: options.owner.clone(), keep_creds: options.keep_creds, ..Wishes::default() })?;
+        Ok(reader.into_parts().0)
+    }
+}
+
+fn build<S: ImageSource>(
+    target: &mut Target,
+    image: &Image,
+    plan: &Plan,
+    options: &RestoreOptions<'_>,
+    reader: &mut Reader<S>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Vec<i32>, Error> {
+    let instead: Vec<(u32, Vec<u8>)> = image
+        .files
+        .iter()
+        .enumerate()
+        .filter_map(|(i, f)| {
+            use std::os::unix::ffi::OsStrExt;
+            let (_, to) = options.instead.iter().find(|(from, _)| from.as_os_str().as_bytes() == f.path.0)?;
+            Some((i as u32, to.as_os_str().as_bytes().to_vec()))
+        })
+        .collect();
+    let stream = reader.source().raw();
+    target.lay(plan)?;
+    let given = target.take_fds(image, options, stream)?;
+    target.build_memory(image, plan, &instead)?;
+    let all = image.pages();
+    let mut done = 0;
+    let mut data = Vec::new();
+    while let Some(block) = reader.block()? {
+        match given.stream {
+            Some(fd) => target.read_pages(fd, &block)?,
+            None => {
+                reader.data(&block, &mut data)?;
+                target.write_pages(&block, &data)?;
+            }
+        }
+        done += block.len / PAGE;
+        progress(done, all);
+    }
+    let dropped = target.finish_process(image, plan, &given, &instead, options.drop_missing_fds)?;
+    target.finish_threads(image, plan)?;
+    target.dress(image, plan)?;
+    Ok(dropped)
+}
+
+impl Prepared {
+    /// The process id, as the restorer sees it.
+    pub fn pid(&self) -> i32 {
+        self.target.pid
+    }
+
+    /// What the image said.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Descriptors of the image that the process does not have.
+    pub fn dropped_fds(&self) -> &[i32] {
+        &self.dropped
+    }
+
+    /// Lets it run. Its pid.
+    pub fn go(mut self) -> Result<i32, Error> {
+        if self.image.meta.stopped {
+            process::kill(self.target.pid, libc::SIGSTOP)?;
+        }
+        let threads = std::mem::take(&mut self.target.threads);
+        threads.into_iter().try_for_each(Tracee::release)?;
+        self.target.armed = false;
+        Ok(self.target.pid)
+    }
+
+    /// Gives up: the process is killed.
+    pub fn abort(self) {
+        drop(self);
+    }
+}
+
+/// Turns a caller's descriptor into one that [`RestoreOptions::fds`] takes.
+pub fn give(number: i32, fd: &OwnedFd) -> (i32, BorrowedFd<'_>) {
+    use std::os::fd::AsFd;
+    (number, fd.as_fd())
+}
+
+pub(crate) fn check_file(image: &Image, file: u32, stat: &[u8], head: &[u8]) -> Result<(), Refusal> {
+    let file = &image.files[file as usize];
+    crate::compile::same_file(file, stat, head).map_err(|why| Refusal::FileDiffers { path: file.path.text(), why })
+}

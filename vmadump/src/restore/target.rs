@@ -1,0 +1,295 @@
+//! The process that becomes the image: a stopped body without a soul until the last step.
+
+use super::{Body, check_file};
+use crate::batch::{Batch, Scratch};
+use crate::capture::gate;
+use crate::compile::{Compiler, HEAD, as_root, as_user, maps_files};
+use crate::crc::PageSum;
+use crate::error::{Error, Refusal};
+use crate::image::{FormatError, Image, PageBlock, TASK_END};
+use crate::plan::{Op, Plan};
+use crate::procfs;
+use crate::sys::memory::MemFile;
+use crate::sys::{process, ptrace as pt};
+use crate::tracee::Tracee;
+
+use super::fds::Given;
+
+/// The process being built. Dropping it while armed kills it.
+pub(super) struct Target {
+    pub(super) pid: i32,
+    pub(super) threads: Vec<Tracee>,
+    pub(super) armed: bool,
+    child: bool,
+    pub(super) memory: MemFile,
+    pub(super) scratch: Scratch,
+    pub(super) gate: u64,
+    /// pid in its own namespace.
+    ns_pid: i32,
+    options: u64,
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        // It may have died by itself.
+        let _: Result<(), _> = process::kill(self.pid, libc::SIGKILL);
+        self.threads.drain(1.min(self.threads.len())..).for_each(Tracee::forget);
+        self.threads.drain(..).for_each(Tracee::forget);
+        if self.child {
+            let _: std::io::Result<i32> = process::reap(self.pid);
+        }
+    }
+}
+
+fn maps_of(pid: i32) -> Result<Vec<procfs::Map>, Error> {
+    let text = std::fs::read(format!("/proc/{pid}/maps")).map_err(|_| Error::Gone(pid))?;
+    Ok(procfs::maps(&text))
+}
+
+impl Target {
+    pub(super) fn new(body: Body) -> Result<Self, Error> {
+        let (pid, child) = match body {
+            Body::Any => (process::blank(None)?, true),
+            Body::Pid(pid) => (process::blank(Some(pid))?, true),
+            Body::Into(pid) => {
+                if crate::capture::tids(pid)?.len() != 1 {
+                    return Err(Refusal::Target(pid).into());
+                }
+                (pid, false)
+            }
+        };
+        match Target::seize(pid, child) {
+            Ok(target) => Ok(target),
+            Err(e) => {
+                if child {
+                    let _: Result<(), _> = process::kill(pid, libc::SIGKILL);
+                    let _: std::io::Result<i32> = process::reap(pid);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn seize(pid: i32, child: bool) -> Result<Self, Error> {
+        let mut options = pt::SYSGOOD | pt::TRACECLONE;
+        pt::seize(pid, options)?;
+        pt::interrupt(pid)?;
+        let Some(leader) = Tracee::stopped(pid)? else { return Err(Error::Gone(pid)) };
+        let memory = MemFile::open(pid)?;
+        let gate = gate(&maps_of(pid)?, &memory, pid)?;
+        let status = procfs::status(&std::fs::read(format!("/proc/{pid}/status")).map_err(|_| Error::Gone(pid))?);
+        let ns_pid = status.ns_pid.last().copied().unwrap_or(pid);
+        options |= pt::EXITKILL;
+        pt::set_options(pid, options)?;
+        Ok(Target { pid, threads: vec![leader], armed: true, child, memory, scratch: Scratch { base: 0, size: 0 }, gate, ns_pid, options })
+    }
+
+    pub(super) fn leader(&mut self) -> &mut Tracee {
+        &mut self.threads[0]
+    }
+
+    /// Puts the batch program where neither the image nor the present memory is.
+    pub(super) fn lay(&mut self, plan: &Plan) -> Result<(), Error> {
+        let (base, size) = plan.scratch;
+        let mut scratch = Scratch { base, size };
+        let present = maps_of(self.pid)?;
+        if present.iter().any(|m| m.start < base + size && m.end > base) {
+            // The image has room there, the body has not: what it has goes first, but for its vdso.
+            for map in present.iter().filter(|m| m.start < base + size && m.end > base && m.name != b"[vdso]") {
+                let (gate, start, len) = (self.gate, map.start, map.end - map.start);
+                self.leader().call(gate, "make room", libc::SYS_munmap, &[start, len])?;
+            }
+        }
+        let rseq = self.leader().rseq();
+        let gate = self.gate;
+        if rseq.address != 0 {
+            let args = [rseq.address, rseq.size.into(), 1, rseq.signature.into()];
+            self.leader().call(gate, "unregister rseq", libc::SYS_rseq, &args)?;
+        }
+        scratch.size = size;
+        self.threads[0].lay(&self.memory, gate, &scratch)?;
+        self.scratch = scratch;
+        Ok(())
+    }
+
+    pub(super) fn batch(&self) -> Batch {
+        Batch::new(self.scratch.data())
+    }
+
+    pub(super) fn run(&mut self, batch: &Batch) -> Result<crate::batch::Results, Error> {
+        self.threads[0].run(&self.memory, &self.scratch, batch)
+    }
+
+    /// Empties the address space and makes the areas; files are opened with the user's rights and compared.
+    pub(super) fn build_memory(&mut self, image: &Image, plan: &Plan, instead: &[(u32, Vec<u8>)]) -> Result<(), Error> {
+        let mut batch = self.batch();
+        let scratch = self.scratch;
+        batch.must(libc::SYS_munmap, &[0, scratch.base], "empty the address space");
+        batch.must(libc::SYS_munmap, &[scratch.end(), TASK_END - scratch.end()], "empty the address space");
+        let user = plan.creds && maps_files(image);
+        if user {
+            as_user(&mut batch, &image.creds[image.leader().creds as usize]);
+        }
+        let mut compiler = Compiler::new(image, &mut batch, 0, instead);
+        plan.ops.iter().take_while(|op| **op != Op::Pages).for_each(|op| compiler.memory(op));
+        let opened = compiler.opened;
+        if user {
+            as_root(&mut batch);
+        }
+        let got = self.run(&batch).map_err(|e| self.explain(e, image, &batch))?;
+        for file in opened.iter().filter(|f| !instead.iter().any(|(i, _)| *i == f.file)) {
+            if got.ret(file.open) != 0 {
+                return Err(Error::Unexpected { pid: self.pid, what: "descriptors are not as expected".into() });
+            }
+            let head = got.ret(file.read).clamp(0, HEAD as i64) as usize;
+            check_file(image, file.file, got.bytes(file.stat, 144), got.bytes(file.head, head))?;
+        }
+        if let Some(Op::Vdso(at)) = plan.ops.iter().find(|op| matches!(op, Op::Vdso(_))) {
+            let maps = maps_of(self.pid)?;
+            if procfs::vdso_of(&maps).map(|v| v.0) != Some(*at) {
+                return Err(Error::Unexpected { pid: self.pid, what: "the kernel put the vdso elsewhere".into() });
+            }
+        }
+        Ok(())
+    }
+
+    /// A file that could not be opened deserves its name.
+    fn explain(&self, e: Error, image: &Image, batch: &Batch) -> Error {
+        let Error::Inside { op: "open a mapped file", why, .. } = &e else { return e };
+        let mut memory = vec![0; batch.size() as usize];
+        let path = match self.memory.read(batch.at(), &mut memory).ok().and_then(|()| batch.first_failed_argument(&memory, 1)) {
+            Some(at) => {
+                let from = (at - batch.at()) as usize;
+                let text: Vec<u8> = memory[from.min(memory.len())..].iter().copied().take_while(|b| *b != 0).collect();
+                crate::wire::Bytes(text).text()
+            }
+            None => image.command(),
+        };
+        Refusal::FileMissing { path, why: why.to_string() }.into()
+    }
+
+    /// The target reads a block straight into place and sums it up.
+    pub(super) fn read_pages(&mut self, fd: i32, block: &PageBlock) -> Result<(), Error> {
+        let mut batch = self.batch();
+        let lanes = batch.words(&[0xffff_ffff; 4]);
+        for run in &block.runs {
+            batch.read(fd, run.start, run.len());
+        }
+        for run in &block.runs {
+            batch.sum(run.start, run.len(), lanes);
+        }
+        let got = match self.run(&batch) {
+            Err(Error::Inside { why, .. }) if why.raw_os_error() == Some(libc::ENODATA) => {
+                return Err(FormatError::Truncated("the pages").into());
+            }
+            other => other?,
+        };
+        let sum = PageSum::from_lanes([0, 8, 16, 24].map(|o| got.word(lanes + o))).finish();
+        if sum == block.sum { Ok(()) } else { Err(FormatError::Checksum("a block of pages").into()) }
+    }
+
+    /// Writes verified pages into the target.
+    pub(super) fn write_pages(&mut self, block: &PageBlock, mut data: &[u8]) -> Result<(), Error> {
+        for run in &block.runs {
+            let (now, rest) = data.split_at((run.len() as usize).min(data.len()));
+            self.memory.write(run.start, now)?;
+            data = rest;
+        }
+        Ok(())
+    }
+
+    /// Everything of the process as a whole, and the other threads. Returns descriptors that could not be made.
+    pub(super) fn finish_process(
+        &mut self,
+        image: &Image,
+        plan: &Plan,
+        given: &Given,
+        instead: &[(u32, Vec<u8>)],
+        drop_missing: bool,
+    ) -> Result<Vec<i32>, Error> {
+        let filtered = image.threads.iter().any(|t| !t.filters.is_empty());
+        if filtered {
+            self.options |= pt::SUSPEND_SECCOMP;
+            pt::set_options(self.pid, self.options)?;
+        }
+        let mut batch = self.batch();
+        let mut compiler = Compiler::new(image, &mut batch, 0, instead);
+        let mut dropped = Vec::new();
+        for op in plan.ops.iter().skip_while(|op| **op != Op::Pages).skip(1) {
+            match op {
+                Op::Fds => dropped = compiler.fds(given, plan.creds),
+                Op::Threads => {}
+                Op::Pending => compiler.pending(self.ns_pid),
+                // Timers may name threads.
+                Op::Timers(_) => {}
+                op => compiler.process(op),
+            }
+        }
+        for thread in &image.threads[1..] {
+            let tid = batch.data(&thread.tid.to_ne_bytes());
+            let args = batch.data(&process::thread_args(tid));
+            batch.must(libc::SYS_clone3, &[args, process::CLONE_ARGS as u64], "make a thread");
+        }
+        let mut timers = Compiler::new(image, &mut batch, 0, instead);
+        plan.ops.iter().filter(|op| matches!(op, Op::Timers(_))).for_each(|op| timers.process(op));
+        let mut fresh = Vec::new();
+        self.threads[0].start(&self.memory, &self.scratch, &batch)?;
+        let got = self.threads[0].finish(&self.memory, &batch, &mut fresh);
+        for tid in fresh {
+            match Tracee::stopped(tid)? {
+                Some(tracee) => self.threads.push(tracee),
+                None => return Err(Error::Gone(tid)),
+            }
+        }
+        let got = got?;
+        if self.threads.len() != image.threads.len() {
+            return Err(Error::Unexpected { pid: self.pid, what: "a new thread did not show up".into() });
+        }
+        let lost = super::fds::lost(image, given, &got, &batch, &mut dropped);
+        if let (Some(refusal), false) = (lost, drop_missing) {
+            return Err(refusal.into());
+        }
+        Ok(dropped)
+    }
+
+    /// What each thread must do itself; privileges end here.
+    pub(super) fn finish_threads(&mut self, image: &Image, plan: &Plan) -> Result<(), Error> {
+        for (i, thread) in image.threads.iter().enumerate() {
+            let tid = if i == 0 { self.ns_pid } else { thread.tid };
+            if tid != thread.tid && thread.tid_address != 0 {
+                // A C library keeps the thread's id at the address that the kernel clears at its end.
+                let mut word = [0; 4];
+                if self.memory.read(thread.tid_address, &mut word).is_ok() && i32::from_ne_bytes(word) == thread.tid {
+                    self.memory.write(thread.tid_address, &tid.to_ne_bytes())?;
+                }
+            }
+            let mut batch = self.batch();
+            let mut compiler = Compiler::new(image, &mut batch, 0, &[]);
+            compiler.thread(thread, self.ns_pid, tid);
+            if plan.creds {
+                compiler.creds(&image.creds[thread.creds as usize]);
+            }
+            compiler.after_creds(thread);
+            compiler.filters(thread);
+            self.threads[i].run(&self.memory, &self.scratch, &batch)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the scratch memory away and puts the registers in.
+    pub(super) fn dress(&mut self, image: &Image, plan: &Plan) -> Result<(), Error> {
+        let gate = gate(&maps_of(self.pid)?, &self.memory, self.pid)?;
+        let scratch = self.scratch;
+        self.leader().call(gate, "unmap the table of calls", libc::SYS_munmap, &[scratch.base, scratch.size])?;
+        for (i, thread) in image.threads.iter().enumerate() {
+            let tracee = &mut self.threads[i];
+            tracee.set_own(plan.regs[i], thread.blocked);
+            tracee.pristine()?;
+            pt::set_xstate(tracee.tid(), &plan.xstate[i])?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,52 @@
+//! Facts about the process that this code runs in.
+
+use std::sync::OnceLock;
+
+use crate::image::Vdso;
+use crate::procfs;
+use crate::wire::Bytes;
+
+/// The kernel's vdso as it is in this process; the same in every process of this kernel but for its address.
+pub(crate) fn vdso() -> Option<Vdso> {
+    static FOUND: OnceLock<Option<Vdso>> = OnceLock::new();
+    FOUND.get_or_init(find).clone()
+}
+
+fn find() -> Option<Vdso> {
+    let text = std::fs::read("/proc/self/maps").ok()?;
+    let maps = procfs::maps(&text);
+    let (data_start, code) = procfs::vdso_of(&maps)?;
+    // SAFETY: the range is this process's own vdso, readable and never unmapped by us.
+    let bytes = unsafe { std::slice::from_raw_parts(code.start as *const u8, (code.end - code.start) as usize) };
+    Some(Vdso { data_start, start: code.start, code: Bytes(bytes.to_vec()) })
+}
+
+/// Kernel release.
+pub(crate) fn kernel() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+/// Host name.
+pub(crate) fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+/// A clock in nanoseconds.
+pub(crate) fn clock_ns(clock: i32) -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: now outlives the call.
+    unsafe { libc::clock_gettime(clock, &raw mut now) };
+    (now.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec as u64)
+}
+
+/// Can timers be made with chosen ids (PR_TIMER_CREATE_RESTORE_IDS, from 6.15)?
+pub(crate) fn timer_ids() -> bool {
+    // SAFETY: PR_TIMER_CREATE_RESTORE_IDS_GET takes no pointer and changes nothing.
+    unsafe { libc::prctl(77, 2, 0, 0, 0) >= 0 }
+}
+
+/// Effective capabilities.
+pub(crate) fn effective_caps() -> u64 {
+    let status = std::fs::read("/proc/thread-self/status").unwrap_or_default();
+    procfs::status(&status).caps[2]
+}

@@ -1,0 +1,320 @@
+//! A stopped thread as a type. Only it can be read, written, made to call the
+//! kernel, or resumed; at the end of its scope it gives itself back: its own
+//! registers and signal mask, and lets go.
+//!
+//! ```text
+//! seize ──▶ Tracee(stopped) ──call/run──▶ Tracee ──pristine──▶ Tracee(as found) ──release──▶ runs
+//!                │ drop at any time: pristine, detach
+//! ```
+
+use std::time::Duration;
+
+use crate::batch::{Batch, Results, Scratch};
+use crate::error::Error;
+use crate::image::Rseq;
+use crate::sys::SysError;
+use crate::sys::blob;
+use crate::sys::memory::MemFile;
+use crate::sys::ptrace::{self as pt, Regs, Status, reg};
+
+/// How long a thread may take to stop.
+pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// A traced thread that is stopped.
+pub struct Tracee {
+    tid: i32,
+    regs: Regs,
+    mask: u64,
+    /// Registers or mask are not its own at the moment.
+    borrowed: bool,
+    /// It stands at the delivery of a signal that must not be delivered.
+    at_signal: bool,
+    /// Stopped by job control when it was found.
+    group_stop: bool,
+    /// A SIGSTOP from outside came in between.
+    stop_owed: bool,
+    gone: bool,
+}
+
+impl Tracee {
+    /// Waits for the stop of a seized and interrupted thread. `None`: it ended instead.
+    pub fn stopped(tid: i32) -> Result<Option<Self>, Error> {
+        let mut group_stop = false;
+        loop {
+            match pt::wait_at_most(tid, STOP_LIMIT)? {
+                Status::Stopped(sig, pt::EVENT_STOP) => {
+                    group_stop |= sig != libc::SIGTRAP;
+                    break;
+                }
+                // A signal on its way: let it through, the stop comes next.
+                Status::Stopped(sig, 0) => pt::cont(tid, sig)?,
+                Status::Stopped(..) => pt::cont(tid, 0)?,
+                Status::Exited(_) | Status::Killed(_) => return Ok(None),
+            }
+        }
+        let (regs, mask) = (pt::regs(tid)?, pt::mask(tid)?);
+        Ok(Some(Tracee { tid, regs, mask, borrowed: false, at_signal: false, group_stop, stop_owed: false, gone: false }))
+    }
+
+    /// A thread that has just executed another program and stands in the event of it.
+    pub(crate) fn after_exec(tid: i32) -> Result<Self, Error> {
+        let (regs, mask) = (pt::regs(tid)?, pt::mask(tid)?);
+        Ok(Tracee { tid, regs, mask, borrowed: false, at_signal: false, group_stop: false, stop_owed: false, gone: false })
+    }
+
+    /// Its id.
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
+    /// Its own registers.
+    pub fn regs(&self) -> &Regs {
+        &self.regs
+    }
+
+    /// Its own blocked signals.
+    pub fn mask(&self) -> u64 {
+        self.mask
+    }
+
+    /// Was it stopped by job control?
+    pub fn in_group_stop(&self) -> bool {
+        self.group_stop
+    }
+
+    /// Changes the registers that it will be given back.
+    pub fn set_own(&mut self, regs: Regs, mask: u64) {
+        self.regs = regs;
+        self.mask = mask;
+        self.borrowed = true;
+    }
+
+    fn borrow(&mut self) -> Result<(), Error> {
+        if !self.borrowed {
+            pt::set_mask(self.tid, !0)?;
+            self.borrowed = true;
+        }
+        Ok(())
+    }
+
+    fn lost(&mut self) -> Error {
+        self.gone = true;
+        Error::Gone(self.tid)
+    }
+
+    /// One system call, made by the `syscall` instruction at `gate`.
+    pub fn call(&mut self, gate: u64, what: &'static str, nr: i64, args: &[u64]) -> Result<u64, Error> {
+        let ret = self.raw_call(gate, nr, args)?;
+        if (-4095..0).contains(&ret) {
+            return Err(Error::Inside { op: what, pid: self.tid, why: std::io::Error::from_raw_os_error(-ret as i32) });
+        }
+        Ok(ret as u64)
+    }
+
+    /// [`Self::call`] with the kernel's plain return value.
+    pub fn raw_call(&mut self, gate: u64, nr: i64, args: &[u64]) -> Result<i64, Error> {
+        self.borrow()?;
+        let mut regs = self.regs;
+        regs[reg::RAX] = nr as u64;
+        regs[reg::ORIG_RAX] = u64::MAX;
+        regs[reg::RIP] = gate;
+        // rdi, rsi, rdx, r10, r8, r9
+        for (slot, arg) in [14, 13, 12, 7, 9, 8].into_iter().zip(args.iter().chain(std::iter::repeat(&0))) {
+            regs[slot] = *arg;
+        }
+        pt::set_regs(self.tid, &regs)?;
+        let mut exits = false;
+        loop {
+            pt::cont_syscall(self.tid)?;
+            self.at_signal = false;
+            match pt::wait(self.tid)? {
+                Status::Stopped(sig, 0) if sig == libc::SIGTRAP | 0x80 => {
+                    if exits {
+                        return Ok(pt::regs(self.tid)?[reg::RAX] as i64);
+                    }
+                    exits = true;
+                }
+                Status::Stopped(_, pt::EVENT_STOP) => {}
+                // Only SIGSTOP comes through a full mask.
+                Status::Stopped(_, 0) => self.stop_owed = true,
+                Status::Stopped(..) => {}
+                Status::Exited(_) | Status::Killed(_) => return Err(self.lost()),
+            }
+        }
+    }
+
+    /// Writes a batch into the target and starts it; [`Self::finish`] waits for its end.
+    pub fn start(&mut self, memory: &MemFile, scratch: &Scratch, batch: &Batch) -> Result<(), Error> {
+        self.borrow()?;
+        if batch.at() + batch.size() > scratch.end() {
+            return Err(Error::Unexpected { pid: self.tid, what: "the table of calls is too large".into() });
+        }
+        memory.write(batch.at(), &batch.bytes())?;
+        let mut regs = self.regs;
+        regs[reg::ORIG_RAX] = u64::MAX;
+        regs[reg::RIP] = scratch.base;
+        regs[reg::RBX] = batch.entry();
+        regs[reg::R14] = 0;
+        pt::set_regs(self.tid, &regs)?;
+        pt::cont(self.tid, 0)?;
+        self.at_signal = false;
+        Ok(())
+    }
+
+    /// Waits for the end of a started batch. `threads` collects ids of threads that it made.
+    pub fn finish(&mut self, memory: &MemFile, batch: &Batch, threads: &mut Vec<i32>) -> Result<Results, Error> {
+        loop {
+            match pt::wait(self.tid)? {
+                Status::Stopped(libc::SIGSTOP, 0) => {
+                    let (_, code, _) = pt::stop_info(self.tid)?;
+                    let own = code == -6 && pt::regs(self.tid)?[reg::RAX] == 0 && pt::regs(self.tid)?[reg::RDX] == 19;
+                    if own {
+                        self.at_signal = true;
+                        break;
+                    }
+                    self.stop_owed = true;
+                    pt::cont(self.tid, 0)?;
+                }
+                Status::Stopped(sig, 0) if sig == libc::SIGSEGV || sig == libc::SIGBUS || sig == libc::SIGILL || sig == libc::SIGSYS => {
+                    self.at_signal = true;
+                    return Err(Error::Unexpected { pid: self.tid, what: format!("signal {sig} in the table of calls") });
+                }
+                Status::Stopped(_, event) => {
+                    if event == pt::EVENT_CLONE {
+                        threads.push(pt::event_message(self.tid)? as i32);
+                    }
+                    pt::cont(self.tid, 0)?;
+                }
+                Status::Exited(_) | Status::Killed(_) => return Err(self.lost()),
+            }
+        }
+        let mut back = vec![0; batch.size() as usize];
+        memory.read(batch.at(), &mut back)?;
+        let tid = self.tid;
+        batch.results(back).map_err(|(op, errno)| Error::Inside { op, pid: tid, why: std::io::Error::from_raw_os_error(errno) })
+    }
+
+    /// [`Self::start`] and [`Self::finish`].
+    pub fn run(&mut self, memory: &MemFile, scratch: &Scratch, batch: &Batch) -> Result<Results, Error> {
+        self.start(memory, scratch, batch)?;
+        self.finish(memory, batch, &mut Vec::new())
+    }
+
+    /// Maps the scratch area and puts the batch program there.
+    pub fn lay(&mut self, memory: &MemFile, gate: u64, scratch: &Scratch) -> Result<(), Error> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
+        let got = self.call(gate, "map room for the table of calls", libc::SYS_mmap, &[scratch.base, scratch.size, 7, flags as u64, u64::MAX, 0])?;
+        if got != scratch.base {
+            return Err(Error::Unexpected { pid: self.tid, what: "the kernel chose another place for the table of calls".into() });
+        }
+        memory.write(scratch.base, blob::code())?;
+        Ok(())
+    }
+
+    /// Puts registers and mask back and leaves it in a plain stop, from which it goes on by itself when
+    /// its tracer dies.
+    pub fn pristine(&mut self) -> Result<(), Error> {
+        if !self.borrowed || self.gone {
+            return Ok(());
+        }
+        pt::set_regs(self.tid, &self.regs)?;
+        // Not at a signal's delivery, where a dying tracer would leave the signal to act: one step further on.
+        pt::interrupt(self.tid)?;
+        loop {
+            pt::cont(self.tid, 0)?;
+            match pt::wait(self.tid)? {
+                Status::Stopped(_, pt::EVENT_STOP) => break,
+                Status::Stopped(libc::SIGSTOP, 0) => self.stop_owed = true,
+                Status::Stopped(..) => {}
+                Status::Exited(_) | Status::Killed(_) => return Err(self.lost()),
+            }
+        }
+        // The stop may have come after the kernel's own adjustment for restarted calls.
+        pt::set_regs(self.tid, &self.regs)?;
+        pt::set_mask(self.tid, self.mask)?;
+        self.at_signal = false;
+        self.borrowed = false;
+        Ok(())
+    }
+
+    /// Lets go as it was found.
+    pub fn release(mut self) -> Result<(), Error> {
+        self.let_go()
+    }
+
+    fn let_go(&mut self) -> Result<(), Error> {
+        if self.gone {
+            return Ok(());
+        }
+        self.pristine()?;
+        self.gone = true;
+        pt::detach(self.tid, 0)?;
+        if self.stop_owed {
+            crate::sys::process::kill(self.tid, libc::SIGSTOP)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the thread without touching it: whoever else handles it, or it is dead.
+    pub fn forget(mut self) {
+        self.gone = true;
+    }
+
+    /// Registration of restartable sequences.
+    pub fn rseq(&self) -> Rseq {
+        pt::rseq(self.tid)
+    }
+}
+
+impl Drop for Tracee {
+    fn drop(&mut self) {
+        // The thread may be dead, then there is nothing to give back.
+        let _: Result<(), Error> = self.let_go();
+    }
+}
+
+/// Registers as they must be for a thread that was interrupted in a system call and goes on elsewhere: restarted
+/// calls are made again from the start, a call that would go on with the rest of its time returns EINTR. Calls
+/// whose time-out is absolute, or whose interruption programs do not expect (poll), are made again.
+pub(crate) fn leave_call(mut regs: Regs) -> Regs {
+    const RESTARTSYS: i64 = -512;
+    const RESTARTNOINTR: i64 = -513;
+    const RESTARTNOHAND: i64 = -514;
+    const RESTART_BLOCK: i64 = -516;
+    let nr = regs[reg::ORIG_RAX] as i64;
+    if nr >= 0 {
+        let again = match regs[reg::RAX] as i64 {
+            RESTARTSYS | RESTARTNOINTR | RESTARTNOHAND => true,
+            // FUTEX_WAIT_BITSET and FUTEX_WAIT_REQUEUE_PI take absolute times.
+            RESTART_BLOCK => nr == libc::SYS_poll || nr == libc::SYS_futex && matches!(regs[reg::RSI] & 0x7f, 9 | 11),
+            _ => false,
+        };
+        if again {
+            regs[reg::RAX] = nr as u64;
+            regs[reg::RIP] -= 2;
+        } else if regs[reg::RAX] as i64 == RESTART_BLOCK {
+            regs[reg::RAX] = -i64::from(libc::EINTR) as u64;
+        }
+    }
+    regs[reg::ORIG_RAX] = u64::MAX;
+    regs
+}
+
+/// Leaves a restartable sequence at its abort address, as the kernel does when it is interrupted.
+/// Returns the new rip, if the thread is inside of one.
+pub(crate) fn leave_rseq(memory: &MemFile, rseq: &Rseq, rip: u64) -> Result<Option<u64>, SysError> {
+    const CS_AT: u64 = 8;
+    if rseq.address == 0 {
+        return Ok(None);
+    }
+    let cs = memory.word(rseq.address + CS_AT)?;
+    if cs == 0 {
+        return Ok(None);
+    }
+    let (start, len, abort) = (memory.word(cs + 8)?, memory.word(cs + 16)?, memory.word(cs + 24)?);
+    if rip.wrapping_sub(start) >= len {
+        return Ok(None);
+    }
+    memory.write(rseq.address + CS_AT, &[0; 8])?;
+    Ok(Some(abort))
+}
