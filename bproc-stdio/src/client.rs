@@ -13,9 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::packet;
 use crate::watched::watch;
-use crate::wire::{
-    Attach, Body, Empty, Expect, MAX_PACKET, Reply, Request, Status, StreamSpec, Token, Winsize,
-};
+use crate::wire::{Attach, Body, Empty, Expect, MAX_PACKET, Reply, Request, Status, StreamSpec, Token, Winsize};
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -38,20 +36,12 @@ pub type Stream<'a> = (StreamSpec, BorrowedFd<'a>);
 
 fn expect(token: Token, streams: &[Stream<'_>], node: Option<i32>) -> Body {
     let streams = streams.iter().map(|(spec, _)| *spec).collect();
-    Body::Expect(Expect {
-        token: token.as_bytes().to_vec(),
-        streams,
-        node,
-    })
+    Body::Expect(Expect { token: token.as_bytes().to_vec(), streams, node })
 }
 
 fn attach(token: Token, streams: &[Stream<'_>], master: &str) -> Body {
     let streams = streams.iter().map(|(spec, _)| *spec).collect();
-    Body::Attach(Attach {
-        token: token.as_bytes().to_vec(),
-        streams,
-        master: master.into(),
-    })
+    Body::Attach(Attach { token: token.as_bytes().to_vec(), streams, master: master.into() })
 }
 
 fn raw(streams: &[Stream<'_>]) -> Vec<RawFd> {
@@ -61,18 +51,12 @@ fn raw(streams: &[Stream<'_>]) -> Vec<RawFd> {
 fn outcome(reply: Reply) -> Result<Reply, IodError> {
     match reply.errno {
         0 => Ok(reply),
-        errno => Err(IodError::Refused {
-            errno,
-            message: reply.message,
-        }),
+        errno => Err(IodError::Refused { errno, message: reply.message }),
     }
 }
 
 fn lost(why: &str) -> IodError {
-    IodError::Lost(io::Error::new(
-        io::ErrorKind::ConnectionReset,
-        why.to_owned(),
-    ))
+    IodError::Lost(io::Error::new(io::ErrorKind::ConnectionReset, why.to_owned()))
 }
 
 /// Blocking client. Descriptors may be closed once a call has returned.
@@ -87,23 +71,12 @@ impl IodClient {
     /// # Errors
     /// As `connect(2)` has them.
     pub fn connect(path: &Path) -> Result<IodClient, IodError> {
-        Ok(IodClient {
-            fd: packet::dial(path)?,
-            tag: 0,
-        })
+        Ok(IodClient { fd: packet::dial(path)?, tag: 0 })
     }
 
     fn call(&mut self, body: Body, fds: &[RawFd]) -> Result<Reply, IodError> {
         self.tag += 1;
-        packet::send(
-            &self.fd,
-            &Request {
-                tag: self.tag,
-                body: Some(body),
-            }
-            .encode_to_vec(),
-            fds,
-        )?;
+        packet::send(&self.fd, &Request { tag: self.tag, body: Some(body) }.encode_to_vec(), fds)?;
         let mut buffer = vec![0; MAX_PACKET];
         loop {
             let Some((len, _)) = packet::receive(&self.fd, &mut buffer)? else {
@@ -120,28 +93,16 @@ impl IodClient {
     ///
     /// # Errors
     /// The service is lost, or the streams make no sense.
-    pub fn expect(
-        &mut self,
-        token: Token,
-        streams: &[Stream<'_>],
-        node: Option<i32>,
-    ) -> Result<(), IodError> {
-        self.call(expect(token, streams, node), &raw(streams))
-            .map(drop)
+    pub fn expect(&mut self, token: Token, streams: &[Stream<'_>], node: Option<i32>) -> Result<(), IodError> {
+        self.call(expect(token, streams, node), &raw(streams)).map(drop)
     }
 
     /// Slave: forward these streams from and to the service at `master` (`HOST:PORT`).
     ///
     /// # Errors
     /// The service is lost, or the streams make no sense. A master that cannot be reached shows as closed streams.
-    pub fn attach(
-        &mut self,
-        token: Token,
-        streams: &[Stream<'_>],
-        master: &str,
-    ) -> Result<(), IodError> {
-        self.call(attach(token, streams, master), &raw(streams))
-            .map(drop)
+    pub fn attach(&mut self, token: Token, streams: &[Stream<'_>], master: &str) -> Result<(), IodError> {
+        self.call(attach(token, streams, master), &raw(streams)).map(drop)
     }
 
     /// Closes what belongs to the token.
@@ -149,8 +110,7 @@ impl IodClient {
     /// # Errors
     /// The service is lost.
     pub fn forget(&mut self, token: Token) -> Result<(), IodError> {
-        self.call(Body::Forget(token.as_bytes().to_vec()), &[])
-            .map(drop)
+        self.call(Body::Forget(token.as_bytes().to_vec()), &[]).map(drop)
     }
 
     /// Slave: waits until all that the process has written is written on the master's side. False: some of it cannot
@@ -159,9 +119,7 @@ impl IodClient {
     /// # Errors
     /// The service is lost.
     pub fn flush(&mut self, token: Token) -> Result<bool, IodError> {
-        Ok(self
-            .call(Body::Flush(token.as_bytes().to_vec()), &[])?
-            .complete)
+        Ok(self.call(Body::Flush(token.as_bytes().to_vec()), &[])?.complete)
     }
 
     /// Master: passes a new terminal size (`struct winsize`) on.
@@ -169,10 +127,7 @@ impl IodClient {
     /// # Errors
     /// The service is lost.
     pub fn winsize(&mut self, token: Token, winsize: [u8; 8]) -> Result<(), IodError> {
-        let body = Winsize {
-            token: token.as_bytes().to_vec(),
-            winsize: winsize.to_vec(),
-        };
+        let body = Winsize { token: token.as_bytes().to_vec(), winsize: winsize.to_vec() };
         self.call(Body::Winsize(body), &[]).map(drop)
     }
 
@@ -189,9 +144,7 @@ impl IodClient {
     /// # Errors
     /// The service is lost.
     pub fn status(&mut self) -> Result<Status, IodError> {
-        self.call(Body::Status(Empty {}), &[])?
-            .status
-            .ok_or_else(|| lost("it answered without a status"))
+        self.call(Body::Status(Empty {}), &[])?.status.ok_or_else(|| lost("it answered without a status"))
     }
 
     /// Ends all streams and the service.
@@ -230,10 +183,7 @@ impl Drop for AbortOnDrop {
 async fn receive_replies(shared: Arc<Shared>) {
     let mut buffer = vec![0; MAX_PACKET];
     loop {
-        let got = shared
-            .fd
-            .async_io(Interest::READABLE, |fd| packet::receive(fd, &mut buffer))
-            .await;
+        let got = shared.fd.async_io(Interest::READABLE, |fd| packet::receive(fd, &mut buffer)).await;
         let reply = match got {
             Ok(Some((len, _))) => Reply::decode(&buffer[..len]).ok(),
             Ok(None) | Err(_) => None,
@@ -262,39 +212,24 @@ impl AsyncIodClient {
     pub fn connect(path: &Path) -> Result<AsyncIodClient, IodError> {
         let fd = packet::dial(path)?;
         // Ours alone, so that the flag disturbs nobody.
-        nix::fcntl::fcntl(
-            &fd,
-            nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
-        )
-        .map_err(io::Error::from)?;
+        nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
+            .map_err(io::Error::from)?;
         let shared = Arc::new(Shared {
             fd: watch(fd, Interest::READABLE | Interest::WRITABLE).map_err(io::Error::from)?,
             waiting: Mutex::new((0, Some(HashMap::new()))),
         });
         let task = tokio::spawn(receive_replies(shared.clone()));
-        Ok(AsyncIodClient {
-            shared,
-            _receiver: Arc::new(AbortOnDrop(task.abort_handle())),
-        })
+        Ok(AsyncIodClient { shared, _receiver: Arc::new(AbortOnDrop(task.abort_handle())) })
     }
 
     /// True when the service is gone; connect or launch anew.
     pub fn is_lost(&self) -> bool {
-        self.shared
-            .waiting
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .1
-            .is_none()
+        self.shared.waiting.lock().unwrap_or_else(|e| e.into_inner()).1.is_none()
     }
 
     async fn call(&self, body: Body, fds: &[RawFd]) -> Result<Reply, IodError> {
         let (tag, answer) = {
-            let mut waiting = self
-                .shared
-                .waiting
-                .lock()
-                .unwrap_or_else(|e| e.into_inner());
+            let mut waiting = self.shared.waiting.lock().unwrap_or_else(|e| e.into_inner());
             waiting.0 += 1;
             let tag = waiting.0;
             let Some(map) = &mut waiting.1 else {
@@ -304,15 +239,8 @@ impl AsyncIodClient {
             map.insert(tag, sender);
             (tag, answer)
         };
-        let bytes = Request {
-            tag,
-            body: Some(body),
-        }
-        .encode_to_vec();
-        self.shared
-            .fd
-            .async_io(Interest::WRITABLE, |fd| packet::send(fd, &bytes, fds))
-            .await?;
+        let bytes = Request { tag, body: Some(body) }.encode_to_vec();
+        self.shared.fd.async_io(Interest::WRITABLE, |fd| packet::send(fd, &bytes, fds)).await?;
         outcome(answer.await.map_err(|_| lost("it has ended"))?)
     }
 
@@ -320,30 +248,16 @@ impl AsyncIodClient {
     ///
     /// # Errors
     /// As there.
-    pub async fn expect(
-        &self,
-        token: Token,
-        streams: &[Stream<'_>],
-        node: Option<i32>,
-    ) -> Result<(), IodError> {
-        self.call(expect(token, streams, node), &raw(streams))
-            .await
-            .map(drop)
+    pub async fn expect(&self, token: Token, streams: &[Stream<'_>], node: Option<i32>) -> Result<(), IodError> {
+        self.call(expect(token, streams, node), &raw(streams)).await.map(drop)
     }
 
     /// See [`IodClient::attach`]. The descriptors must stay open until it returns.
     ///
     /// # Errors
     /// As there.
-    pub async fn attach(
-        &self,
-        token: Token,
-        streams: &[Stream<'_>],
-        master: &str,
-    ) -> Result<(), IodError> {
-        self.call(attach(token, streams, master), &raw(streams))
-            .await
-            .map(drop)
+    pub async fn attach(&self, token: Token, streams: &[Stream<'_>], master: &str) -> Result<(), IodError> {
+        self.call(attach(token, streams, master), &raw(streams)).await.map(drop)
     }
 
     /// See [`IodClient::forget`].
@@ -351,9 +265,7 @@ impl AsyncIodClient {
     /// # Errors
     /// As there.
     pub async fn forget(&self, token: Token) -> Result<(), IodError> {
-        self.call(Body::Forget(token.as_bytes().to_vec()), &[])
-            .await
-            .map(drop)
+        self.call(Body::Forget(token.as_bytes().to_vec()), &[]).await.map(drop)
     }
 
     /// See [`IodClient::flush`]. Give it a time limit of your own; dropping it is harmless.
@@ -361,10 +273,7 @@ impl AsyncIodClient {
     /// # Errors
     /// As there.
     pub async fn flush(&self, token: Token) -> Result<bool, IodError> {
-        Ok(self
-            .call(Body::Flush(token.as_bytes().to_vec()), &[])
-            .await?
-            .complete)
+        Ok(self.call(Body::Flush(token.as_bytes().to_vec()), &[]).await?.complete)
     }
 
     /// See [`IodClient::winsize`].
@@ -372,10 +281,7 @@ impl AsyncIodClient {
     /// # Errors
     /// As there.
     pub async fn winsize(&self, token: Token, winsize: [u8; 8]) -> Result<(), IodError> {
-        let body = Winsize {
-            token: token.as_bytes().to_vec(),
-            winsize: winsize.to_vec(),
-        };
+        let body = Winsize { token: token.as_bytes().to_vec(), winsize: winsize.to_vec() };
         self.call(Body::Winsize(body), &[]).await.map(drop)
     }
 
@@ -393,9 +299,7 @@ impl AsyncIodClient {
     /// As there.
     pub async fn status(&self) -> Result<Status, IodError> {
         let reply = self.call(Body::Status(Empty {}), &[]).await?;
-        reply
-            .status
-            .ok_or_else(|| lost("it answered without a status"))
+        reply.status.ok_or_else(|| lost("it answered without a status"))
     }
 
     /// See [`IodClient::quit`].

@@ -72,12 +72,9 @@ async fn connection(fd: OwnedFd, control: Arc<Control>) -> io::Result<()> {
     let fd = Arc::new(watch(fd, Interest::READABLE | Interest::WRITABLE)?);
     let mut buffer = vec![0; MAX_PACKET];
     loop {
-        let got = fd
-            .async_io(Interest::READABLE, |fd| packet::receive(fd, &mut buffer))
-            .await?;
+        let got = fd.async_io(Interest::READABLE, |fd| packet::receive(fd, &mut buffer)).await?;
         let Some((len, fds)) = got else { return Ok(()) };
-        let request = Request::decode(&buffer[..len])
-            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+        let request = Request::decode(&buffer[..len]).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
         if let Some(Body::Flush(token)) = &request.body {
             let reply = flush(&control, token, request.tag);
             let fd = fd.clone();
@@ -91,12 +88,7 @@ async fn connection(fd: OwnedFd, control: Arc<Control>) -> io::Result<()> {
         let quit = matches!(request.body, Some(Body::Quit(_)));
         let reply = match control.handle(request.body, fds) {
             Ok(reply) => Reply { tag, ..reply },
-            Err(Refusal(errno, message)) => Reply {
-                tag,
-                errno,
-                message,
-                ..Reply::default()
-            },
+            Err(Refusal(errno, message)) => Reply { tag, errno, message, ..Reply::default() },
         };
         answer(&fd, reply).await?;
         if quit {
@@ -107,15 +99,10 @@ async fn connection(fd: OwnedFd, control: Arc<Control>) -> io::Result<()> {
 
 async fn answer(fd: &AsyncFd<OwnedFd>, reply: Reply) -> io::Result<()> {
     let bytes = reply.encode_to_vec();
-    fd.async_io(Interest::WRITABLE, |fd| packet::send(fd, &bytes, &[]))
-        .await
+    fd.async_io(Interest::WRITABLE, |fd| packet::send(fd, &bytes, &[])).await
 }
 
-fn flush(
-    control: &Control,
-    token: &[u8],
-    tag: u64,
-) -> impl Future<Output = Reply> + Send + 'static {
+fn flush(control: &Control, token: &[u8], tag: u64) -> impl Future<Output = Reply> + Send + 'static {
     let slave = match &control.side {
         Side::Slave(slave) => Some(slave.clone()),
         Side::Master(_) => None,
@@ -123,11 +110,7 @@ fn flush(
     let token = Token::from_bytes(token);
     async move {
         match (slave, token) {
-            (Some(slave), Some(token)) => Reply {
-                tag,
-                complete: slave.flush(token).await,
-                ..Reply::default()
-            },
+            (Some(slave), Some(token)) => Reply { tag, complete: slave.flush(token).await, ..Reply::default() },
             _ => Reply {
                 tag,
                 errno: libc::EINVAL,
@@ -139,30 +122,18 @@ fn flush(
 }
 
 fn token(bytes: &[u8]) -> Result<Token, Refusal> {
-    Token::from_bytes(bytes).ok_or_else(|| {
-        refuse(
-            libc::EINVAL,
-            format!("a token has 16 bytes, not {}", bytes.len()),
-        )
-    })
+    Token::from_bytes(bytes).ok_or_else(|| refuse(libc::EINVAL, format!("a token has 16 bytes, not {}", bytes.len())))
 }
 
 fn pair(specs: Vec<StreamSpec>, fds: Vec<OwnedFd>) -> Result<Vec<(StreamSpec, OwnedFd)>, Refusal> {
     if specs.len() != fds.len() || specs.len() > MAX_STREAMS {
-        let why = format!(
-            "{} streams with {} descriptors: one each, {MAX_STREAMS} at most",
-            specs.len(),
-            fds.len()
-        );
+        let why = format!("{} streams with {} descriptors: one each, {MAX_STREAMS} at most", specs.len(), fds.len());
         return Err(refuse(libc::EINVAL, why));
     }
     let mut seen = HashSet::new();
     for spec in &specs {
         if !seen.insert(spec.fd) || crate::wire::Kind::try_from(spec.kind).is_err() {
-            return Err(refuse(
-                libc::EINVAL,
-                format!("stream {}: given twice, or of no known kind", spec.fd),
-            ));
+            return Err(refuse(libc::EINVAL, format!("stream {}: given twice, or of no known kind", spec.fd)));
         }
     }
     Ok(specs.into_iter().zip(fds).collect())
@@ -175,19 +146,11 @@ impl Control {
         match (body, &self.side) {
             (Some(Body::Expect(ask)), Side::Master(master)) => {
                 let streams = pair(ask.streams, fds)?;
-                if master.expect(token(&ask.token)?, streams, ask.node) {
-                    done
-                } else {
-                    Err(in_use())
-                }
+                if master.expect(token(&ask.token)?, streams, ask.node) { done } else { Err(in_use()) }
             }
             (Some(Body::Attach(ask)), Side::Slave(slave)) => {
                 let streams = pair(ask.streams, fds)?;
-                if slave.attach(token(&ask.token)?, streams, ask.master.into()) {
-                    done
-                } else {
-                    Err(in_use())
-                }
+                if slave.attach(token(&ask.token)?, streams, ask.master.into()) { done } else { Err(in_use()) }
             }
             (Some(Body::Forget(bytes)), side) => {
                 let token = token(&bytes)?;
@@ -210,23 +173,11 @@ impl Control {
                 master.sever(node);
                 done
             }
-            (Some(Body::Status(_)), _) => Ok(Reply {
-                status: Some(self.status()),
-                ..Reply::default()
-            }),
+            (Some(Body::Status(_)), _) => Ok(Reply { status: Some(self.status()), ..Reply::default() }),
             (Some(Body::Quit(_)), _) => done,
-            (None, _) => Err(refuse(
-                libc::ENOSYS,
-                "unknown request: agent and stdio service differ in version",
-            )),
-            (Some(_), Side::Master(_)) => Err(refuse(
-                libc::EINVAL,
-                "this request is for a slave's stdio service",
-            )),
-            (Some(_), Side::Slave(_)) => Err(refuse(
-                libc::EINVAL,
-                "this request is for a master's stdio service",
-            )),
+            (None, _) => Err(refuse(libc::ENOSYS, "unknown request: agent and stdio service differ in version")),
+            (Some(_), Side::Master(_)) => Err(refuse(libc::EINVAL, "this request is for a slave's stdio service")),
+            (Some(_), Side::Slave(_)) => Err(refuse(libc::EINVAL, "this request is for a master's stdio service")),
         }
     }
 

@@ -61,13 +61,7 @@ fn take(fd: OwnedFd, held: Held, interest: Interest) -> io::Result<How> {
     let writes = interest.is_writable();
     let flags = OFlag::from_bits_truncate(fcntl(&fd, FcntlArg::F_GETFL)?);
     let mode = flags & OFlag::O_ACCMODE;
-    let fits = mode == OFlag::O_RDWR
-        || mode
-            == if writes {
-                OFlag::O_WRONLY
-            } else {
-                OFlag::O_RDONLY
-            };
+    let fits = mode == OFlag::O_RDWR || mode == if writes { OFlag::O_WRONLY } else { OFlag::O_RDONLY };
     // Opening anew would grant what the holder never had.
     if !fits || flags.contains(OFlag::O_PATH) {
         return Err(Errno::EBADF.into());
@@ -99,11 +93,7 @@ fn take(fd: OwnedFd, held: Held, interest: Interest) -> io::Result<How> {
 
 fn reopen(fd: &OwnedFd, mode: OFlag) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    match open(
-        path.as_str(),
-        mode | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    ) {
+    match open(path.as_str(), mode | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC, Mode::empty()) {
         Ok(ours) => Ok(ours),
         // A pipe without a reader cannot be opened for writing.
         Err(Errno::ENXIO) => Err(Errno::EPIPE.into()),
@@ -135,10 +125,7 @@ fn wait_ready(fd: &Arc<OwnedFd>, events: PollFlags) -> io::Result<bool> {
 }
 
 /// Appends what one `read` gives. 0: the end.
-fn read_into(
-    buffer: &mut BytesMut,
-    read: impl FnOnce(*mut libc::c_void, usize) -> isize,
-) -> io::Result<usize> {
+fn read_into(buffer: &mut BytesMut, read: impl FnOnce(*mut libc::c_void, usize) -> isize) -> io::Result<usize> {
     let room = buffer.spare_capacity_mut();
     let len = room.len().min(CHUNK);
     let got = read(room.as_mut_ptr().cast(), len);
@@ -159,11 +146,7 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn new(fd: OwnedFd, held: Held) -> io::Result<Source> {
-        Ok(Source {
-            how: take(fd, held, Interest::READABLE)?,
-            buffer: BytesMut::new(),
-            pending: None,
-        })
+        Ok(Source { how: take(fd, held, Interest::READABLE)?, buffer: BytesMut::new(), pending: None })
     }
 
     /// The next bytes; empty at the end. May be interrupted without loss.
@@ -176,18 +159,14 @@ impl Source {
             How::Polled(fd) => {
                 fd.async_io(Interest::READABLE, |fd| {
                     // SAFETY: pointer and length describe spare room of the buffer.
-                    read_into(buffer, |at, len| unsafe {
-                        libc::read(fd.as_raw_fd(), at, len)
-                    })
+                    read_into(buffer, |at, len| unsafe { libc::read(fd.as_raw_fd(), at, len) })
                 })
                 .await?;
             }
             How::Socket(fd) => {
                 fd.async_io(Interest::READABLE, |fd| {
                     // SAFETY: pointer and length describe spare room of the buffer.
-                    read_into(buffer, |at, len| unsafe {
-                        libc::recv(fd.as_raw_fd(), at, len, libc::MSG_DONTWAIT)
-                    })
+                    read_into(buffer, |at, len| unsafe { libc::recv(fd.as_raw_fd(), at, len, libc::MSG_DONTWAIT) })
                 })
                 .await?;
             }
@@ -200,9 +179,7 @@ impl Source {
                         }
                         let mut buffer = BytesMut::with_capacity(CHUNK);
                         // SAFETY: pointer and length describe spare room of the buffer.
-                        read_into(&mut buffer, |at, len| unsafe {
-                            libc::read(fd.as_raw_fd(), at, len)
-                        })?;
+                        read_into(&mut buffer, |at, len| unsafe { libc::read(fd.as_raw_fd(), at, len) })?;
                         Ok(buffer.freeze())
                     }));
                 }
@@ -224,13 +201,8 @@ impl Source {
         };
         let mut bytes: libc::c_int = 0;
         // SAFETY: FIONREAD writes one int to a valid place.
-        let failed =
-            unsafe { libc::ioctl(fd.get_ref().as_raw_fd(), libc::FIONREAD, &mut bytes) } != 0;
-        if failed {
-            0
-        } else {
-            u64::try_from(bytes).unwrap_or(0)
-        }
+        let failed = unsafe { libc::ioctl(fd.get_ref().as_raw_fd(), libc::FIONREAD, &mut bytes) } != 0;
+        if failed { 0 } else { u64::try_from(bytes).unwrap_or(0) }
     }
 }
 
@@ -241,9 +213,7 @@ pub(crate) struct Sink {
 
 impl Sink {
     pub(crate) fn new(fd: OwnedFd, held: Held) -> io::Result<Sink> {
-        Ok(Sink {
-            how: take(fd, held, Interest::WRITABLE | Interest::ERROR)?,
-        })
+        Ok(Sink { how: take(fd, held, Interest::WRITABLE | Interest::ERROR)? })
     }
 
     /// Writes all of it. Interrupted, an unknown part is written.
@@ -269,9 +239,7 @@ impl Sink {
                 let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
                 fd.async_io(Interest::WRITABLE, |fd| {
                     // SAFETY: pointer and length describe `bytes`.
-                    told(unsafe {
-                        libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags)
-                    })
+                    told(unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) })
                 })
                 .await
             }
@@ -312,8 +280,7 @@ impl Sink {
             return Ok(());
         }
         let eof = modes.control_chars[SpecialCharacterIndices::VEOF as usize];
-        self.write_all(Bytes::from(vec![eof; if in_line { 2 } else { 1 }]))
-            .await
+        self.write_all(Bytes::from(vec![eof; if in_line { 2 } else { 1 }])).await
     }
 
     /// Sets a terminal's size; those on it get SIGWINCH.
@@ -322,18 +289,9 @@ impl Sink {
             return Ok(());
         };
         let word = |i: usize| u16::from_ne_bytes([raw[i], raw[i + 1]]);
-        let size = libc::winsize {
-            ws_row: word(0),
-            ws_col: word(2),
-            ws_xpixel: word(4),
-            ws_ypixel: word(6),
-        };
+        let size = libc::winsize { ws_row: word(0), ws_col: word(2), ws_xpixel: word(4), ws_ypixel: word(6) };
         // SAFETY: TIOCSWINSZ reads one winsize from a valid place.
         let failed = unsafe { libc::ioctl(fd.get_ref().as_raw_fd(), libc::TIOCSWINSZ, &size) } != 0;
-        if failed {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }

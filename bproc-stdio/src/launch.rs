@@ -43,12 +43,7 @@ pub fn launch(how: &Launch<'_>) -> Result<IodClient, IodError> {
         return Ok(client);
     }
     let mut command = Command::new(how.program);
-    command.arg("--socket").arg(&how.socket).args([
-        "--role",
-        how.role.name(),
-        "--name",
-        how.cluster,
-    ]);
+    command.arg("--socket").arg(&how.socket).args(["--role", how.role.name(), "--name", how.cluster]);
     command.args(["--timeout", &how.timeout_s.to_string()]);
     if how.role == Role::Master {
         command.args(["--listen", &how.listen.to_string()]);
@@ -61,11 +56,7 @@ pub fn launch(how: &Launch<'_>) -> Result<IodClient, IodError> {
         }
         command.arg("--tls").arg(list);
     }
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).current_dir("/");
     // SAFETY: setsid is async-signal-safe and touches no memory.
     unsafe {
         command.pre_exec(|| {
@@ -83,10 +74,7 @@ pub fn launch(how: &Launch<'_>) -> Result<IodClient, IodError> {
         let status = child.wait()?;
         // Another agent may have been quicker.
         return IodClient::connect(&how.socket).map_err(|_| {
-            let why = format!(
-                "{} ended at once ({status}); its log tells why",
-                how.program.display()
-            );
+            let why = format!("{} ended at once ({status}); its log tells why", how.program.display());
             IodError::Lost(io::Error::other(why))
         });
     }

@@ -41,11 +41,7 @@ pub(crate) struct Links {
 
 impl Links {
     pub(crate) fn new(gate: Gate, timeout: Duration) -> Links {
-        Links {
-            gate,
-            timeout,
-            by_address: Mutex::default(),
-        }
+        Links { gate, timeout, by_address: Mutex::default() }
     }
 
     /// A connection to the master's service at `address` with room for a call.
@@ -57,10 +53,7 @@ impl Links {
         // Held while dialling: many calls that begin at once share the connection that the first one makes.
         let mut links = to_master.lock().await;
         links.retain(|l| !l.dead.load(Ordering::Relaxed));
-        if let Some(link) = links
-            .iter()
-            .find(|l| Arc::strong_count(l) <= CALLS_PER_CONNECTION)
-        {
+        if let Some(link) = links.iter().find(|l| Arc::strong_count(l) <= CALLS_PER_CONNECTION) {
             return Ok(link.clone());
         }
         let endpoint = net::endpoint()
@@ -71,10 +64,7 @@ impl Links {
             .keep_alive_timeout(self.timeout * 2 / 3)
             .keep_alive_while_idle(true);
         let channel = net::dial(&self.gate, endpoint, address, Peer::Master, None).await?;
-        let link = Arc::new(Link {
-            channel,
-            dead: AtomicBool::new(false),
-        });
+        let link = Arc::new(Link { channel, dead: AtomicBool::new(false) });
         links.push(link.clone());
         Ok(link)
     }

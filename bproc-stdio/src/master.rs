@@ -66,11 +66,7 @@ impl Drop for Leave {
 
 impl Master {
     pub(crate) fn new(counters: Arc<Counters>) -> Arc<Master> {
-        let master = Arc::new(Master {
-            processes: Mutex::default(),
-            added: Notify::new(),
-            counters,
-        });
+        let master = Arc::new(Master { processes: Mutex::default(), added: Notify::new(), counters });
         let weak = Arc::downgrade(&master);
         tokio::spawn(async move {
             loop {
@@ -91,28 +87,17 @@ impl Master {
     /// Processes, and streams that no node has called for yet.
     pub(crate) fn count(&self) -> (usize, usize) {
         let processes = self.lock();
-        (
-            processes.len(),
-            processes.values().map(|p| p.unclaimed.len()).sum(),
-        )
+        (processes.len(), processes.values().map(|p| p.unclaimed.len()).sum())
     }
 
     /// Keeps descriptors for a node's calls. False: the token is in use.
-    pub(crate) fn expect(
-        &self,
-        token: Token,
-        streams: Vec<(StreamSpec, OwnedFd)>,
-        node: Option<i32>,
-    ) -> bool {
+    pub(crate) fn expect(&self, token: Token, streams: Vec<(StreamSpec, OwnedFd)>, node: Option<i32>) -> bool {
         let mut processes = self.lock();
         if processes.contains_key(&token) {
             return false;
         }
         let left = streams.len();
-        let unclaimed = streams
-            .into_iter()
-            .map(|(spec, fd)| (spec.fd, (spec.kind(), fd)))
-            .collect();
+        let unclaimed = streams.into_iter().map(|(spec, fd)| (spec.fd, (spec.kind(), fd))).collect();
         let process = Process {
             node,
             unclaimed,
@@ -137,11 +122,8 @@ impl Master {
 
     /// Closes the streams of all processes of a node.
     pub(crate) fn sever(&self, node: i32) {
-        let gone: Vec<Process> = self
-            .lock()
-            .extract_if(|_, process| process.node == Some(node))
-            .map(|(_, process)| process)
-            .collect();
+        let gone: Vec<Process> =
+            self.lock().extract_if(|_, process| process.node == Some(node)).map(|(_, process)| process).collect();
         tracing::info!("node {node}: streams of {} processes ended", gone.len());
         end(gone);
     }
@@ -162,10 +144,7 @@ impl Master {
         let mut stale = Vec::new();
         self.lock().retain(|token, process| {
             if process.expires <= now && !process.unclaimed.is_empty() {
-                tracing::warn!(
-                    "{token:?}: no node called for {} of its streams",
-                    process.unclaimed.len()
-                );
+                tracing::warn!("{token:?}: no node called for {} of its streams", process.unclaimed.len());
                 process.left -= process.unclaimed.len();
                 stale.extend(process.unclaimed.drain());
             }
@@ -186,28 +165,16 @@ impl Master {
                     && peer != Peer::Node(node)
                 {
                     tracing::warn!("{peer} called for a stream of node {node}: refused");
-                    return Err(Status::permission_denied(
-                        "these streams are another node's",
-                    ));
+                    return Err(Status::permission_denied("these streams are another node's"));
                 }
                 let Some((kind, end)) = process.unclaimed.remove(&fd) else {
-                    return Err(Status::already_exists(format!(
-                        "descriptor {fd} is not there, or taken already"
-                    )));
+                    return Err(Status::already_exists(format!("descriptor {fd} is not there, or taken already")));
                 };
                 let winsize = process.winsize.subscribe();
-                return Ok(Claim {
-                    token,
-                    fd,
-                    kind,
-                    end,
-                    winsize,
-                });
+                return Ok(Claim { token, fd, kind, end, winsize });
             }
             if tokio::time::timeout_at(deadline, added).await.is_err() {
-                return Err(Status::not_found(
-                    "no process here waits for streams with this token",
-                ));
+                return Err(Status::not_found("no process here waits for streams with this token"));
             }
         }
     }
@@ -237,12 +204,7 @@ impl Master {
     }
 
     /// From the process: what comes is written.
-    async fn output(
-        &self,
-        claim: Claim,
-        mut requests: Streaming<Chunk>,
-        sender: mpsc::Sender<Answer>,
-    ) -> Ended {
+    async fn output(&self, claim: Claim, mut requests: Streaming<Chunk>, sender: mpsc::Sender<Answer>) -> Ended {
         let fd = claim.fd;
         let sink = Sink::new(claim.end, Held::Shared);
         if let Err(e) = &sink {
@@ -265,26 +227,14 @@ impl Master {
                     }
                 }
                 if chunk.mark != 0 {
-                    let _ = sender
-                        .send(Ok(Chunk {
-                            fd,
-                            mark: chunk.mark,
-                            ..Chunk::default()
-                        }))
-                        .await;
+                    let _ = sender.send(Ok(Chunk { fd, mark: chunk.mark, ..Chunk::default() })).await;
                 }
                 if chunk.end {
                     return Ended::Whole;
                 }
             }
         }
-        let _ = sender
-            .send(Ok(Chunk {
-                fd,
-                broken: true,
-                ..Chunk::default()
-            }))
-            .await;
+        let _ = sender.send(Ok(Chunk { fd, broken: true, ..Chunk::default() })).await;
         // The node stops when it hears that; until then what it has under way must not hold it up.
         let drained = async { while let Ok(Some(_)) = requests.message().await {} };
         let _ = tokio::time::timeout(DRAIN, drained).await;
@@ -292,12 +242,7 @@ impl Master {
     }
 
     /// To the process: what can be read is sent.
-    async fn input(
-        &self,
-        claim: Claim,
-        mut requests: Streaming<Chunk>,
-        sender: mpsc::Sender<Answer>,
-    ) -> Ended {
+    async fn input(&self, claim: Claim, mut requests: Streaming<Chunk>, sender: mpsc::Sender<Answer>) -> Ended {
         let (fd, pty) = (claim.fd, claim.kind == Kind::PtyInput);
         let mut winsize = claim.winsize;
         winsize.mark_changed();
@@ -314,13 +259,7 @@ impl Master {
             if source.is_none() && !told_end {
                 told_end = true;
                 place = None::<mpsc::OwnedPermit<Answer>>;
-                let _ = sender
-                    .send(Ok(Chunk {
-                        fd,
-                        end: true,
-                        ..Chunk::default()
-                    }))
-                    .await;
+                let _ = sender.send(Ok(Chunk { fd, end: true, ..Chunk::default() })).await;
             }
             tokio::select! {
                 request = requests.message() => match request {
@@ -393,25 +332,16 @@ pub(crate) struct Face(pub(crate) Arc<Master>);
 impl Stdio for Face {
     type ForwardStream = ReceiverStream<Answer>;
 
-    async fn forward(
-        &self,
-        request: Request<Streaming<Chunk>>,
-    ) -> Result<Response<Self::ForwardStream>, Status> {
-        let peer = request
-            .extensions()
-            .get::<PeerInfo>()
-            .and_then(|info| info.peer);
+    async fn forward(&self, request: Request<Streaming<Chunk>>) -> Result<Response<Self::ForwardStream>, Status> {
+        let peer = request.extensions().get::<PeerInfo>().and_then(|info| info.peer);
         let mut requests = request.into_inner();
         let first = tokio::time::timeout(WAIT_FOR_TOKEN, requests.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no first chunk"))??
             .ok_or_else(|| Status::invalid_argument("the call has no chunk"))?;
-        let token = Token::from_bytes(&first.token).ok_or_else(|| {
-            Status::invalid_argument("the first chunk must carry a token of 16 bytes")
-        })?;
+        let token = Token::from_bytes(&first.token)
+            .ok_or_else(|| Status::invalid_argument("the first chunk must carry a token of 16 bytes"))?;
         let claim = self.0.claim(token, first.fd, peer).await?;
-        Ok(Response::new(ReceiverStream::new(
-            self.0.start(claim, requests),
-        )))
+        Ok(Response::new(ReceiverStream::new(self.0.start(claim, requests))))
     }
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use nix::cmsg_space;
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
-    UnixAddr, accept4, bind, connect, getsockopt, listen, recvmsg, sendmsg, socket, sockopt,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind,
+    connect, getsockopt, listen, recvmsg, sendmsg, socket, sockopt,
 };
 
 use crate::wire::MAX_PACKET;
@@ -18,12 +18,7 @@ const SCM_MAX_FD: usize = 253;
 
 /// Connects to the service at `path`, blocking.
 pub(crate) fn dial(path: &Path) -> io::Result<OwnedFd> {
-    let fd = socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
     connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(fd)
 }
@@ -40,10 +35,7 @@ pub(crate) fn serve(path: &Path) -> io::Result<OwnedFd> {
 
 /// A connection that waits at `listener`, non-blocking.
 pub(crate) fn accept(listener: &OwnedFd) -> io::Result<OwnedFd> {
-    let raw = accept4(
-        listener.as_raw_fd(),
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-    )?;
+    let raw = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
     // SAFETY: accept4 has just made this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
@@ -56,35 +48,17 @@ pub(crate) fn peer_uid(fd: &OwnedFd) -> io::Result<u32> {
 /// Sends one packet.
 pub(crate) fn send(fd: &OwnedFd, bytes: &[u8], fds: &[RawFd]) -> io::Result<()> {
     let rights = [ControlMessage::ScmRights(fds)];
-    let rights = if fds.is_empty() {
-        &rights[..0]
-    } else {
-        &rights[..]
-    };
-    sendmsg::<()>(
-        fd.as_raw_fd(),
-        &[IoSlice::new(bytes)],
-        rights,
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )?;
+    let rights = if fds.is_empty() { &rights[..0] } else { &rights[..] };
+    sendmsg::<()>(fd.as_raw_fd(), &[IoSlice::new(bytes)], rights, MsgFlags::MSG_NOSIGNAL, None)?;
     Ok(())
 }
 
 /// Receives one packet into `buffer` ([`MAX_PACKET`] bytes). `None`: the other end is gone.
-pub(crate) fn receive(
-    fd: &OwnedFd,
-    buffer: &mut [u8],
-) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
+pub(crate) fn receive(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
     debug_assert!(buffer.len() >= MAX_PACKET);
     let mut space = cmsg_space!([RawFd; SCM_MAX_FD]);
     let mut slices = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<()>(
-        fd.as_raw_fd(),
-        &mut slices,
-        Some(&mut space),
-        MsgFlags::MSG_CMSG_CLOEXEC,
-    )?;
+    let message = recvmsg::<()>(fd.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let mut fds = Vec::new();
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(raw) = control {
@@ -93,10 +67,7 @@ pub(crate) fn receive(
         }
     }
     if message.flags.contains(MsgFlags::MSG_TRUNC) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "the packet is too large",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the packet is too large"));
     }
     if message.bytes == 0 && fds.is_empty() {
         return Ok(None);

@@ -55,11 +55,7 @@ impl Role {
 
 /// Command line of `bproc-iod`.
 #[derive(Clone, Debug, Parser)]
-#[command(
-    name = "bproc-iod",
-    version,
-    about = "Carries the standard streams of processes between master and nodes"
-)]
+#[command(name = "bproc-iod", version, about = "Carries the standard streams of processes between master and nodes")]
 pub struct Options {
     /// Socket for the agent of this machine
     #[arg(long)]
@@ -71,7 +67,7 @@ pub struct Options {
     #[arg(long, default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
     /// Files CA,CERTIFICATE,KEY; without them connections are plain, on loop-back only
-    #[arg(long, value_delimiter = ',', num_args = 3)]
+    #[arg(long, value_delimiter = ',', value_name = "CA,CERTIFICATE,KEY")]
     pub tls: Vec<PathBuf>,
     /// Name of the cluster
     #[arg(long, default_value = bproc_config::paths::DEFAULT_CLUSTER)]
@@ -111,18 +107,12 @@ fn raise_descriptors() {
 
 fn security(options: &Options) -> anyhow::Result<Security> {
     match &options.tls[..] {
-        [ca, cert, key] => Ok(Security::Tls(TlsFiles {
-            ca: ca.clone(),
-            cert: cert.clone(),
-            key: key.clone(),
-        })),
+        [ca, cert, key] => Ok(Security::Tls(TlsFiles { ca: ca.clone(), cert: cert.clone(), key: key.clone() })),
         [] if options.role == Role::Master && !options.listen.ip().is_loopback() => {
-            bail!(
-                "{} is not a loop-back address: certificates (--tls) are needed there",
-                options.listen
-            )
+            bail!("{} is not a loop-back address: certificates (--tls) are needed there", options.listen)
         }
-        _ => Ok(Security::Plaintext),
+        [] => Ok(Security::Plaintext),
+        other => bail!("--tls wants three files CA,CERTIFICATE,KEY, not {}", other.len()),
     }
 }
 
@@ -130,8 +120,7 @@ fn security(options: &Options) -> anyhow::Result<Security> {
 fn local_socket(path: &Path) -> anyhow::Result<(std::os::fd::OwnedFd, Flock<File>)> {
     let mut lock_path = path.as_os_str().to_owned();
     lock_path.push(".lock");
-    let file =
-        File::create(&lock_path).with_context(|| format!("{}", Path::new(&lock_path).display()))?;
+    let file = File::create(&lock_path).with_context(|| format!("{}", Path::new(&lock_path).display()))?;
     let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => lock,
         Err(_) => bail!("another stdio service lives at {}", path.display()),
@@ -153,44 +142,26 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
     let mut network = None;
     let side = match options.role {
         Role::Master => {
-            let listener = TcpListener::bind(options.listen)
-                .await
-                .with_context(|| format!("listen on {}", options.listen))?;
+            let listener =
+                TcpListener::bind(options.listen).await.with_context(|| format!("listen on {}", options.listen))?;
             listening = listener.local_addr()?.to_string();
             let master = Master::new(counters.clone());
-            network = Some(tokio::spawn(forward(
-                listener,
-                gate,
-                master.clone(),
-                timeout,
-            )));
+            network = Some(tokio::spawn(forward(listener, gate, master.clone(), timeout)));
             Side::Master(master)
         }
         Role::Slave => Side::Slave(Slave::new(Links::new(gate, timeout), counters.clone())),
     };
     let (quit, mut asked_to_quit) = mpsc::channel(1);
-    let control = Arc::new(Control {
-        side,
-        counters,
-        listening: listening.clone(),
-        cluster: options.name.clone(),
-        quit,
-    });
+    let control =
+        Arc::new(Control { side, counters, listening: listening.clone(), cluster: options.name.clone(), quit });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // A hang-up of the terminal that the agent was started from is no reason to end.
     let _hangup = signal(SignalKind::hangup())?;
-    announce(if listening.is_empty() {
-        "-"
-    } else {
-        &listening
-    });
+    announce(if listening.is_empty() { "-" } else { &listening });
     let network = async {
         match network {
-            Some(task) => task
-                .await
-                .map_err(anyhow::Error::from)?
-                .context("the listener failed"),
+            Some(task) => task.await.map_err(anyhow::Error::from)?.context("the listener failed"),
             None => std::future::pending().await,
         }
     };

@@ -36,11 +36,7 @@ pub(crate) struct Slave {
 
 impl Slave {
     pub(crate) fn new(links: Links, counters: Arc<Counters>) -> Arc<Slave> {
-        Arc::new(Slave {
-            links,
-            processes: Mutex::default(),
-            counters,
-        })
+        Arc::new(Slave { links, processes: Mutex::default(), counters })
     }
 
     /// Number of processes with streams.
@@ -92,13 +88,7 @@ impl Slave {
             while calls.join_next().await.is_some() {}
             slave.lock().remove(&token);
         });
-        processes.insert(
-            token,
-            Process {
-                flushes,
-                abort: task.abort_handle(),
-            },
-        );
+        processes.insert(token, Process { flushes, abort: task.abort_handle() });
         let _ = go.send(());
         true
     }
@@ -112,11 +102,7 @@ impl Slave {
 
     /// Comes back when all that the process has written is written at the far end (true) or cannot be (false).
     pub(crate) async fn flush(&self, token: Token) -> bool {
-        let senders = self
-            .lock()
-            .get(&token)
-            .map(|p| p.flushes.clone())
-            .unwrap_or_default();
+        let senders = self.lock().get(&token).map(|p| p.flushes.clone()).unwrap_or_default();
         let mut whole = true;
         let mut answers = Vec::new();
         for sender in senders {
@@ -162,20 +148,12 @@ impl Call {
                 ended
             }
             Err(why) => {
-                tracing::warn!(
-                    "{token:?} fd {}: the master's stdio service at {}: {why}",
-                    spec.fd,
-                    self.master
-                );
+                tracing::warn!("{token:?} fd {}: the master's stdio service at {}: {why}", spec.fd, self.master);
                 return;
             }
         };
         match ended {
-            Ended::Lost => tracing::warn!(
-                "{token:?} fd {}: connection to {} lost",
-                spec.fd,
-                self.master
-            ),
+            Ended::Lost => tracing::warn!("{token:?} fd {}: connection to {} lost", spec.fd, self.master),
             ended => tracing::debug!("{token:?} fd {}: ended, {ended:?}", spec.fd),
         }
     }
@@ -184,19 +162,10 @@ impl Call {
     async fn open(&self) -> Result<(Arc<Link>, Sender, Streaming<Chunk>), String> {
         let mut again = true;
         loop {
-            let link = self
-                .slave
-                .links
-                .get(&self.master)
-                .await
-                .map_err(|e| e.to_string())?;
+            let link = self.slave.links.get(&self.master).await.map_err(|e| e.to_string())?;
             let (sender, receiver) = mpsc::channel(QUEUE);
             let token = Bytes::copy_from_slice(self.token.as_bytes());
-            let first = Chunk {
-                token,
-                fd: self.spec.fd,
-                ..Chunk::default()
-            };
+            let first = Chunk { token, fd: self.spec.fd, ..Chunk::default() };
             // There is room: nothing has been sent before.
             let _ = sender.try_send(first);
             match link.client().forward(ReceiverStream::new(receiver)).await {
@@ -235,25 +204,13 @@ impl Call {
                 && let Some(sender) = sender.take()
             {
                 place = None::<mpsc::OwnedPermit<Chunk>>;
-                let _ = sender
-                    .send(Chunk {
-                        fd: number,
-                        end: true,
-                        ..Chunk::default()
-                    })
-                    .await;
+                let _ = sender.send(Chunk { fd: number, end: true, ..Chunk::default() }).await;
             }
             if let Some(sender) = &sender
                 && let Some(mark) = marks.due()
             {
                 place = None;
-                let _ = sender
-                    .send(Chunk {
-                        fd: number,
-                        mark,
-                        ..Chunk::default()
-                    })
-                    .await;
+                let _ = sender.send(Chunk { fd: number, mark, ..Chunk::default() }).await;
             }
             tokio::select! {
                 answer = answers.message() => match answer {
@@ -313,13 +270,7 @@ impl Call {
             Ok(sink) => sink,
             Err(e) => {
                 tracing::warn!("{:?} fd {number}: cannot be written: {e}", self.token);
-                let _ = sender
-                    .send(Chunk {
-                        fd: number,
-                        broken: true,
-                        ..Chunk::default()
-                    })
-                    .await;
+                let _ = sender.send(Chunk { fd: number, broken: true, ..Chunk::default() }).await;
                 return Ended::Broken;
             }
         };
@@ -360,13 +311,7 @@ impl Call {
             }
         }
         drop(sink);
-        let _ = sender
-            .send(Chunk {
-                fd: number,
-                broken: true,
-                ..Chunk::default()
-            })
-            .await;
+        let _ = sender.send(Chunk { fd: number, broken: true, ..Chunk::default() }).await;
         drop(sender);
         // The master closes its end and the call; what it had sent before is of no use.
         while let Ok(Some(_)) = answers.message().await {}
@@ -376,10 +321,7 @@ impl Call {
 
 /// True when a call failed because of the connection, before the far end had a say.
 fn is_transport(e: &Status) -> bool {
-    matches!(
-        e.code(),
-        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal
-    )
+    matches!(e.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal)
 }
 
 async fn reserve(sender: &Option<Sender>) -> Option<mpsc::OwnedPermit<Chunk>> {
@@ -416,10 +358,7 @@ impl Marks {
 
     /// A mark that is to be sent now.
     fn due(&mut self) -> Option<u64> {
-        let next = self
-            .asked
-            .iter()
-            .find(|(number, _, _)| *number > self.sent)?;
+        let next = self.asked.iter().find(|(number, _, _)| *number > self.sent)?;
         (self.read >= next.1).then(|| {
             self.sent = next.0;
             next.0

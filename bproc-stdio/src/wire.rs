@@ -73,10 +73,7 @@ pub struct StreamSpec {
 impl StreamSpec {
     /// A stream.
     pub fn new(fd: i32, kind: Kind) -> StreamSpec {
-        StreamSpec {
-            fd,
-            kind: kind as i32,
-        }
+        StreamSpec { fd, kind: kind as i32 }
     }
 }
 

@@ -12,10 +12,7 @@ use common::{BLOCK, Cluster, drink, pipe, pour, within};
 
 /// Blocks for a large stream: 256 MiB, or what BPROC_TEST_MIB says.
 fn large() -> usize {
-    let mib = std::env::var("BPROC_TEST_MIB")
-        .ok()
-        .and_then(|m| m.parse().ok())
-        .unwrap_or(256usize);
+    let mib = std::env::var("BPROC_TEST_MIB").ok().and_then(|m| m.parse().ok()).unwrap_or(256usize);
     (mib << 20) / BLOCK
 }
 
@@ -38,10 +35,7 @@ fn large_streams_are_whole_in_both_directions() {
             t.join().unwrap();
         }
         let mib = (2 * blocks * BLOCK) as f64 / 1048576.0;
-        eprintln!(
-            "{mib} MiB at {:.0} MiB/s",
-            mib / start.elapsed().as_secs_f64()
-        );
+        eprintln!("{mib} MiB at {:.0} MiB/s", mib / start.elapsed().as_secs_f64());
     });
 }
 
@@ -96,10 +90,7 @@ fn stalled_reader_holds_up_nobody_and_memory_is_bounded() {
             assert!(iod.peak_kib() < 100 << 10, "{} KiB", iod.peak_kib());
         }
         drop(stalled.user);
-        assert_eq!(
-            poured.join().unwrap().unwrap_err().raw_os_error(),
-            Some(libc::EPIPE)
-        );
+        assert_eq!(poured.join().unwrap().unwrap_err().raw_os_error(), Some(libc::EPIPE));
     });
 }
 
@@ -115,10 +106,7 @@ fn flush_waits_until_the_far_end_has_written_it() {
             let mut waiting: libc::c_int = 0;
             use std::os::fd::AsRawFd;
             // SAFETY: FIONREAD writes one int.
-            assert_eq!(
-                unsafe { libc::ioctl(p.user[1].as_raw_fd(), libc::FIONREAD, &mut waiting) },
-                0
-            );
+            assert_eq!(unsafe { libc::ioctl(p.user[1].as_raw_fd(), libc::FIONREAD, &mut waiting) }, 0);
             assert_eq!(waiting, 4, "round {round}");
             let mut word = [0; 4];
             p.user[1].read_exact(&mut word).unwrap();
@@ -129,14 +117,7 @@ fn flush_waits_until_the_far_end_has_written_it() {
         let mut rest = Vec::new();
         p.user[1].read_to_end(&mut rest).unwrap();
         assert!(rest.is_empty());
-        assert!(
-            cluster
-                .slave
-                .client()
-                .flush(Token::random().unwrap())
-                .unwrap(),
-            "an unknown token is through"
-        );
+        assert!(cluster.slave.client().flush(Token::random().unwrap()).unwrap(), "an unknown token is through");
     });
 }
 
@@ -165,11 +146,7 @@ fn files_sockets_and_dev_null_are_ends_too() {
             let kind = if fd == 0 { Kind::Input } else { Kind::Output };
             let spec = StreamSpec::new(fd as i32, kind);
             let (read, write) = pipe();
-            let (node, own) = if fd == 0 {
-                (write, read)
-            } else {
-                (read, write)
-            };
+            let (node, own) = if fd == 0 { (write, read) } else { (read, write) };
             at_master.push((spec, end));
             at_node.push((spec, node));
             program.push(File::from(own));
@@ -185,11 +162,7 @@ fn files_sockets_and_dev_null_are_ends_too() {
         program.clear();
         assert!(cluster.slave.client().flush(token).unwrap());
         (&out).write_all(b" after").unwrap();
-        assert_eq!(
-            std::fs::read(dir.join("out")).unwrap(),
-            b"before to its place after",
-            "the offset is shared"
-        );
+        assert_eq!(std::fs::read(dir.join("out")).unwrap(), b"before to its place after", "the offset is shared");
         let mut text = String::new();
         (&mine).read_to_string(&mut text).unwrap();
         assert_eq!(text, "to its place");
@@ -223,27 +196,17 @@ fn pseudo_terminal_with_size_and_end_of_file() {
         let pty = nix::pty::openpty(None, None).unwrap();
         let (user_in_read, user_in) = pipe();
         let (user_out, user_out_write) = pipe();
-        let specs = [
-            StreamSpec::new(0, Kind::PtyInput),
-            StreamSpec::new(1, Kind::PtyOutput),
-        ];
+        let specs = [StreamSpec::new(0, Kind::PtyInput), StreamSpec::new(1, Kind::PtyOutput)];
         let token = Token::random().unwrap();
         cluster.connect(
             token,
             vec![(specs[0], user_in_read), (specs[1], user_out_write)],
-            vec![
-                (specs[0], pty.master.try_clone().unwrap()),
-                (specs[1], pty.master),
-            ],
+            vec![(specs[0], pty.master.try_clone().unwrap()), (specs[1], pty.master)],
         );
         let mut program = File::from(pty.slave);
         let mut user_in = File::from(user_in);
         let mut user_out = File::from(user_out);
-        cluster
-            .master
-            .client()
-            .winsize(token, [40, 0, 100, 0, 0, 0, 0, 0])
-            .unwrap();
+        cluster.master.client().winsize(token, [40, 0, 100, 0, 0, 0, 0, 0]).unwrap();
         user_in.write_all(b"line\n").unwrap();
         let mut line = [0; 16];
         assert_eq!(program.read(&mut line).unwrap(), 5);
@@ -268,17 +231,9 @@ fn pseudo_terminal_with_size_and_end_of_file() {
 
 fn rows_and_columns(tty: &File) -> (u16, u16) {
     use std::os::fd::AsRawFd;
-    let mut size = libc::winsize {
-        ws_row: 0,
-        ws_col: 0,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCGWINSZ writes one winsize.
-    assert_eq!(
-        unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCGWINSZ, &mut size) },
-        0
-    );
+    assert_eq!(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCGWINSZ, &mut size) }, 0);
     (size.ws_row, size.ws_col)
 }
 
@@ -286,11 +241,8 @@ fn rows_and_columns(tty: &File) -> (u16, u16) {
 fn nothing_stays_behind() {
     within(|| {
         let cluster = Cluster::start();
-        let descriptors = |iod: &common::Iod| {
-            std::fs::read_dir(format!("/proc/{}/fd", iod.child.id()))
-                .unwrap()
-                .count()
-        };
+        let descriptors =
+            |iod: &common::Iod| std::fs::read_dir(format!("/proc/{}/fd", iod.child.id())).unwrap().count();
         let round = || {
             let mut p = cluster.process(&[Kind::Input, Kind::Output, Kind::Output]);
             p.program[1].write_all(b"x").unwrap();
@@ -319,9 +271,6 @@ fn nothing_stays_behind() {
         }
         let after = settled();
         // Control connections come and go: a few descriptors more or less.
-        assert!(
-            after.0 <= before.0 + 4 && after.1 <= before.1 + 4,
-            "{before:?} {after:?}"
-        );
+        assert!(after.0 <= before.0 + 4 && after.1 <= before.1 + 4, "{before:?} {after:?}");
     });
 }

@@ -55,24 +55,12 @@ impl Iod {
         Self::start_with(dir, name, role, tls, &[])
     }
 
-    pub fn start_with(
-        dir: &Path,
-        name: &str,
-        role: &str,
-        tls: Option<&TlsFiles>,
-        more: &[&str],
-    ) -> Iod {
+    pub fn start_with(dir: &Path, name: &str, role: &str, tls: Option<&TlsFiles>, more: &[&str]) -> Iod {
         let socket = dir.join(format!("{name}.sock"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_bproc-iod"));
-        command
-            .arg("--socket")
-            .arg(&socket)
-            .args(["--role", role, "--name", "test"])
-            .args(more);
+        command.arg("--socket").arg(&socket).args(["--role", role, "--name", "test"]).args(more);
         if let Some(t) = tls {
-            let list = [&t.ca, &t.cert, &t.key]
-                .map(|p| p.display().to_string())
-                .join(",");
+            let list = [&t.ca, &t.cert, &t.key].map(|p| p.display().to_string()).join(",");
             command.args(["--tls", &list]);
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped());
@@ -87,19 +75,9 @@ impl Iod {
         }
         let mut child = command.spawn().expect("bproc-iod starts");
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        let address = line
-            .trim()
-            .strip_prefix("listening on ")
-            .expect("it says where")
-            .to_owned();
-        Iod {
-            child,
-            socket,
-            address,
-        }
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on ").expect("it says where").to_owned();
+        Iod { child, socket, address }
     }
 
     pub fn client(&self) -> IodClient {
@@ -124,18 +102,8 @@ impl Cluster {
     pub fn start() -> Cluster {
         let dir = tempfile::tempdir().unwrap();
         certs::make_cluster_certs(dir.path(), "test", &[3, 4]).unwrap();
-        let master = Iod::start(
-            dir.path(),
-            "master",
-            "master",
-            Some(&certs::files_of(dir.path(), Peer::Master)),
-        );
-        let slave = Iod::start(
-            dir.path(),
-            "slave",
-            "slave",
-            Some(&certs::files_of(dir.path(), Peer::Node(3))),
-        );
+        let master = Iod::start(dir.path(), "master", "master", Some(&certs::files_of(dir.path(), Peer::Master)));
+        let slave = Iod::start(dir.path(), "slave", "slave", Some(&certs::files_of(dir.path(), Peer::Node(3))));
         Cluster { dir, master, slave }
     }
 
@@ -164,32 +132,18 @@ impl Cluster {
             }
         }
         self.connect(token, at_master, at_node);
-        Process {
-            token,
-            user,
-            program,
-        }
+        Process { token, user, program }
     }
 
-    pub fn connect(
-        &self,
-        token: Token,
-        at_master: Vec<(StreamSpec, OwnedFd)>,
-        at_node: Vec<(StreamSpec, OwnedFd)>,
-    ) {
+    pub fn connect(&self, token: Token, at_master: Vec<(StreamSpec, OwnedFd)>, at_node: Vec<(StreamSpec, OwnedFd)>) {
         let borrow = |all: &'_ [(StreamSpec, OwnedFd)]| -> Vec<(StreamSpec, OwnedFd)> {
-            all.iter()
-                .map(|(s, f)| (*s, f.try_clone().unwrap()))
-                .collect()
+            all.iter().map(|(s, f)| (*s, f.try_clone().unwrap())).collect()
         };
         let (m, n) = (borrow(&at_master), borrow(&at_node));
         let m: Vec<_> = m.iter().map(|(s, f)| (*s, f.as_fd())).collect();
         let n: Vec<_> = n.iter().map(|(s, f)| (*s, f.as_fd())).collect();
         self.master.client().expect(token, &m, Some(3)).unwrap();
-        self.slave
-            .client()
-            .attach(token, &n, &self.master.address)
-            .unwrap();
+        self.slave.client().attach(token, &n, &self.master.address).unwrap();
     }
 }
 
