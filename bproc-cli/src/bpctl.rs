@@ -123,7 +123,13 @@ mod tests {
 
     #[test]
     fn mistakes_are_told_before_anything_is_done() {
-        for line in ["bpctl -S 0 -m 888", "bpctl -S 0 -m 1777", "bpctl -S 0 -s not-a-state", "bpctl -S 0 -u no.such.user", "bpctl -m 1"] {
+        for line in [
+            "bpctl -S 0 -m 888",
+            "bpctl -S 0 -m 1777",
+            "bpctl -S 0 -s not-a-state",
+            "bpctl -S 0 -u no.such.user",
+            "bpctl -m 1",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

@@ -85,7 +85,8 @@ pub(crate) struct Bpsh {
 /// Reads bpsh's arguments. Options stop at the command; between nodes and command they are options still.
 pub(crate) fn parse_bpsh(mut args: Vec<OsString>) -> Result<Bpsh, clap::Error> {
     let mut options = Bpsh::try_parse_from(&args)?;
-    if !(options.up || options.not_down || options.on_master) && !options.rest.is_empty() {
+    let chosen = options.up || options.not_down || options.on_master;
+    if !chosen && !options.rest.is_empty() {
         let nodes = options.rest.remove(0);
         let looks_like_option = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"-") && arg.len() > 1;
         if options.rest.first().is_some_and(looks_like_option) {
@@ -176,7 +177,14 @@ pub(crate) struct Bpctl {
     #[arg(short = 'M', long)]
     pub(crate) master: bool,
     /// Act on these nodes
-    #[arg(short = 'S', long = "slave", value_name = "NODES", required_unless_present = "master", conflicts_with = "master", allow_hyphen_values = true)]
+    #[arg(
+        short = 'S',
+        long = "slave",
+        value_name = "NODES",
+        required_unless_present = "master",
+        conflicts_with = "master",
+        allow_hyphen_values = true
+    )]
     pub(crate) slaves: Option<String>,
     /// Set the state
     #[arg(short = 's', long, value_name = "STATE")]
@@ -235,7 +243,9 @@ mod tests {
 
     #[test]
     fn options_between_nodes_and_command() {
-        for line in ["bpsh 3 -n -l me -b8192 cat -n", "bpsh -n 3 -l me -b 8192 cat -n", "bpsh -n -- 3 -b 8192 -- cat -n"] {
+        for line in
+            ["bpsh 3 -n -l me -b8192 cat -n", "bpsh -n 3 -l me -b 8192 cat -n", "bpsh -n -- 3 -b 8192 -- cat -n"]
+        {
             let got = bpsh(line).unwrap();
             assert!(got.no_stdin, "{line}");
             assert_eq!(got.buffer, 8192);

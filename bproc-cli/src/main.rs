@@ -82,9 +82,12 @@ fn usage(error: &clap::Error) -> i32 {
 }
 
 /// The program.
+///
+/// # Safety
+/// Called by the C runtime, once, with `argc` strings in `argv`.
 #[cfg(not(test))]
 #[unsafe(no_mangle)]
-pub extern "C" fn main(argc: libc::c_int, argv: *const *const libc::c_char) -> libc::c_int {
+pub unsafe extern "C" fn main(argc: libc::c_int, argv: *const *const libc::c_char) -> libc::c_int {
     use std::os::unix::ffi::OsStringExt;
     sys::open_standard_streams();
     let args = (0..usize::try_from(argc).unwrap_or(0)).map(|i| {

@@ -209,11 +209,7 @@ pub fn join_runs(numbers: &[i32]) -> String {
             out.push(',');
         }
         // Writing to a String cannot fail.
-        let _ = if i == j {
-            write!(out, "{}", numbers[i])
-        } else {
-            write!(out, "{}-{}", numbers[i], numbers[j])
-        };
+        let _ = if i == j { write!(out, "{}", numbers[i]) } else { write!(out, "{}-{}", numbers[i], numbers[j]) };
         i = j + 1;
     }
     out

@@ -163,8 +163,7 @@ impl<'fd> Prepared<'fd> {
             ignored: signals.ignored,
             ..Default::default()
         };
-        let spawn =
-            wire::Spawn { node: request.node, spec: Some(spec), die_with_parent: request.die_with_parent };
+        let spawn = wire::Spawn { node: request.node, spec: Some(spec), die_with_parent: request.die_with_parent };
         let request = wire::Request { body: Some(request::Body::Spawn(spawn)) };
         let packet = Packet::new(&request.encode_to_vec())
             .map_err(|e| Error::new(e.errno(), format!("cannot send the program's arguments and environment: {e}")))?;

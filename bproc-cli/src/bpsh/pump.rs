@@ -213,10 +213,10 @@ impl Pump {
 
     fn reap(&mut self) {
         while let Some((pid, status)) = sys::reap_any() {
-            let child = self.children.iter_mut().position(|child| child.pid == Some(pid));
-            if let Some(i) = child.filter(|_| status.is_end()) {
-                self.children[i].status = Some(status);
-                self.drop_reader(i);
+            let child = self.children.iter_mut().find(|child| child.pid == Some(pid));
+            if let Some(child) = child.filter(|_| status.is_end()) {
+                // Its input stays open until the other end closes: a process that it left may read it.
+                child.status = Some(status);
             }
         }
     }

@@ -48,7 +48,8 @@ mod tests {
     fn wherever_the_column_is() {
         let xf = "    PID TTY      STAT   TIME COMMAND\n   6647 ?        S      0:00 sshd\n1343000 pts/2    R      0:08  \\_ a";
         assert_eq!(pids(xf), [Some(6647), Some(1343000)]);
-        let aux = "USER         PID %CPU COMMAND\nroot           1  0.0 /sbin/init 77\nvery-long-username-x  123  0.1 x";
+        let aux =
+            "USER         PID %CPU COMMAND\nroot           1  0.0 /sbin/init 77\nvery-long-username-x  123  0.1 x";
         assert_eq!(pids(aux), [Some(1), Some(123)]);
         let ppid = "   PPID     PID S\n      1      42 S";
         assert_eq!(pids(ppid), [Some(42)]);

@@ -58,8 +58,7 @@ fn select(options: &Bpstat, all: &[Node]) -> Result<(Vec<Node>, bool), Failure> 
     for unknown in &unknown {
         eprintln!("bpstat: {unknown}");
     }
-    let found: Vec<Node> =
-        nodes.iter().filter_map(|id| all.iter().find(|node| node.number == id.0)).cloned().collect();
+    let found: Vec<Node> = nodes.iter().filter_map(|id| all.iter().find(|node| node.number == id.0)).cloned().collect();
     let fine = unknown.is_empty() || !found.is_empty();
     Ok((found, fine))
 }
