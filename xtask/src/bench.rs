@@ -20,15 +20,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     setup::for_purposes(&[Purpose::Build, Purpose::Tour, Purpose::Bench])?;
     build::all(&build::BuildArgs::default())?;
     Cmd::cargo()
-        .args([
-            "run",
-            "--release",
-            "-p",
-            "bproc-tests",
-            "--bin",
-            "bproc-bench",
-            "--",
-        ])
+        .args(["run", "--release", "-p", "bproc-tests", "--bin", "bproc-bench", "--"])
         .args(&args.rest)
         .env("BPROC_STAGE", paths::stage())
         .run()

@@ -29,14 +29,7 @@ pub struct BuildArgs {
 }
 
 /// Packages with something to stage that cargo builds in one go.
-const ORDINARY: &[&str] = &[
-    "bproc-agent",
-    "bproc-keeper",
-    "bproc-stdio",
-    "bproc-cli",
-    "bproc",
-    "vmadump",
-];
+const ORDINARY: &[&str] = &["bproc-agent", "bproc-keeper", "bproc-stdio", "bproc-cli", "bproc", "vmadump"];
 const GHOST: &str = "bproc-ghost";
 const EBPF: &str = "bproc-ebpf";
 
@@ -48,11 +41,7 @@ pub fn run(args: &BuildArgs) -> Result<()> {
 
 /// Builds and stages.
 pub fn all(args: &BuildArgs) -> Result<()> {
-    let profile = if args.debug && !args.release {
-        "debug"
-    } else {
-        "release"
-    };
+    let profile = if args.debug && !args.release { "debug" } else { "release" };
     println!("build");
     let there = packages()?;
     ordinary(&there, profile)?;
@@ -63,27 +52,14 @@ pub fn all(args: &BuildArgs) -> Result<()> {
 
 /// Names of the packages in this checkout.
 pub fn packages() -> Result<BTreeSet<String>> {
-    let said = Cmd::cargo()
-        .args(["metadata", "--format-version", "1", "--no-deps"])
-        .said()?;
-    let metadata: serde_json::Value =
-        serde_json::from_str(&said).context("cargo metadata wrote no JSON")?;
-    let packages = metadata["packages"]
-        .as_array()
-        .context("cargo metadata names no packages")?;
-    Ok(packages
-        .iter()
-        .filter_map(|package| package["name"].as_str())
-        .map(str::to_owned)
-        .collect())
+    let said = Cmd::cargo().args(["metadata", "--format-version", "1", "--no-deps"]).said()?;
+    let metadata: serde_json::Value = serde_json::from_str(&said).context("cargo metadata wrote no JSON")?;
+    let packages = metadata["packages"].as_array().context("cargo metadata names no packages")?;
+    Ok(packages.iter().filter_map(|package| package["name"].as_str()).map(str::to_owned).collect())
 }
 
 fn ordinary(there: &BTreeSet<String>, profile: &str) -> Result<()> {
-    let absent: Vec<&str> = ORDINARY
-        .iter()
-        .copied()
-        .filter(|name| !there.contains(*name))
-        .collect();
+    let absent: Vec<&str> = ORDINARY.iter().copied().filter(|name| !there.contains(*name)).collect();
     if !absent.is_empty() {
         bail!("this checkout lacks the packages {}", absent.join(", "));
     }
@@ -100,9 +76,7 @@ fn ordinary(there: &BTreeSet<String>, profile: &str) -> Result<()> {
 }
 
 fn ghost() -> Result<()> {
-    Cmd::cargo()
-        .args(["build", "--release", "-p", GHOST])
-        .run()?;
+    Cmd::cargo().args(["build", "--release", "-p", GHOST]).run()?;
     told("ghost", "built");
     Ok(())
 }
@@ -124,25 +98,11 @@ pub fn ebpf_cargo(command: &str) -> Result<Cmd> {
     let linker_dir = linker.parent().context("bpf-linker lies in a directory")?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::iter::once(linker_dir.to_path_buf()).chain(std::env::split_paths(&path));
-    let flags = [
-        "--cfg=bpf_target_arch=\"x86_64\"",
-        "-Cdebuginfo=2",
-        "-Clink-arg=--btf",
-    ];
+    let flags = ["--cfg=bpf_target_arch=\"x86_64\"", "-Cdebuginfo=2", "-Clink-arg=--btf"];
     let cargo = Cmd::cargo()
-        .args([
-            command,
-            "--target",
-            "bpfel-unknown-none",
-            "-Z",
-            "build-std=core",
-            "--target-dir",
-        ])
+        .args([command, "--target", "bpfel-unknown-none", "-Z", "build-std=core", "--target-dir"])
         .arg(paths::target().join("ebpf"))
-        .env(
-            "PATH",
-            std::env::join_paths(dirs).context("PATH cannot be extended")?,
-        )
+        .env("PATH", std::env::join_paths(dirs).context("PATH cannot be extended")?)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     Ok(match source {

@@ -58,9 +58,7 @@ pub struct Cluster {
 impl Cluster {
     /// The cluster of this name, running or not.
     pub fn named(name: &str) -> Result<Self> {
-        Ok(Self {
-            name: parse_name(name).map_err(anyhow::Error::msg)?,
-        })
+        Ok(Self { name: parse_name(name).map_err(anyhow::Error::msg)? })
     }
 
     fn lib(&self) -> PathBuf {
@@ -89,51 +87,26 @@ impl Cluster {
         let stage = paths::stage();
         let joined = |name: &str, first: PathBuf, last: &str| {
             let rest = std::env::var(name).unwrap_or_else(|_| last.to_owned());
-            if rest.is_empty() {
-                first.display().to_string()
-            } else {
-                format!("{}:{rest}", first.display())
-            }
+            if rest.is_empty() { first.display().to_string() } else { format!("{}:{rest}", first.display()) }
         };
         vec![
-            (
-                "PATH",
-                joined("PATH", self.lib().join("bin"), "/usr/bin:/bin"),
-            ),
-            (
-                "LD_LIBRARY_PATH",
-                joined("LD_LIBRARY_PATH", self.lib().join("lib"), ""),
-            ),
-            (
-                "C_INCLUDE_PATH",
-                joined("C_INCLUDE_PATH", stage.join("include"), ""),
-            ),
-            (
-                "LIBRARY_PATH",
-                joined("LIBRARY_PATH", stage.join("lib"), ""),
-            ),
+            ("PATH", joined("PATH", self.lib().join("bin"), "/usr/bin:/bin")),
+            ("LD_LIBRARY_PATH", joined("LD_LIBRARY_PATH", self.lib().join("lib"), "")),
+            ("C_INCLUDE_PATH", joined("C_INCLUDE_PATH", stage.join("include"), "")),
+            ("LIBRARY_PATH", joined("LIBRARY_PATH", stage.join("lib"), "")),
             // An empty last part means: and the system's own.
             (
                 "MANPATH",
-                format!(
-                    "{}:{}",
-                    stage.join("share/man").display(),
-                    std::env::var("MANPATH").unwrap_or_default()
-                ),
+                format!("{}:{}", stage.join("share/man").display(), std::env::var("MANPATH").unwrap_or_default()),
             ),
-            (
-                "BPROC_SOCKET",
-                self.run_dir().join("agent.sock").display().to_string(),
-            ),
+            ("BPROC_SOCKET", self.run_dir().join("agent.sock").display().to_string()),
         ]
     }
 
     /// One of its commands, with its environment.
     fn command(&self, program: &str) -> Cmd {
         let command = Cmd::new(self.lib().join("bin").join(program));
-        self.environment()
-            .into_iter()
-            .fold(command, |command, (key, value)| command.env(key, value))
+        self.environment().into_iter().fold(command, |command, (key, value)| command.env(key, value))
     }
 
     /// Starts it and waits until every node is up.
@@ -153,9 +126,7 @@ impl Cluster {
         config::write(self, nodes, port, settings)?;
         if let Err(error) = start::all(self, nodes) {
             // What has started must not stay without its other half.
-            let after = down::all(self)
-                .err()
-                .map(|more| format!("; taking it down failed too: {more:#}"));
+            let after = down::all(self).err().map(|more| format!("; taking it down failed too: {more:#}"));
             bail!("{error:#}{}", after.unwrap_or_default());
         }
         Ok(())
@@ -172,8 +143,7 @@ impl Cluster {
     fn lock(&self) -> Result<File> {
         fs::create_dir_all(RUN).with_context(|| format!("cannot make {RUN}"))?;
         let path = Path::new(RUN).join(format!(".{}.lock", self.name));
-        let file =
-            File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
         if file.try_lock().is_err() {
             bail!("another xtask is busy with the cluster {}", self.name);
         }
@@ -204,10 +174,7 @@ pub fn down(args: &Named) -> Result<()> {
     if left.is_nothing() {
         println!("cluster {}: down, nothing left", args.name);
     } else {
-        println!(
-            "cluster {}: down; its own clean-up had left {left}, ended now",
-            args.name
-        );
+        println!("cluster {}: down; its own clean-up had left {left}, ended now", args.name);
     }
     Ok(())
 }
@@ -235,11 +202,7 @@ pub fn status() -> Result<()> {
     for name in names {
         let cluster = Cluster::named(&name)?;
         let agents = process::agents(&cluster)?;
-        println!(
-            "cluster {name}: {} agents running; logs in {}",
-            agents.len(),
-            cluster.log_dir().display()
-        );
+        println!("cluster {name}: {} agents running; logs in {}", agents.len(), cluster.log_dir().display());
         if !agents.is_empty() {
             match cluster.command("bpstat").said() {
                 Ok(table) => print!("{table}"),
@@ -261,9 +224,7 @@ fn need_root(what: &str) -> Result<()> {
 
 /// As the agents accept it: these names stand in paths and certificates.
 fn parse_name(name: &str) -> Result<String, String> {
-    let letters = name
-        .bytes()
-        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    let letters = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if letters && (1..=40).contains(&name.len()) && !name.starts_with('-') && !name.ends_with('-') {
         return Ok(name.to_owned());
     }
@@ -281,17 +242,7 @@ mod tests {
 
     #[test]
     fn names_that_could_leave_their_directory_are_refused() {
-        for bad in [
-            "",
-            ".",
-            "..",
-            "a/b",
-            "-a",
-            "a-",
-            "A",
-            "a b",
-            &"a".repeat(41),
-        ] {
+        for bad in ["", ".", "..", "a/b", "-a", "a-", "A", "a b", &"a".repeat(41)] {
             assert!(parse_name(bad).is_err(), "{bad:?}");
         }
         assert!(parse_name("demo-2").is_ok());

@@ -38,9 +38,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         build::all(&build::BuildArgs::default())?;
     }
     if !root {
-        println!(
-            "\nThis user is not root, which a cluster needs: the tour runs in a virtual machine instead."
-        );
+        println!("\nThis user is not root, which a cluster needs: the tour runs in a virtual machine instead.");
         return vm::run_demo();
     }
     let cluster = Cluster::named("demo")?;
@@ -50,19 +48,12 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     cluster.up(NODES, None)?;
     let toured = tour(&cluster);
     let ended = cluster.down();
-    toured.with_context(|| {
-        format!(
-            "the tour went wrong; logs are in {}",
-            cluster.log_dir().display()
-        )
-    })?;
+    toured.with_context(|| format!("the tour went wrong; logs are in {}", cluster.log_dir().display()))?;
     let left = ended?;
     if !left.is_nothing() {
         bail!("the cluster is down, but its own clean-up had left {left}");
     }
-    println!(
-        "\nThe cluster is down; nothing was left: no process, no mount, no control group, no eBPF program."
-    );
+    println!("\nThe cluster is down; nothing was left: no process, no mount, no control group, no eBPF program.");
     println!("One that stays:  cargo xtask up   then   eval \"$(cargo xtask env)\"");
     Ok(())
 }

@@ -19,35 +19,15 @@ const DENY: &[&str] = &["--", "-D", "warnings"];
 pub fn run() -> Result<()> {
     println!("lint");
     let checks: [Check; 7] = [
-        ("form", || {
-            Cmd::cargo().args(["fmt", "--all", "--check"]).run()
-        }),
+        ("form", || Cmd::cargo().args(["fmt", "--all", "--check"]).run()),
         ("clippy", || {
             Cmd::cargo()
-                .args([
-                    "clippy",
-                    "--workspace",
-                    "--exclude",
-                    "bproc-ghost",
-                    "--exclude",
-                    "bproc-ebpf",
-                    "--all-targets",
-                ])
+                .args(["clippy", "--workspace", "--exclude", "bproc-ghost", "--exclude", "bproc-ebpf", "--all-targets"])
                 .args(DENY)
                 .run()
         }),
-        ("clippy, ghost", || {
-            Cmd::cargo()
-                .args(["clippy", "--release", "-p", "bproc-ghost"])
-                .args(DENY)
-                .run()
-        }),
-        ("clippy, eBPF", || {
-            build::ebpf_cargo("clippy")?
-                .args(["--release", "-p", "bproc-ebpf"])
-                .args(DENY)
-                .run()
-        }),
+        ("clippy, ghost", || Cmd::cargo().args(["clippy", "--release", "-p", "bproc-ghost"]).args(DENY).run()),
+        ("clippy, eBPF", || build::ebpf_cargo("clippy")?.args(["--release", "-p", "bproc-ebpf"]).args(DENY).run()),
         ("walls", walls::check),
         ("links in documents", documents::check),
         ("length of files", length::check),

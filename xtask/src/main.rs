@@ -1,9 +1,6 @@
 //! Everything one types in this checkout: set-up, the tour, clusters that
 //! stay, tests, lint. `cargo xtask help` lists it.
-#![allow(
-    unreachable_pub,
-    reason = "a program exports nothing: `pub` marks what other modules of it use"
-)]
+#![allow(unreachable_pub, reason = "a program exports nothing: `pub` marks what other modules of it use")]
 
 mod bench;
 mod build;
@@ -21,11 +18,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(
-    name = "cargo xtask",
-    about = "Set-up, demo, clusters, tests, benchmarks of BProc",
-    version
-)]
+#[command(name = "cargo xtask", about = "Set-up, demo, clusters, tests, benchmarks of BProc", version)]
 struct Cli {
     #[command(subcommand)]
     task: Task,

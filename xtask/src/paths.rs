@@ -6,10 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The root of the checkout.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask lies in the checkout")
-        .to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the checkout").to_path_buf()
 }
 
 /// Cargo's target directory: `CARGO_TARGET_DIR` or `target` in the checkout.

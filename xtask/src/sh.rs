@@ -55,10 +55,7 @@ impl Cmd {
     /// Runs it on this terminal; anything but exit code 0 is an error.
     pub fn run(mut self) -> Result<()> {
         let line = self.line();
-        let status = self
-            .0
-            .status()
-            .with_context(|| format!("cannot start `{line}`"))?;
+        let status = self.0.status().with_context(|| format!("cannot start `{line}`"))?;
         if !status.success() {
             bail!("`{line}` failed: {status}");
         }
@@ -85,19 +82,18 @@ impl Cmd {
         Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     }
 
-    fn output_of(&mut self, line: &str) -> Result<Output> {
+    /// The plain command, for what needs more than running it to its end.
+    pub fn into_inner(self) -> Command {
         self.0
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("cannot start `{line}`"))
+    }
+
+    fn output_of(&mut self, line: &str) -> Result<Output> {
+        self.0.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{line}`"))
     }
 
     fn line(&self) -> String {
         let words = std::iter::once(self.0.get_program()).chain(self.0.get_args());
-        words
-            .map(|word| word.to_string_lossy())
-            .collect::<Vec<_>>()
-            .join(" ")
+        words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -110,8 +106,5 @@ pub fn told(what: &str, outcome: &str) {
 pub fn which(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH")?;
     let sbin = ["/usr/sbin", "/sbin"].map(std::path::PathBuf::from);
-    std::env::split_paths(&path)
-        .chain(sbin)
-        .map(|dir| dir.join(program))
-        .find(|file| file.is_file())
+    std::env::split_paths(&path).chain(sbin).map(|dir| dir.join(program)).find(|file| file.is_file())
 }

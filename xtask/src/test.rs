@@ -40,15 +40,11 @@ const OF_THEIR_OWN: &[&str] = &["bproc-ghost", "bproc-ebpf", CLUSTER_TESTS];
 /// The command.
 pub fn run(args: &TestArgs) -> Result<()> {
     if !args.kernel.is_empty() && args.ring.is_some_and(|ring| ring != Ring::Vm) {
-        bail!(
-            "--kernel belongs to the tests in virtual machines: cargo xtask test vm --kernel ..."
-        );
+        bail!("--kernel belongs to the tests in virtual machines: cargo xtask test vm --kernel ...");
     }
     let wanted = |ring: Ring| args.ring.is_none_or(|only| only == ring);
     let mut parts = Parts::default();
-    parts.time("setup", || {
-        setup::for_purposes(&[Purpose::Build, Purpose::Tour, Purpose::Test])
-    })?;
+    parts.time("setup", || setup::for_purposes(&[Purpose::Build, Purpose::Tour, Purpose::Test]))?;
     parts.time("build", || build::all(&build::BuildArgs::default()))?;
     if wanted(Ring::Unit) {
         parts.time("unit", unit)?;
@@ -57,9 +53,7 @@ pub fn run(args: &TestArgs) -> Result<()> {
         if paths::is_root() {
             parts.time("local", local)?;
         } else if args.ring.is_some() {
-            bail!(
-                "tests with a cluster on this machine need root; without root: cargo xtask test vm"
-            );
+            bail!("tests with a cluster on this machine need root; without root: cargo xtask test vm");
         } else {
             parts.note("local", "not run: needs root");
         }
@@ -87,9 +81,7 @@ fn local() -> Result<()> {
 
 fn with_stage(cargo: Cmd) -> Cmd {
     let object = paths::stage().join("libexec/bproc/bproc.bpf.o");
-    cargo
-        .env("BPROC_STAGE", paths::stage())
-        .env("BPROC_BPF_OBJECT", object)
+    cargo.env("BPROC_STAGE", paths::stage()).env("BPROC_BPF_OBJECT", object)
 }
 
 /// How long each part took.

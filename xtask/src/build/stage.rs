@@ -12,13 +12,8 @@ use crate::paths;
 use crate::sh::{Cmd, told};
 
 /// Names under which one program is called.
-const LINKS: &[(&str, &[&str])] = &[
-    (
-        "bproc",
-        &["bpsh", "bpstat", "bpcp", "bpctl", "bplib", "vmadlib"],
-    ),
-    ("bproc-agent", &["bpmaster", "bpslave"]),
-];
+const LINKS: &[(&str, &[&str])] =
+    &[("bproc", &["bpsh", "bpstat", "bpcp", "bpctl", "bplib", "vmadlib"]), ("bproc-agent", &["bpmaster", "bpslave"])];
 
 /// Stages everything of this profile.
 pub(super) fn all(profile: &str) -> Result<()> {
@@ -41,9 +36,7 @@ pub(super) fn all(profile: &str) -> Result<()> {
     if paths::is_root() {
         capability::set(&ghost)?;
     }
-    let object = paths::target()
-        .join("ebpf/bpfel-unknown-none/release")
-        .join(EBPF);
+    let object = paths::target().join("ebpf/bpfel-unknown-none/release").join(EBPF);
     place(&object, &libexec.join("bproc.bpf.o"), 0o644)?;
     library(&built, &stage)?;
     manuals(&stage)?;
@@ -57,19 +50,10 @@ fn library(built: &Path, stage: &Path) -> Result<()> {
         place(&built.join(name), &stage.join("lib").join(name), 0o644)?;
     }
     let soname = soname(&built.join("libbproc.so"))?;
-    if soname
-        .as_deref()
-        .is_some_and(|soname| soname != "libbproc.so")
-    {
-        link(
-            "libbproc.so",
-            &stage.join("lib").join(soname.unwrap_or_default()),
-        )?;
+    if soname.as_deref().is_some_and(|soname| soname != "libbproc.so") {
+        link("libbproc.so", &stage.join("lib").join(soname.unwrap_or_default()))?;
     }
-    tree(
-        &paths::root().join("libbproc/include"),
-        &stage.join("include"),
-    )
+    tree(&paths::root().join("libbproc/include"), &stage.join("include"))
 }
 
 /// The name by which programs ask for the library at run time, if readelf is there to tell.
@@ -77,34 +61,20 @@ fn soname(library: &Path) -> Result<Option<String>> {
     if crate::sh::which("readelf").is_none() {
         return Ok(None);
     }
-    let said = Cmd::new("readelf")
-        .args(["-d", "-W"])
-        .arg(library)
-        .env("LC_ALL", "C")
-        .said()?;
+    let said = Cmd::new("readelf").args(["-d", "-W"]).arg(library).env("LC_ALL", "C").said()?;
     let line = said.lines().find(|line| line.contains("(SONAME)"));
     Ok(line.and_then(|line| Some(line.split_once('[')?.1.split_once(']')?.0.to_owned())))
 }
 
 /// Manual pages and completions: the tools write their own; those of files and daemons lie in `deploy/man`.
 fn manuals(stage: &Path) -> Result<()> {
-    Cmd::new(stage.join("bin/bproc"))
-        .arg("generate")
-        .arg(stage.join("share"))
-        .quiet()?;
+    Cmd::new(stage.join("bin/bproc")).arg("generate").arg(stage.join("share")).quiet()?;
     for file in files(&paths::root().join("deploy/man"))? {
         let Some(section) = file.extension().and_then(|ext| ext.to_str()) else {
             continue;
         };
         let name = file.file_name().context("a file has a name")?;
-        place(
-            &file,
-            &stage
-                .join("share/man")
-                .join(format!("man{section}"))
-                .join(name),
-            0o644,
-        )?;
+        place(&file, &stage.join("share/man").join(format!("man{section}")).join(name), 0o644)?;
     }
     Ok(())
 }
@@ -126,15 +96,11 @@ pub fn place(from: &Path, to: &Path, mode: u32) -> Result<()> {
 /// Makes `to` hold what `from` holds, modes and links too. What is there besides stays.
 pub fn mirror(from: &Path, to: &Path) -> Result<()> {
     for file in files(from)? {
-        let below = file
-            .strip_prefix(from)
-            .context("a file lies below its directory")?;
+        let below = file.strip_prefix(from).context("a file lies below its directory")?;
         let copy = to.join(below);
-        let kind = fs::symlink_metadata(&file)
-            .with_context(|| format!("cannot look at {}", file.display()))?;
+        let kind = fs::symlink_metadata(&file).with_context(|| format!("cannot look at {}", file.display()))?;
         if kind.is_symlink() {
-            let target =
-                fs::read_link(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            let target = fs::read_link(&file).with_context(|| format!("cannot read {}", file.display()))?;
             link(&target.to_string_lossy(), &copy)?;
         } else {
             place(&file, &copy, kind.permissions().mode() & 0o777)?;
@@ -161,9 +127,7 @@ fn beside(place: &Path) -> PathBuf {
 /// Copies the files below a directory, following no links.
 pub fn tree(from: &Path, to: &Path) -> Result<()> {
     for file in files(from)? {
-        let below = file
-            .strip_prefix(from)
-            .context("a file lies below its directory")?;
+        let below = file.strip_prefix(from).context("a file lies below its directory")?;
         place(&file, &to.join(below), 0o644)?;
     }
     Ok(())

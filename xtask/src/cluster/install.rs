@@ -15,11 +15,7 @@ use crate::paths;
 /// Installs everything anew.
 pub(super) fn all(cluster: &Cluster) -> Result<()> {
     let (from, to) = (paths::stage(), cluster.lib());
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(LIB)
-        .with_context(|| format!("cannot make {LIB}"))?;
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(LIB).with_context(|| format!("cannot make {LIB}"))?;
     for part in ["bin", "libexec", "lib"] {
         stage::mirror(&from.join(part), &to.join(part))?;
     }

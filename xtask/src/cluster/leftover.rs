@@ -28,21 +28,11 @@ pub struct Leftover {
 impl Leftover {
     /// Looks for everything.
     pub(super) fn of(cluster: &Cluster) -> Result<Self> {
-        let table = fs::read_to_string("/proc/self/mountinfo")
-            .context("cannot read /proc/self/mountinfo")?;
+        let table = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
         let (mounts, cgroup_roots, bpf_roots) = mounts(&table, &[cluster.run_dir(), cluster.lib()]);
-        let mut found = Self {
-            processes: process::of(cluster)?,
-            mounts,
-            ..Self::default()
-        };
+        let mut found = Self { processes: process::of(cluster)?, mounts, ..Self::default() };
         for root in cgroup_roots {
-            search(
-                &root,
-                &names(&cluster.name),
-                CGROUP_DEPTH,
-                &mut found.cgroups,
-            );
+            search(&root, &names(&cluster.name), CGROUP_DEPTH, &mut found.cgroups);
         }
         for root in bpf_roots.iter().filter(|root| !found.mounts.contains(root)) {
             search(root, &names(&cluster.name), 2, &mut found.pins);
@@ -52,10 +42,7 @@ impl Leftover {
 
     /// True when there is nothing of the cluster.
     pub fn is_nothing(&self) -> bool {
-        self.processes.is_empty()
-            && self.mounts.is_empty()
-            && self.cgroups.is_empty()
-            && self.pins.is_empty()
+        self.processes.is_empty() && self.mounts.is_empty() && self.cgroups.is_empty() && self.pins.is_empty()
     }
 
     /// Ends and removes it.
@@ -66,12 +53,10 @@ impl Leftover {
         }
         for group in &self.cgroups {
             kill_group(group)?;
-            fs::remove_dir(group)
-                .with_context(|| format!("cannot remove the control group {}", group.display()))?;
+            fs::remove_dir(group).with_context(|| format!("cannot remove the control group {}", group.display()))?;
         }
         for pin in &self.pins {
-            fs::remove_dir_all(pin)
-                .with_context(|| format!("cannot remove the eBPF pins {}", pin.display()))?;
+            fs::remove_dir_all(pin).with_context(|| format!("cannot remove the eBPF pins {}", pin.display()))?;
         }
         Ok(())
     }
@@ -79,11 +64,7 @@ impl Leftover {
 
 /// Directory names that say that they belong to this cluster.
 fn names(cluster: &str) -> Vec<String> {
-    vec![
-        format!("bproc-{cluster}"),
-        format!("bproc.{cluster}"),
-        format!("bproc/{cluster}"),
-    ]
+    vec![format!("bproc-{cluster}"), format!("bproc.{cluster}"), format!("bproc/{cluster}")]
 }
 
 /// Ends what is in a version 2 group: whatever is there was started for the cluster.
@@ -92,26 +73,19 @@ fn kill_group(group: &Path) -> Result<()> {
     if !events.is_file() {
         return Ok(());
     }
-    let populated = || {
-        fs::read_to_string(&events).is_ok_and(|text| text.lines().any(|line| line == "populated 1"))
-    };
+    let populated = || fs::read_to_string(&events).is_ok_and(|text| text.lines().any(|line| line == "populated 1"));
     if !populated() {
         return Ok(());
     }
     fs::write(group.join("cgroup.kill"), "1")
         .with_context(|| format!("cannot end what runs in {}", group.display()))?;
-    let file =
-        fs::File::open(&events).with_context(|| format!("cannot open {}", events.display()))?;
+    let file = fs::File::open(&events).with_context(|| format!("cannot open {}", events.display()))?;
     // cgroup.events wakes its pollers when it changes; two seconds is for a kernel under load.
     for _ in 0..20 {
         if !populated() {
             break;
         }
-        let mut poll = libc::pollfd {
-            fd: std::os::fd::AsRawFd::as_raw_fd(&file),
-            events: libc::POLLPRI,
-            revents: 0,
-        };
+        let mut poll = libc::pollfd { fd: std::os::fd::AsRawFd::as_raw_fd(&file), events: libc::POLLPRI, revents: 0 };
         // SAFETY: one pollfd, which lives over the call.
         unsafe { libc::poll(&raw mut poll, 1, 100) };
     }
@@ -125,10 +99,7 @@ fn mounts(table: &str, ours: &[PathBuf]) -> (Vec<PathBuf>, Vec<PathBuf>, Vec<Pat
         let Some(point) = line.split(' ').nth(4).map(PathBuf::from) else {
             continue;
         };
-        let kind = line
-            .split_once(" - ")
-            .and_then(|(_, rest)| rest.split(' ').next())
-            .unwrap_or("");
+        let kind = line.split_once(" - ").and_then(|(_, rest)| rest.split(' ').next()).unwrap_or("");
         if ours.iter().any(|dir| point.starts_with(dir)) {
             own.insert(0, point.clone());
         }
@@ -167,22 +138,10 @@ fn below(dir: &Path, found: &mut Vec<PathBuf>) {
 
 impl fmt::Display for Leftover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let processes = self
-            .processes
-            .iter()
-            .map(|one| format!("process {} ({})", one.pid, one.command_line));
-        let mounts = self
-            .mounts
-            .iter()
-            .map(|path| format!("mount {}", path.display()));
-        let groups = self
-            .cgroups
-            .iter()
-            .map(|path| format!("control group {}", path.display()));
-        let pins = self
-            .pins
-            .iter()
-            .map(|path| format!("eBPF pins {}", path.display()));
+        let processes = self.processes.iter().map(|one| format!("process {} ({})", one.pid, one.command_line));
+        let mounts = self.mounts.iter().map(|path| format!("mount {}", path.display()));
+        let groups = self.cgroups.iter().map(|path| format!("control group {}", path.display()));
+        let pins = self.pins.iter().map(|path| format!("eBPF pins {}", path.display()));
         let all: Vec<String> = processes.chain(mounts).chain(groups).chain(pins).collect();
         f.write_str(&all.join(", "))
     }
@@ -201,13 +160,7 @@ mod tests {
                      41 40 0:31 / /run/bproc.d/a/bpf rw - bpf bpf rw\n\
                      42 1 0:32 / /run/bproc.d/ab rw - tmpfs tmpfs rw\n";
         let (own, cgroup, bpf) = mounts(table, &[PathBuf::from("/run/bproc.d/a")]);
-        assert_eq!(
-            own,
-            [
-                PathBuf::from("/run/bproc.d/a/bpf"),
-                PathBuf::from("/run/bproc.d/a")
-            ]
-        );
+        assert_eq!(own, [PathBuf::from("/run/bproc.d/a/bpf"), PathBuf::from("/run/bproc.d/a")]);
         assert_eq!(cgroup, [PathBuf::from("/sys/fs/cgroup")]);
         assert_eq!(bpf, [PathBuf::from("/run/bproc.d/a/bpf")]);
     }

@@ -27,15 +27,8 @@ pub(super) fn of(cluster: &Cluster) -> Result<Vec<Process>> {
         bail!("{} is no directory of a cluster", lib.display());
     }
     let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")
-        .context("cannot read /proc")?
-        .flatten()
-    {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<i32>().ok())
-        else {
+    for entry in fs::read_dir("/proc").context("cannot read /proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
         if pid > 1
@@ -51,19 +44,14 @@ pub(super) fn of(cluster: &Cluster) -> Result<Vec<Process>> {
 /// Those of them that are agents.
 pub(super) fn agents(cluster: &Cluster) -> Result<Vec<Process>> {
     let agent = cluster.agent();
-    Ok(of(cluster)?
-        .into_iter()
-        .filter(|process| program(process.pid).is_some_and(|path| path == agent))
-        .collect())
+    Ok(of(cluster)?.into_iter().filter(|process| program(process.pid).is_some_and(|path| path == agent)).collect())
 }
 
 /// The program that a process runs. A zombie has none.
 fn program(pid: i32) -> Option<PathBuf> {
     let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     let text = path.to_str()?;
-    Some(PathBuf::from(
-        text.strip_suffix(" (deleted)").unwrap_or(text),
-    ))
+    Some(PathBuf::from(text.strip_suffix(" (deleted)").unwrap_or(text)))
 }
 
 impl Process {
@@ -79,14 +67,8 @@ impl Process {
             return None;
         }
         let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let command_line = String::from_utf8_lossy(&line)
-            .trim_end_matches('\0')
-            .replace('\0', " ");
-        Some(Self {
-            pid,
-            command_line,
-            fd,
-        })
+        let command_line = String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ");
+        Some(Self { pid, command_line, fd })
     }
 
     /// Sends a signal; a process that has ended already is no error.
@@ -108,12 +90,8 @@ impl Process {
         if error.raw_os_error() == Some(libc::ESRCH) {
             return Ok(());
         }
-        Err(error).with_context(|| {
-            format!(
-                "cannot send signal {signal} to process {} ({})",
-                self.pid, self.command_line
-            )
-        })
+        Err(error)
+            .with_context(|| format!("cannot send signal {signal} to process {} ({})", self.pid, self.command_line))
     }
 
     /// Waits for its end; false when the time is over first.
@@ -121,11 +99,7 @@ impl Process {
         let end = Instant::now() + limit;
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            let mut poll = libc::pollfd {
-                fd: self.fd.as_raw_fd(),
-                events: libc::POLLIN,
-                revents: 0,
-            };
+            let mut poll = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             let millis = c_int::try_from(left.as_millis()).unwrap_or(c_int::MAX);
             // SAFETY: one pollfd, which lives over the call.
             let ready = unsafe { libc::poll(&raw mut poll, 1, millis) };
@@ -154,11 +128,7 @@ pub(super) fn end(processes: &[Process], patience: Duration) -> Result<()> {
     }
     for process in processes {
         if !process.ended_within(Duration::from_secs(10)) {
-            bail!(
-                "process {} ({}) does not end",
-                process.pid,
-                process.command_line
-            );
+            bail!("process {} ({}) does not end", process.pid, process.command_line);
         }
     }
     Ok(())

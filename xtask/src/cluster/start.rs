@@ -3,12 +3,11 @@
 //! agent that ends instead is told at once, with the last of its log.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, BufRead as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -36,41 +35,20 @@ pub(super) fn all(cluster: &Cluster, nodes: u8) -> Result<()> {
             .with_context(|| format!("cannot make {}", dir.display()))?;
     }
     let end = Instant::now() + LIMIT;
-    start(
-        cluster,
-        "master",
-        &["master"],
-        &config::master_file(cluster),
-    )?
-    .wait(cluster, end)?;
+    start(cluster, "master", &["master"])?.wait(cluster, end)?;
     let started: Result<Vec<Agent>> = (0..nodes)
-        .map(|number| {
-            let node = number.to_string();
-            let dir = config::node_run_dir(cluster, number);
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(&dir)
-                .with_context(|| format!("cannot make {}", dir.display()))?;
-            start(
-                cluster,
-                &format!("node-{number}"),
-                &["slave", "--node", &node],
-                &config::node_file(cluster, number),
-            )
-        })
+        .map(|number| start(cluster, &format!("node-{number}"), &["slave", "--node", &number.to_string()]))
         .collect();
     for agent in started? {
         agent.wait(cluster, end)?;
     }
-    seen_up(cluster, nodes)
+    seen_up(cluster, nodes, end)
 }
 
-fn start(cluster: &Cluster, name: &str, role: &[&str], config: &Path) -> Result<Agent> {
+fn start(cluster: &Cluster, name: &str, role: &[&str]) -> Result<Agent> {
     let socket = cluster.run_dir().join(format!(".ready-{name}"));
     let _ = fs::remove_file(&socket);
-    let ready = UnixDatagram::bind(&socket)
-        .with_context(|| format!("cannot listen on {}", socket.display()))?;
+    let ready = UnixDatagram::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
     let path = log_file(cluster, name);
     let log: File = OpenOptions::new()
         .create(true)
@@ -82,7 +60,7 @@ fn start(cluster: &Cluster, name: &str, role: &[&str], config: &Path) -> Result<
     command
         .args(role)
         .args(["--name", &cluster.name, "--config"])
-        .arg(config)
+        .arg(config::file(cluster))
         .env("NOTIFY_SOCKET", &socket)
         .current_dir("/")
         .stdin(Stdio::null())
@@ -90,54 +68,32 @@ fn start(cluster: &Cluster, name: &str, role: &[&str], config: &Path) -> Result<
         .stderr(errors);
     // SAFETY: setsid is safe between fork and exec, and touches no memory.
     unsafe {
-        command.pre_exec(|| {
-            if libc::setsid() < 0 {
-                Err(io::Error::last_os_error())
-            } else {
-                Ok(())
-            }
-        });
+        command.pre_exec(|| if libc::setsid() < 0 { Err(io::Error::last_os_error()) } else { Ok(()) });
     }
-    let child = command
-        .spawn()
-        .with_context(|| format!("cannot start {}", cluster.agent().display()))?;
+    let child = command.spawn().with_context(|| format!("cannot start {}", cluster.agent().display()))?;
     let pid_file = cluster.run_dir().join(format!("{name}.pid"));
     fs::write(&pid_file, format!("{}\n", child.id()))
         .with_context(|| format!("cannot write {}", pid_file.display()))?;
-    Ok(Agent {
-        name: name.into(),
-        child,
-        ready,
-    })
+    Ok(Agent { name: name.into(), child, ready })
 }
 
 impl Agent {
     /// Until READY=1, its end, or the end of the time.
     fn wait(mut self, cluster: &Cluster, end: Instant) -> Result<()> {
         let pidfd = pidfd(&self.child)?;
-        self.ready
-            .set_nonblocking(true)
-            .context("a socket stays blocking")?;
+        self.ready.set_nonblocking(true).context("a socket stays blocking")?;
         loop {
             let mut text = [0; 4096];
             while let Ok(length) = self.ready.recv(&mut text) {
                 if is_ready(&text[..length]) {
-                    let _ =
-                        fs::remove_file(cluster.run_dir().join(format!(".ready-{}", self.name)));
+                    let _ = fs::remove_file(cluster.run_dir().join(format!(".ready-{}", self.name)));
                     return Ok(());
                 }
             }
             let left = end.saturating_duration_since(Instant::now());
-            let ended = self
-                .child
-                .try_wait()
-                .context("an agent cannot be waited for")?;
+            let ended = self.child.try_wait().context("an agent cannot be waited for")?;
             if let Some(status) = ended {
-                bail!(
-                    "the agent of {} ended before it was ready: {status}{}",
-                    self.name,
-                    tail(cluster, &self.name)
-                );
+                bail!("the agent of {} ended before it was ready: {status}{}", self.name, tail(cluster, &self.name));
             }
             if left.is_zero() {
                 bail!(
@@ -165,30 +121,44 @@ fn pidfd(child: &Child) -> Result<std::os::fd::OwnedFd> {
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) };
     let fd = i32::try_from(fd).unwrap_or(-1);
     if fd < 0 {
-        return Err(io::Error::last_os_error())
-            .with_context(|| format!("process {} has no pidfd", child.id()));
+        return Err(io::Error::last_os_error()).with_context(|| format!("process {} has no pidfd", child.id()));
     }
     // SAFETY: the descriptor was just made, and nobody else has it.
     Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
 }
 
 fn is_ready(message: &[u8]) -> bool {
-    message
-        .split(|byte| *byte == b'\n')
-        .any(|line| line == b"READY=1")
+    message.split(|byte| *byte == b'\n').any(|line| line == b"READY=1")
 }
 
-/// The master must say what the nodes said: it is the one that will be asked.
-fn seen_up(cluster: &Cluster, nodes: u8) -> Result<()> {
-    let said = cluster.command("bpstat").args(["-n", "allup"]).said()?;
-    let up = said
-        .split_whitespace()
-        .next()
-        .and_then(|word| word.parse::<u8>().ok());
-    if up != Some(nodes) {
+/// A ready node has yet to be greeted by the master, which is the one that will
+/// be asked: bpstat tells it anew at each change, until all are up.
+fn seen_up(cluster: &Cluster, nodes: u8, end: Instant) -> Result<()> {
+    let wanted = nodes.to_string();
+    let mut bpstat = cluster.command("bpstat").args(["-U", "-n", "allup"]).into_inner();
+    let mut bpstat = bpstat.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start bpstat")?;
+    let output = bpstat.stdout.take().context("bpstat has no standard output")?;
+    let (send, lines) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for line in io::BufReader::new(output).lines().map_while(Result::ok) {
+            if send.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let mut up = String::from("none");
+    while let Ok(line) = lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        if !line.is_empty() {
+            up = line;
+        }
+        if up == wanted {
+            break;
+        }
+    }
+    bpstat.kill().and_then(|()| bpstat.wait()).context("bpstat cannot be ended")?;
+    if up != wanted {
         bail!(
-            "every node says that it is ready, but `bpstat -n allup` counts {} of {nodes}{}",
-            said.trim(),
+            "every node says that it is ready, but the master counts {up} of {nodes} as up{}",
             tail(cluster, "master")
         );
     }

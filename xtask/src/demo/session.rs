@@ -44,12 +44,10 @@ impl Session {
             .stderr(errors);
         // SAFETY: prctl with these arguments is safe between fork and exec, and touches no memory.
         unsafe {
-            command.pre_exec(
-                || match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-                    0 => Ok(()),
-                    _ => Err(io::Error::last_os_error()),
-                },
-            );
+            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            });
         }
         let mut shell = command.spawn().context("cannot start bash")?;
         // The command holds the writing end: the reader must see the end when the shell closes it.
@@ -64,12 +62,7 @@ impl Session {
             }
         });
         let mark = format!("--done-{}--", std::process::id());
-        Ok(Self {
-            shell,
-            input,
-            lines,
-            mark,
-        })
+        Ok(Self { shell, input, lines, mark })
     }
 
     /// Prints a command as typed, runs it, prints what it says.
@@ -83,28 +76,18 @@ impl Session {
     /// Runs a command without printing anything.
     pub(super) fn quiet(&mut self, command: &str) -> Result<Said> {
         // Standard input is where the shell reads its commands from: a program must not.
-        writeln!(
-            self.input,
-            "{{ {command}\n}} </dev/null; echo \"{} $?\"",
-            self.mark
-        )
-        .and_then(|()| self.input.flush())
-        .context("the shell is gone")?;
+        writeln!(self.input, "{{ {command}\n}} </dev/null; echo \"{} $?\"", self.mark)
+            .and_then(|()| self.input.flush())
+            .context("the shell is gone")?;
         let end = Instant::now() + LIMIT;
         let mut text = String::new();
         loop {
-            match self
-                .lines
-                .recv_timeout(end.saturating_duration_since(Instant::now()))
-            {
+            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(line) => match line.split_once(&self.mark) {
                     // What came before on the same line had no line end of its own.
                     Some((before, status)) => {
                         text.push_str(before);
-                        let status = status
-                            .trim()
-                            .parse()
-                            .context("the shell's status is no number")?;
+                        let status = status.trim().parse().context("the shell's status is no number")?;
                         return Ok(Said { text, status });
                     }
                     None => {
@@ -113,10 +96,7 @@ impl Session {
                     }
                 },
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!(
-                        "`{command}` is not done after {} s; it said:\n{text}",
-                        LIMIT.as_secs()
-                    )
+                    bail!("`{command}` is not done after {} s; it said:\n{text}", LIMIT.as_secs())
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     bail!("the shell ended in `{command}`; it said:\n{text}")
@@ -127,14 +107,9 @@ impl Session {
 
     /// Ends the shell and waits for it.
     pub(super) fn end(self) -> Result<()> {
-        let Self {
-            mut shell, input, ..
-        } = self;
+        let Self { mut shell, input, .. } = self;
         drop(input);
-        shell
-            .wait()
-            .context("the shell cannot be waited for")
-            .map(drop)
+        shell.wait().context("the shell cannot be waited for").map(drop)
     }
 }
 
@@ -145,16 +120,8 @@ mod tests {
     #[test]
     fn jobs_and_status_of_one_step_are_there_in_the_next() {
         let mut session = Session::start(Vec::new(), &std::env::temp_dir()).expect("bash starts");
-        assert_eq!(
-            session
-                .quiet("printf abc; (exit 7)")
-                .expect("it ends")
-                .status,
-            7
-        );
-        let said = session
-            .quiet("cat; echo no line end >&2; printf abc")
-            .expect("it ends");
+        assert_eq!(session.quiet("printf abc; (exit 7)").expect("it ends").status, 7);
+        let said = session.quiet("cat; echo no line end >&2; printf abc").expect("it ends");
         assert_eq!((said.text.as_str(), said.status), ("no line end\nabc", 0));
         session.quiet("(exit 5) & job=$!").expect("it ends");
         assert_eq!(session.quiet("wait $job").expect("it ends").status, 5);

@@ -12,14 +12,8 @@ use crate::sh::Cmd;
 pub(super) fn check() -> Result<()> {
     let root = paths::root();
     let mut broken = Vec::new();
-    for name in Cmd::new("git")
-        .args(["ls-files", "*.md"])
-        .dir(&root)
-        .said()?
-        .lines()
-    {
-        let text =
-            fs::read_to_string(root.join(name)).with_context(|| format!("cannot read {name}"))?;
+    for name in Cmd::new("git").args(["ls-files", "*.md"]).dir(&root).said()?.lines() {
+        let text = fs::read_to_string(root.join(name)).with_context(|| format!("cannot read {name}"))?;
         let here = Path::new(name).parent().unwrap_or(Path::new(""));
         for link in links(&text) {
             if !root.join(here).join(link).exists() {
@@ -27,11 +21,7 @@ pub(super) fn check() -> Result<()> {
             }
         }
     }
-    if broken.is_empty() {
-        Ok(())
-    } else {
-        bail!("{}", broken.join("\n"))
-    }
+    if broken.is_empty() { Ok(()) } else { bail!("{}", broken.join("\n")) }
 }
 
 /// Targets of `[text](target)` that are files of the checkout, without their anchors; code blocks are skipped.

@@ -15,30 +15,16 @@ const LIMIT: usize = 600;
 pub(super) fn check() -> Result<()> {
     let root = paths::root();
     let mut long = Vec::new();
-    for name in Cmd::new("git")
-        .args(["ls-files", "*.rs"])
-        .dir(&root)
-        .said()?
-        .lines()
-    {
+    for name in Cmd::new("git").args(["ls-files", "*.rs"]).dir(&root).said()?.lines() {
         // A file that was removed but not yet committed is still listed.
         let path = root.join(name);
         if !path.exists() {
             continue;
         }
-        let lines = fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {name}"))?
-            .lines()
-            .count();
+        let lines = fs::read_to_string(&path).with_context(|| format!("cannot read {name}"))?.lines().count();
         if lines > LIMIT {
-            long.push(format!(
-                "{name} has {lines} lines, more than {LIMIT}: find its seam"
-            ));
+            long.push(format!("{name} has {lines} lines, more than {LIMIT}: find its seam"));
         }
     }
-    if long.is_empty() {
-        Ok(())
-    } else {
-        bail!("{}", long.join("\n"))
-    }
+    if long.is_empty() { Ok(()) } else { bail!("{}", long.join("\n")) }
 }

@@ -18,19 +18,12 @@ pub fn bpf_linker() -> PathBuf {
 /// Compiles it into the cache unless it is there.
 pub(super) fn ensure() -> Result<()> {
     let linker = bpf_linker();
-    let have = linker.is_file()
-        && Cmd::new(&linker)
-            .arg("--version")
-            .said()
-            .is_ok_and(|said| said.contains(VERSION));
+    let have = linker.is_file() && Cmd::new(&linker).arg("--version").said().is_ok_and(|said| said.contains(VERSION));
     if have {
         told("bpf-linker", &format!("{VERSION} there"));
         return Ok(());
     }
-    told(
-        "bpf-linker",
-        &format!("compiling {VERSION} (about two minutes)"),
-    );
+    told("bpf-linker", &format!("compiling {VERSION} (about two minutes)"));
     Cmd::cargo()
         .args(["install", "--quiet", "--locked", "--force", "--root"])
         .arg(paths::cache().join("tools"))

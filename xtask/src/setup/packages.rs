@@ -30,11 +30,7 @@ const PACKAGES: &[(Purpose, &str, &str)] = &[
     (Purpose::Tour, "python3", "/usr/bin/python3"),
     (Purpose::Test, "perl", "/usr/bin/perl"),
     (Purpose::Test, "busybox-static", "/bin/busybox"),
-    (
-        Purpose::Test,
-        "qemu-system-x86",
-        "/usr/bin/qemu-system-x86_64",
-    ),
+    (Purpose::Test, "qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
     (Purpose::Test, "xz-utils", "/usr/bin/xz"),
     (Purpose::Bench, "openssh-server", "/usr/sbin/sshd"),
     (Purpose::Bench, "openssh-client", "/usr/bin/ssh"),
@@ -46,13 +42,7 @@ pub(super) fn ensure(purposes: &[Purpose]) -> Result<()> {
     let missing: Vec<&str> = PACKAGES
         .iter()
         .filter(|(purpose, ..)| purposes.contains(purpose))
-        .filter(|(_, package, file)| {
-            if dpkg {
-                !installed(package)
-            } else {
-                !std::path::Path::new(file).exists()
-            }
-        })
+        .filter(|(_, package, file)| if dpkg { !installed(package) } else { !std::path::Path::new(file).exists() })
         .map(|(_, package, _)| *package)
         .collect();
     if missing.is_empty() {
@@ -61,17 +51,13 @@ pub(super) fn ensure(purposes: &[Purpose]) -> Result<()> {
     }
     let list = missing.join(" ");
     if which("apt-get").is_none() {
-        bail!(
-            "these programs are missing, and this is no Debian system; install their like: {list}"
-        );
+        bail!("these programs are missing, and this is no Debian system; install their like: {list}");
     }
     let sudo = match (paths::is_root(), which("sudo")) {
         (true, _) => None,
         (false, Some(sudo)) => Some(sudo),
         (false, None) => {
-            bail!(
-                "Debian packages are missing, and this user is not root; as root: apt-get install {list}"
-            )
+            bail!("Debian packages are missing, and this user is not root; as root: apt-get install {list}")
         }
     };
     told("Debian packages", &format!("installing {list}"));
@@ -80,9 +66,7 @@ pub(super) fn ensure(purposes: &[Purpose]) -> Result<()> {
             Some(sudo) => Cmd::new(sudo).arg("env"),
             None => Cmd::new("env"),
         };
-        command
-            .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"])
-            .args(arguments)
+        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]).args(arguments)
     };
     apt(&["update"]).quiet()?;
     let mut install = vec!["install", "-y", "--no-install-recommends"];
@@ -93,13 +77,7 @@ pub(super) fn ensure(purposes: &[Purpose]) -> Result<()> {
 }
 
 fn installed(package: &str) -> bool {
-    let output = Command::new("dpkg-query")
-        .args(["-W", "-f", "${db:Status-Status}\n", package])
-        .stderr(Stdio::null())
-        .output();
-    output.is_ok_and(|out| {
-        String::from_utf8_lossy(&out.stdout)
-            .lines()
-            .any(|line| line == "installed")
-    })
+    let output =
+        Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Status}\n", package]).stderr(Stdio::null()).output();
+    output.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).lines().any(|line| line == "installed"))
 }

@@ -24,10 +24,7 @@ pub enum RustSrc {
 
 /// Finds the source without fetching anything.
 pub fn rust_src() -> Result<Option<RustSrc>> {
-    let sysroot = Cmd::new("rustc")
-        .args(["--print", "sysroot"])
-        .dir(paths::root())
-        .said()?;
+    let sysroot = Cmd::new("rustc").args(["--print", "sysroot"]).dir(paths::root()).said()?;
     if complete(&Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library")) {
         return Ok(Some(RustSrc::Sysroot));
     }
@@ -49,10 +46,7 @@ pub(super) fn ensure() -> Result<()> {
         None => {}
     }
     let from_rustup = match which("rustup") {
-        Some(rustup) => Cmd::new(rustup)
-            .args(["component", "add", "rust-src"])
-            .dir(paths::root())
-            .quiet(),
+        Some(rustup) => Cmd::new(rustup).args(["component", "add", "rust-src"]).dir(paths::root()).quiet(),
         None => Err(anyhow::anyhow!("there is no rustup")),
     };
     if from_rustup.is_ok() && rust_src()?.is_some() {
@@ -81,39 +75,24 @@ fn from_debian() -> Result<()> {
     let (place, fresh) = (unpacked(), unpacked().with_extension("new"));
     for dir in [&fresh, &place] {
         if dir.exists() {
-            std::fs::remove_dir_all(dir)
-                .with_context(|| format!("cannot remove {}", dir.display()))?;
+            std::fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
         }
     }
-    Cmd::new("dpkg-deb")
-        .arg("-x")
-        .args([&package, &fresh])
-        .quiet()?;
-    std::fs::rename(&fresh, &place)
-        .with_context(|| format!("cannot move {} into place", fresh.display()))?;
-    std::fs::remove_file(&package)
-        .with_context(|| format!("cannot remove {}", package.display()))?;
+    Cmd::new("dpkg-deb").arg("-x").args([&package, &fresh]).quiet()?;
+    std::fs::rename(&fresh, &place).with_context(|| format!("cannot move {} into place", fresh.display()))?;
+    std::fs::remove_file(&package).with_context(|| format!("cannot remove {}", package.display()))?;
     let library = unpacked_library(&release);
     if !complete(&library) {
         bail!("rust-src {version} holds no {}", library.display());
     }
-    told(
-        "rust-src",
-        &format!("{version} unpacked to {}", place.display()),
-    );
+    told("rust-src", &format!("{version} unpacked to {}", place.display()));
     Ok(())
 }
 
 /// `1.95.0` of `rustc 1.95.0 (...)`.
 fn rustc_release() -> Result<String> {
-    let said = Cmd::new("rustc")
-        .arg("--version")
-        .dir(paths::root())
-        .said()?;
-    said.split_whitespace()
-        .nth(1)
-        .map(str::to_owned)
-        .with_context(|| format!("rustc calls itself `{said}`"))
+    let said = Cmd::new("rustc").arg("--version").dir(paths::root()).said()?;
+    said.split_whitespace().nth(1).map(str::to_owned).with_context(|| format!("rustc calls itself `{said}`"))
 }
 
 fn unpacked() -> PathBuf {
