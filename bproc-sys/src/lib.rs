@@ -12,12 +12,14 @@ mod launch;
 pub mod limits;
 pub mod memfd;
 pub mod pidfd;
+pub mod pids;
 mod pod;
 pub mod poll;
 pub mod process;
 pub mod seqpacket;
 pub mod signal;
 pub mod space;
+pub mod terminal;
 pub mod time;
 pub mod trace;
 

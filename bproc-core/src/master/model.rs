@@ -172,6 +172,7 @@ pub struct Node {
     /// Group.
     pub group: u32,
     pub(super) epoch: Option<Epoch>,
+    pub(super) instance: u64,
     pub(super) linked: bool,
     pub(super) orders: Outbox<Order>,
     pub(super) events: Inbox,
@@ -186,6 +187,7 @@ impl Node {
             user,
             group,
             epoch: None,
+            instance: 0,
             linked: false,
             orders: Outbox::default(),
             events: Inbox::default(),

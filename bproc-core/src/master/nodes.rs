@@ -14,6 +14,8 @@ const LOST: i32 = 9;
 pub struct Attach {
     /// The life of its space.
     pub epoch: Epoch,
+    /// The life of its agent; events are numbered anew in each.
+    pub instance: u64,
     /// Newest order that it has.
     pub orders_seen: u64,
     /// Processes there.
@@ -44,8 +46,15 @@ impl Master {
         if resumed {
             n.linked = true;
             let again = n.orders.resend_after(hello.orders_seen);
+            if n.instance != hello.instance {
+                n.instance = hello.instance;
+                n.events = Default::default();
+                let to_come: HashSet<Pid> =
+                    again.iter().filter_map(|(_, o)| if let Order::Spawn(pid) = o { Some(*pid) } else { None }).collect();
+                self.reconcile(node, &hello.inventory.into_iter().chain(to_come).collect(), out);
+            }
             out.extend(again.into_iter().map(|(number, order)| Action::Send(node, number, order)));
-            return Ok(n.events.seen());
+            return Ok(self.nodes.get(&node.0).map_or(0, |n| n.events.seen()));
         }
         if n.epoch.is_none() && !self.recovering && !hello.inventory.is_empty() {
             return Err(Rejected::Fenced);
@@ -56,6 +65,7 @@ impl Master {
         }
         let Some(n) = self.nodes.get_mut(&node.0) else { return Err(Rejected::Unknown) };
         n.epoch = Some(hello.epoch);
+        n.instance = hello.instance;
         n.linked = true;
         n.state = state.into();
         n.orders.reset();
@@ -101,8 +111,13 @@ impl Master {
         for nodes in self.relatives.values_mut() {
             nodes.remove(&node);
         }
-        let theirs = self.processes.iter().filter(|(_, p)| p.node == Some(node)).map(|(pid, _)| *pid);
-        for pid in theirs.collect::<Vec<_>>() {
+        self.reconcile(node, &HashSet::new(), out);
+    }
+
+    /// Whatever is not `there` any more is over.
+    fn reconcile(&mut self, node: NodeId, there: &HashSet<Pid>, out: &mut Out) {
+        let theirs = self.processes.iter().filter(|(pid, p)| p.node == Some(node) && !there.contains(pid));
+        for pid in theirs.map(|(pid, _)| *pid).collect::<Vec<_>>() {
             if matches!(self.processes.get(&pid).map(|p| &p.phase), Some(Phase::Starting { .. })) {
                 self.spawned(pid, Err(Refusal::NodeDied(node)), out);
             } else {

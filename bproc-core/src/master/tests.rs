@@ -15,7 +15,7 @@ fn siginfo(signal: i32) -> Vec<u8> {
 }
 
 fn hello(epoch: u64, inventory: Vec<Pid>) -> Attach {
-    Attach { epoch: Epoch(epoch), orders_seen: 0, inventory, leases: vec![] }
+    Attach { epoch: Epoch(epoch), instance: 1, orders_seen: 0, inventory, leases: vec![] }
 }
 
 fn master(recovering: bool) -> Master {
@@ -201,4 +201,19 @@ fn refused_before_anything_is_done() {
             Action::Answer(Ask(2), Err(Refusal::NotAllowed(NODE))),
         ]
     );
+}
+
+#[test]
+fn a_restarted_agent_of_a_node_tells_what_is_left() {
+    let mut m = up();
+    running(&mut m, 50);
+    running(&mut m, 51);
+    let mut out = vec![];
+    m.orders_acknowledged(NODE, 9, &mut out);
+    m.link_broken(NODE);
+    out.clear();
+    let hello = Attach { instance: 2, orders_seen: 9, ..hello(1, vec![pid(51)]) };
+    m.attach(NODE, hello, "up", &mut out).unwrap();
+    assert!(out.contains(&Action::KillGhost(pid(50))), "{out:?}");
+    assert!(!out.contains(&Action::KillGhost(pid(51))), "{out:?}");
 }

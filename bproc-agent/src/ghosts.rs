@@ -1,0 +1,306 @@
+//! Connections of ghosts (and of skeletons and init on a node): who is at the other end, commands and their answers,
+//! reports. One task a connection.
+
+use crate::watched::{both_ways, watched};
+use anyhow::{Context, Result, bail};
+use bproc_common::ghost::{MAX_PACKET, Msg, Role, ev, op};
+use bproc_common::id::Pid;
+use bproc_common::wire::Record;
+use bproc_sys::process::{FileId, Process};
+use bproc_sys::seqpacket::{Conn, Listener};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+
+const SIGCONT: i64 = 18;
+
+/// What a connection tells.
+#[derive(Debug)]
+pub enum Report {
+    /// A ghost said hello.
+    Connected {
+        /// Its pid in the space.
+        pid: Pid,
+        /// Its pid here.
+        host_pid: i32,
+        /// Its parent's pid in the space; none when that is outside.
+        parent: Option<Pid>,
+        /// What it plays.
+        role: Role,
+        /// To talk to it.
+        ghost: Ghost,
+    },
+    /// A signal was sent to it.
+    Signal {
+        /// Whose ghost.
+        pid: Pid,
+        /// Number at the ghost.
+        number: u32,
+        /// siginfo_t.
+        siginfo: Vec<u8>,
+    },
+    /// A child changed state (skeletons and init).
+    Child {
+        /// The parent.
+        by: Pid,
+        /// The child.
+        pid: Pid,
+        /// Wait status.
+        status: i32,
+        /// `struct rusage`, for exits.
+        rusage: Vec<u8>,
+    },
+    /// The connection ended.
+    Closed {
+        /// Whose.
+        pid: Pid,
+        /// Which ([`Ghost::id`]).
+        id: u64,
+    },
+}
+
+/// A command and who waits for its answer.
+#[derive(Debug)]
+struct Command {
+    msg: Msg,
+    payload: Vec<u8>,
+    fds: Vec<OwnedFd>,
+    answer: Option<oneshot::Sender<i64>>,
+}
+
+/// To talk to one ghost. Cloning is cheap; the connection lives on its own.
+#[derive(Clone, Debug)]
+pub struct Ghost {
+    id: u64,
+    // Unbounded: a ghost always reads, and what is sent to it is bounded by what its one process does.
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+/// The ghost's connection ended before it answered.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("its connection ended")]
+pub struct Gone;
+
+impl Ghost {
+    /// Tells connections of the same pid apart.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Sends a command without waiting for its answer.
+    pub fn tell(&self, op: u32, a: i64, b: i64, payload: Vec<u8>) {
+        // An ended connection is reported as Closed; nobody else needs to know.
+        let _ = self.send(op, a, b, payload, Vec::new(), None);
+    }
+
+    /// Sends a command at once; the answer comes later.
+    pub fn ask(&self, op: u32, a: i64, b: i64, payload: Vec<u8>, fds: Vec<OwnedFd>) -> oneshot::Receiver<i64> {
+        let (answer, receiver) = oneshot::channel();
+        let _ = self.send(op, a, b, payload, fds, Some(answer));
+        receiver
+    }
+
+    /// The same for callers that wait: value, or the errno as `Err`.
+    pub async fn call(&self, op: u32, a: i64, b: i64, payload: Vec<u8>) -> Result<i64, CallError> {
+        match self.ask(op, a, b, payload, Vec::new()).await {
+            Ok(value) if value < 0 => Err(CallError::Errno(-value as i32)),
+            Ok(value) => Ok(value),
+            Err(_) => Err(CallError::Gone),
+        }
+    }
+
+    fn send(
+        &self,
+        op: u32,
+        a: i64,
+        b: i64,
+        payload: Vec<u8>,
+        fds: Vec<OwnedFd>,
+        answer: Option<oneshot::Sender<i64>>,
+    ) -> Result<(), Gone> {
+        let msg = Msg { op, a, b, len: payload.len() as u32, ..Msg::default() };
+        self.commands.send(Command { msg, payload, fds, answer }).map_err(|_| Gone)
+    }
+}
+
+/// Why a command was not carried out.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+pub enum CallError {
+    /// The ghost's own answer.
+    #[error("errno {0}")]
+    Errno(i32),
+    /// No answer will come.
+    #[error("its connection ended")]
+    Gone,
+}
+
+impl CallError {
+    /// As an errno number; ESRCH for an ended connection.
+    pub fn errno(self) -> i32 {
+        match self {
+            CallError::Errno(n) => n,
+            CallError::Gone => libc::ESRCH,
+        }
+    }
+}
+
+/// Waits until what happened before the call has been reported by somebody else; see the master's use.
+pub type Barrier = Arc<dyn Fn() -> oneshot::Receiver<i32> + Send + Sync>;
+
+/// Accepts ghosts for ever. Reports go to `wrap` and then to `out`.
+pub async fn serve<T: Send + 'static>(
+    path: &Path,
+    ghost_exe: FileId,
+    barrier: Option<Barrier>,
+    out: mpsc::Sender<T>,
+    wrap: fn(Report) -> T,
+) -> Result<()> {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    // A user's process becomes a ghost with the user's rights: everyone may connect; who it is, is checked.
+    let listener = Listener::bind(path, 0o666).with_context(|| format!("listening for ghosts on {}", path.display()))?;
+    let listener = watched(listener, Interest::READABLE).context("watching the ghosts' socket")?;
+    tokio::spawn(async move {
+        loop {
+            let conn = match listener.async_io(Interest::READABLE, |l| l.accept()).await {
+                Ok(conn) => conn,
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a ghost");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let id = NEXT.fetch_add(1, Ordering::Relaxed);
+            let (out, barrier) = (out.clone(), barrier.clone());
+            tokio::spawn(async move {
+                if let Err(error) = attend(conn, id, ghost_exe, barrier, out, wrap).await {
+                    tracing::debug!(error = %format!("{error:#}"), "connection of a ghost");
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+struct Packet {
+    msg: Msg,
+    payload: Vec<u8>,
+}
+
+async fn receive(fd: &AsyncFd<Conn>, buffer: &mut [u8]) -> Result<Option<Packet>> {
+    let got = fd.async_io(Interest::READABLE, |c| c.recv(buffer)).await?;
+    if got.len == 0 {
+        return Ok(None);
+    }
+    let bytes = &buffer[..got.len];
+    let msg = Msg::get(bytes).context("packet shorter than its head")?;
+    let payload = bytes[Msg::SIZE..].to_vec();
+    if payload.len() != msg.len as usize {
+        bail!("packet of {} bytes says it has {} of payload", got.len, msg.len);
+    }
+    Ok(Some(Packet { msg, payload }))
+}
+
+async fn attend<T: Send + 'static>(
+    conn: Conn,
+    id: u64,
+    ghost_exe: FileId,
+    barrier: Option<Barrier>,
+    out: mpsc::Sender<T>,
+    wrap: fn(Report) -> T,
+) -> Result<()> {
+    let host_pid = conn.peer()?.pid;
+    let peer = Pid::new(host_pid).context("a ghost of another pid namespace")?;
+    let exe = Process::open(peer).and_then(|p| p.exe()).with_context(|| format!("who is process {host_pid}"))?;
+    if exe != ghost_exe {
+        bail!("process {host_pid} is no ghost: it runs another program");
+    }
+    let fd = both_ways(conn)?;
+    let mut buffer = vec![0; MAX_PACKET];
+    let Some(hello) = receive(&fd, &mut buffer).await? else { return Ok(()) };
+    if hello.msg.op != ev::HELLO {
+        bail!("process {host_pid} begins with {} instead of a hello", hello.msg.op);
+    }
+    let pid = i32::try_from(hello.msg.a).ok().and_then(Pid::new).context("hello without a pid")?;
+    let role = match hello.msg.b {
+        0 => Role::Ghost,
+        1 => Role::Skeleton,
+        2 => Role::Init,
+        other => bail!("hello of process {pid} with role {other}"),
+    };
+    let parent = i32::try_from(hello.msg.c).ok().and_then(Pid::new);
+    let (commands, mut inbox) = mpsc::unbounded_channel();
+    let ghost = Ghost { id, commands };
+    out.send(wrap(Report::Connected { pid, host_pid, parent, role, ghost })).await.ok();
+    let result = converse(&fd, &mut buffer, pid, &mut inbox, barrier, &out, wrap).await;
+    out.send(wrap(Report::Closed { pid, id })).await.ok();
+    result
+}
+
+async fn converse<T>(
+    fd: &AsyncFd<Conn>,
+    buffer: &mut [u8],
+    pid: Pid,
+    inbox: &mut mpsc::UnboundedReceiver<Command>,
+    barrier: Option<Barrier>,
+    out: &mpsc::Sender<T>,
+    wrap: fn(Report) -> T,
+) -> Result<()> {
+    let mut waiting: HashMap<u32, oneshot::Sender<i64>> = HashMap::new();
+    let mut tag = 0u32;
+    loop {
+        tokio::select! {
+            command = inbox.recv() => {
+                let Some(mut command) = command else { return Ok(()) };
+                tag = tag.wrapping_add(1);
+                command.msg.tag = tag;
+                let mut packet = vec![0; Msg::SIZE];
+                command.msg.put(&mut packet);
+                packet.extend(&command.payload);
+                if packet.len() > MAX_PACKET {
+                    bail!("command {} to {pid} is too long: {} bytes", command.msg.op, packet.len());
+                }
+                let fds: Vec<_> = command.fds.iter().map(|f| f.as_fd()).collect();
+                if let Some(answer) = command.answer {
+                    waiting.insert(tag, answer);
+                }
+                fd.async_io(Interest::WRITABLE, |c| c.send(&packet, &fds)).await?;
+            }
+            packet = receive(fd, buffer) => {
+                let Some(Packet { msg, payload }) = packet? else { return Ok(()) };
+                let report = match msg.op {
+                    ev::RESULT => {
+                        if let Some(answer) = waiting.remove(&msg.tag) {
+                            // Whoever asked may have given up.
+                            let _ = answer.send(msg.a);
+                        }
+                        continue;
+                    }
+                    ev::SIGNAL => {
+                        if let (Some(barrier), SIGCONT) = (&barrier, msg.a) {
+                            let _ = barrier().await;
+                        }
+                        Report::Signal { pid, number: msg.tag, siginfo: payload }
+                    }
+                    ev::CHILD => {
+                        let child = i32::try_from(msg.a).ok().and_then(Pid::new).context("child without a pid")?;
+                        Report::Child { by: pid, pid: child, status: msg.c as i32, rusage: payload }
+                    }
+                    other => bail!("process {pid} reports {other}, which means nothing"),
+                };
+                if out.send(wrap(report)).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// A new command line as a command: the payload, or nothing when it would not fit (then the old one stays).
+pub fn command_line(bytes: &[u8]) -> Option<(u32, Vec<u8>)> {
+    (bytes.len() + Msg::SIZE <= MAX_PACKET).then(|| (op::CMDLINE, bytes.to_vec()))
+}

@@ -1,0 +1,127 @@
+//! The agent's side of eBPF: load, tell the programs what to watch, pass records on.
+
+use anyhow::{Context, Result};
+use bproc_bpf::{Config, Control, Monitor, Reader, Role, spawn_reader};
+use bproc_common::event::Event;
+use bproc_common::id::Pid;
+use bproc_core::lease::Block;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use tokio::sync::mpsc;
+
+/// Bytes of the ring between kernel and agent: some 9,000 records.
+const RING_BYTES: u32 = 1 << 20;
+
+/// What is loaded from where.
+#[derive(Debug)]
+pub struct Settings {
+    /// The object file.
+    pub object: PathBuf,
+    /// Directory for the pins.
+    pub pins: PathBuf,
+    /// Role master, else a node's.
+    pub master: bool,
+}
+
+/// The loaded programs. Dropping it leaves them pinned: they gather records for the next agent.
+pub struct Kernel {
+    control: Control,
+    _reader: Reader,
+}
+
+impl Kernel {
+    /// Loads the programs, or takes over those of a former agent with the records since.
+    ///
+    /// # Errors
+    /// The kernel lacks something that is required; `bproc-agent probe` tells what.
+    pub fn start<T: Send + 'static>(settings: Settings, out: mpsc::Sender<T>, wrap: fn(Event) -> T) -> Result<Kernel> {
+        let role = if settings.master { Role::Master } else { Role::Node };
+        let mut config = Config::new(&settings.object, role);
+        config.pin_dir = Some(settings.pins);
+        config.ring_bytes = Some(RING_BYTES);
+        let monitor = Monitor::start(&config)
+            .with_context(|| format!("eBPF programs of {} (see `bproc-agent probe`)", settings.object.display()))?;
+        for feature in monitor.features().iter().filter(|f| !f.attached) {
+            tracing::info!(program = feature.name, why = %feature.why, "not on this kernel");
+        }
+        let control = monitor.control();
+        control.add_keeper(std::process::id()).context("eBPF maps")?;
+        let reader = spawn_reader(monitor, move |event| {
+            // The reader has a thread of its own; a full queue makes it wait, and the ring holds what comes meanwhile.
+            let _ = out.blocking_send(wrap(*event));
+        })
+        .context("starting the reader of kernel events")?;
+        Ok(Kernel { control, _reader: reader })
+    }
+
+    fn noted(&self, what: &str, result: bproc_bpf::Result<()>) {
+        if let Err(error) = result {
+            tracing::warn!(%error, "{what}");
+        }
+    }
+
+    /// Report the processes of a pid namespace.
+    pub fn add_space(&self, pid_ns: u64) {
+        self.noted("watching a space", self.control.add_space(pid_ns as u32));
+    }
+
+    /// No more.
+    pub fn remove_space(&self, pid_ns: u64) {
+        self.noted("leaving a space", self.control.remove_space(pid_ns as u32));
+    }
+
+    /// Report what a ghost cannot see.
+    pub fn add_ghost(&self, pid: Pid) {
+        self.noted("watching a ghost", self.control.add_ghost(pid.get() as u32));
+    }
+
+    /// No more.
+    pub fn remove_ghost(&self, pid: Pid) {
+        // It is gone from the map already when its end was reported twice.
+        let _ = self.control.remove_ghost(pid.get() as u32);
+    }
+
+    /// Report local processes from this pid on.
+    pub fn set_boundary(&self, boundary: i32) {
+        self.noted("the boundary of local pids", self.control.set_boundary(boundary as u32));
+    }
+
+    /// Let the process trace ghosts.
+    pub fn add_keeper(&self, pid: i32) {
+        self.noted("letting the keeper trace", self.control.add_keeper(pid as u32));
+    }
+
+    /// Where the kernel enforces it, forks of a space stay within these blocks' outermost pids.
+    pub fn set_leases(&self, pid_ns: u64, blocks: &[Block]) {
+        let first = blocks.iter().map(|b| b.start).min();
+        let end = blocks.iter().map(|b| b.end()).max();
+        if let (Some(first), Some(end)) = (first, end) {
+            let result = self.control.set_lease(pid_ns as u32, first as u32, end as u32 - 1);
+            self.noted("the limits of a space's pids", result);
+        }
+    }
+}
+
+/// Removes what is pinned in a directory.
+///
+/// # Errors
+/// Something cannot be removed.
+pub fn remove(pins: &Path) -> Result<()> {
+    Monitor::remove(pins).with_context(|| format!("removing eBPF pins in {}", pins.display()))
+}
+
+/// Prints what the kernel allows.
+///
+/// # Errors
+/// None but writing.
+pub fn probe(json: bool) -> Result<ExitCode> {
+    let own = std::env::current_exe().context("finding this program")?;
+    let libexec = own.parent().and_then(Path::parent).map(|p| p.join("libexec/bproc"));
+    let object = libexec.unwrap_or_default().join("bproc.bpf.o");
+    anyhow::bail!("{json} {}", object.display())
+}
+
+/// Release of the running kernel.
+pub fn release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}

@@ -1,0 +1,69 @@
+//! Who asks to go on as a program on a node: all that the new process takes over from the caller, read from /proc
+//! while the caller waits.
+
+use bproc_common::id::Pid;
+use bproc_proto as proto;
+use bproc_sys::process::Process;
+use std::collections::BTreeSet;
+
+/// What the caller is.
+#[derive(Debug)]
+pub struct Caller {
+    /// Effective uid.
+    pub uid: u32,
+    /// Effective gid and supplementary groups.
+    pub gids: BTreeSet<u32>,
+    /// Its parent.
+    pub parent: Option<Pid>,
+    /// Parent and leaders of group and session, as far as they live.
+    pub relatives: Vec<proto::Relative>,
+}
+
+/// Fills what the agent decides in the spec (credentials, limits, numbers) and returns what the caller is.
+pub fn complete(pid: Pid, spec: &mut proto::SpawnSpec) -> bproc_sys::Result<Caller> {
+    use std::os::unix::ffi::OsStrExt;
+    let process = Process::open(pid)?;
+    let (stat, status) = (process.stat()?, process.status()?);
+    if spec.cwd.is_empty() {
+        // A directory that was removed or cannot be named: the node takes "/".
+        spec.cwd = process.cwd().map_or_else(|_| b"/".to_vec(), |d| d.as_os_str().as_bytes().to_vec());
+    }
+    spec.umask = status.umask;
+    spec.limits = process.limits()?.iter().map(|l| proto::Limit { soft: l.soft, hard: l.hard }).collect();
+    spec.nice = process.nice()?;
+    spec.no_new_privs = status.no_new_privs;
+    spec.credentials = Some(proto::Credentials {
+        ruid: status.uids.real,
+        euid: status.uids.effective,
+        suid: status.uids.saved,
+        rgid: status.gids.real,
+        egid: status.gids.effective,
+        sgid: status.gids.saved,
+        groups: status.groups.clone(),
+        cap_bounding: status.caps.bounding,
+        cap_inheritable: status.caps.inheritable,
+        cap_ambient: status.caps.ambient,
+    });
+    (spec.pid, spec.ppid, spec.pgid, spec.sid) = (pid.get(), stat.ppid, stat.pgrp, stat.session);
+    let numbers = BTreeSet::from([stat.ppid, stat.pgrp, stat.session]);
+    let relatives = numbers.into_iter().filter(|n| *n > 1 && *n != pid.get()).filter_map(relative).collect();
+    spec.relatives = relatives;
+    let mut gids: BTreeSet<u32> = status.groups.iter().copied().collect();
+    gids.insert(status.gids.effective);
+    Ok(Caller { uid: status.uids.effective, gids, parent: Pid::new(stat.ppid), relatives: spec.relatives.clone() })
+}
+
+/// One who may be gone already: then only its number remains, and nobody can be signalled by it.
+fn relative(number: i32) -> Option<proto::Relative> {
+    let process = Process::open(Pid::new(number)?).ok()?;
+    let (stat, status) = (process.stat().ok()?, process.status().ok()?);
+    Some(proto::Relative {
+        pid: number,
+        ppid: stat.ppid,
+        pgid: stat.pgrp,
+        sid: stat.session,
+        uid: status.uids.real,
+        gid: status.gids.real,
+        comm: stat.comm,
+    })
+}

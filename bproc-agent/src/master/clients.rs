@@ -1,0 +1,242 @@
+//! The local socket: users' processes ask, one request at a time. Converts; the master decides.
+
+use super::Fact;
+use super::caller::{self, Caller};
+use crate::stdio::Iod;
+use crate::watched::{both_ways, watched};
+use anyhow::{Context, Result};
+use bproc::frame;
+use bproc_common::id::{NodeId, Pid};
+use bproc_proto::client::{self as wire, Reply, Request, reply, request};
+use bproc_proto::stream::Kind;
+use bproc_proto::{Failure, SpawnSpec};
+use bproc_stdio::wire::Token;
+use bproc_sys::process::Process;
+use bproc_sys::seqpacket::{Conn, Listener, PeerCred};
+use prost::Message;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// What clients ask the master.
+#[derive(Debug)]
+pub enum ClientFact {
+    /// Run a program on a node in the place of the caller.
+    Spawn {
+        /// Where.
+        node: NodeId,
+        /// Complete.
+        spec: Box<SpawnSpec>,
+        /// Who asks.
+        caller: Caller,
+        /// Answered once.
+        answer: oneshot::Sender<Result<(), Failure>>,
+    },
+    /// The nodes.
+    Nodes(oneshot::Sender<wire::NodeList>),
+    /// The processes on nodes.
+    Processes(oneshot::Sender<wire::ProcessList>),
+    /// Change a node.
+    SetNode {
+        /// How.
+        change: wire::SetNode,
+        /// Who asks.
+        uid: u32,
+        /// The groups of who asks.
+        gids: Vec<u32>,
+        /// Answered once.
+        answer: oneshot::Sender<Result<(), Failure>>,
+    },
+}
+
+/// What every client's task needs.
+#[derive(Clone)]
+pub struct Desk {
+    /// To the master.
+    pub facts: mpsc::Sender<Fact>,
+    /// The stdio service.
+    pub iod: Arc<Iod>,
+    /// Counts changes of the machine.
+    pub changes: watch::Receiver<u64>,
+    /// The ghost binary.
+    pub ghost: PathBuf,
+    /// The ghosts' socket.
+    pub ghost_socket: PathBuf,
+}
+
+/// Accepts clients for ever.
+pub async fn serve(path: &Path, desk: Desk) -> Result<()> {
+    let listener = Listener::bind(path, 0o666).with_context(|| format!("listening on {}", path.display()))?;
+    let listener = watched(listener, Interest::READABLE)?;
+    tokio::spawn(async move {
+        loop {
+            match listener.async_io(Interest::READABLE, |l| l.accept()).await {
+                Ok(conn) => {
+                    let desk = desk.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = attend(conn, desk).await {
+                            tracing::debug!(error = %format!("{error:#}"), "a client's connection");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a client");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn attend(conn: Conn, desk: Desk) -> Result<()> {
+    let peer = conn.peer()?;
+    let fd = both_ways(conn)?;
+    let mut buffer = vec![0; frame::PACKET_MAX];
+    loop {
+        let got = fd.async_io(Interest::READABLE, |c| c.recv(&mut buffer)).await?;
+        if got.len == 0 {
+            return Ok(());
+        }
+        let decoded = frame::decode(&buffer[..got.len], got.fds)
+            .map_err(anyhow::Error::from)
+            .and_then(|(bytes, fds)| Ok((Request::decode(&bytes[..])?, fds)));
+        let (request, fds) = match decoded {
+            Ok((Request { body: Some(body) }, fds)) => (body, fds),
+            Ok((Request { body: None }, _)) => {
+                return send(&fd, fail(libc::EINVAL, "the agent does not know this request; is it older than the program?")).await;
+            }
+            Err(error) => {
+                return send(&fd, fail(libc::EPROTO, &format!("the request cannot be read: {error:#}"))).await;
+            }
+        };
+        if let request::Body::Watch(_) = request {
+            return watch_changes(&fd, desk.changes).await;
+        }
+        let body = answer(request, peer, fds, &desk).await;
+        send(&fd, body).await?;
+    }
+}
+
+fn fail(number: i32, message: &str) -> reply::Body {
+    reply::Body::Failure(Failure { number, message: message.into() })
+}
+
+async fn send(fd: &AsyncFd<Conn>, body: reply::Body) -> Result<()> {
+    let bytes = Reply { body: Some(body) }.encode_to_vec();
+    let packet = frame::Packet::new(&bytes)?;
+    let fds: Vec<_> = packet.memfd().into_iter().collect();
+    fd.async_io(Interest::WRITABLE, |c| c.send(packet.bytes(), &fds)).await?;
+    Ok(())
+}
+
+async fn watch_changes(fd: &AsyncFd<Conn>, mut changes: watch::Receiver<u64>) -> Result<()> {
+    changes.mark_unchanged();
+    send(fd, reply::Body::Done(wire::Done {})).await?;
+    let mut byte = [0; 16];
+    loop {
+        tokio::select! {
+            changed = changes.changed() => {
+                changed?;
+                send(fd, reply::Body::Changed(wire::Changed {})).await?;
+            }
+            got = fd.async_io(Interest::READABLE, |c| c.recv(&mut byte)) => {
+                if got?.len == 0 {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+async fn answer(request: request::Body, peer: PeerCred, fds: Vec<OwnedFd>, desk: &Desk) -> reply::Body {
+    let ending = || fail(libc::EAGAIN, "the agent is ending; try again");
+    match request {
+        request::Body::Nodes(_) => {
+            let (answer, receiver) = oneshot::channel();
+            desk.facts.send(Fact::Client(ClientFact::Nodes(answer))).await.ok();
+            receiver.await.map_or_else(|_| ending(), reply::Body::Nodes)
+        }
+        request::Body::Processes(_) => {
+            let (answer, receiver) = oneshot::channel();
+            desk.facts.send(Fact::Client(ClientFact::Processes(answer))).await.ok();
+            receiver.await.map_or_else(|_| ending(), reply::Body::Processes)
+        }
+        request::Body::SetNode(change) => {
+            let (answer, receiver) = oneshot::channel();
+            let gids = Pid::new(peer.pid).and_then(|p| Process::open(p).ok()).and_then(|p| p.status().ok());
+            let mut gids = gids.map(|s| s.groups).unwrap_or_default();
+            gids.push(peer.gid);
+            desk.facts.send(Fact::Client(ClientFact::SetNode { change, uid: peer.uid, gids, answer })).await.ok();
+            match receiver.await {
+                Ok(Ok(())) => reply::Body::Done(wire::Done {}),
+                Ok(Err(failure)) => reply::Body::Failure(failure),
+                Err(_) => ending(),
+            }
+        }
+        request::Body::Whoami(_) => {
+            reply::Body::Self_(wire::Self_ { node: -1, version: env!("CARGO_PKG_VERSION").into(), master_address: vec![] })
+        }
+        request::Body::Spawn(spawn) => match start(spawn, peer, fds, desk).await {
+            Ok(spawned) => reply::Body::Spawned(spawned),
+            Err(failure) => reply::Body::Failure(failure),
+        },
+        request::Body::Watch(_) | request::Body::Trace(_) => fail(libc::ENOSYS, "not served here"),
+    }
+}
+
+async fn start(
+    spawn: wire::Spawn,
+    peer: PeerCred,
+    fds: Vec<OwnedFd>,
+    desk: &Desk,
+) -> Result<wire::Spawned, Failure> {
+    let invalid = |message: String| Failure { number: libc::EINVAL, message };
+    let pid = Pid::new(peer.pid).ok_or_else(|| invalid("the caller is in another pid namespace than the agent".into()))?;
+    let mut spec = spawn.spec.ok_or_else(|| invalid("a spawn without a program".into()))?;
+    if spec.path.is_empty() || spec.argv.is_empty() {
+        return Err(invalid("a spawn needs a path and at least the zeroth argument".into()));
+    }
+    let caller = caller::complete(pid, &mut spec)
+        .map_err(|error| Failure { number: error.errno(), message: format!("process {pid} cannot be read: {error}") })?;
+    let forwarded: Vec<(i32, bool)> =
+        spec.streams.iter().filter(|s| s.kind() == Kind::Forward).map(|s| (s.fd, s.input)).collect();
+    if forwarded.len() != fds.len() {
+        return Err(invalid(format!("{} streams to forward, but {} descriptors came", forwarded.len(), fds.len())));
+    }
+    let token = match forwarded.is_empty() {
+        true => Vec::new(),
+        false => Token::random().map(|t| t.as_bytes().to_vec()).map_err(|error| Failure {
+            number: libc::EIO,
+            message: format!("no random numbers for a token: {error}"),
+        })?,
+    };
+    if !token.is_empty() {
+        desk.iod.expect(&token, &forwarded, fds, spec.pty).await.map_err(|error| Failure {
+            number: libc::EIO,
+            message: format!("the stdio service of the master does not answer: {error:#}"),
+        })?;
+    }
+    spec.stdio_token = token.clone();
+    let mut environment = vec![format!("{}={}", bproc_common::ghost::ENV_SOCKET, desk.ghost_socket.display()).into_bytes()];
+    if spawn.die_with_parent {
+        environment.push(format!("{}={}", bproc_common::ghost::ENV_PDEATH, spec.ppid).into_bytes());
+    }
+    let (answer, receiver) = oneshot::channel();
+    let fact = ClientFact::Spawn { node: NodeId(spawn.node), spec: Box::new(spec), caller, answer };
+    desk.facts.send(Fact::Client(fact)).await.ok();
+    let result = receiver.await.unwrap_or_else(|_| {
+        Err(Failure { number: libc::EAGAIN, message: "the agent is ending; try again".into() })
+    });
+    if let Err(failure) = result {
+        if !token.is_empty() {
+            desk.iod.forget(&token).await;
+        }
+        return Err(failure);
+    }
+    use std::os::unix::ffi::OsStrExt;
+    Ok(wire::Spawned { ghost_path: desk.ghost.as_os_str().as_bytes().to_vec(), ghost_environment: environment })
+}

@@ -1,0 +1,185 @@
+//! Start of the master role.
+
+use super::clients::{self, Desk};
+use super::link::Links;
+use super::{Actor, Fact};
+use crate::ghosts::{self, Barrier};
+use crate::keeper::{self, Keeper};
+use crate::kernel::{self, Kernel};
+use crate::stdio::Iod;
+use anyhow::{Context, Result, bail};
+use bproc_common::ghost::ENV_SOCKET;
+use bproc_common::id::{NodeId, Pid};
+use bproc_config::MachineConfig;
+use bproc_config::net::{Gate, PeerInfo, incoming};
+use bproc_config::tls::Peer;
+use bproc_core::lease::Leases;
+use bproc_core::master::{Master, Node};
+use bproc_proto::link::link_server::LinkServer;
+use bproc_stdio::Role;
+use bproc_sys::daemon::{Helper, Life, spawn_detached};
+use bproc_sys::process::{FileId, Process};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+
+/// First pid after the kernel's own on a machine: where local pids go on after the boundary.
+const FIRST_LOCAL: i32 = 300;
+
+/// Runs the master role until told to stop.
+///
+/// # Errors
+/// What keeps it from starting: the first thing that is missing, in words.
+pub async fn run(config: MachineConfig) -> Result<()> {
+    let dir = config.run_dir.clone();
+    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    let _only = crate::only_one(&dir.join("master.lock"), "a master")?;
+    let ghost = config.libexec_dir.join("bproc-ghost");
+    let ghost_exe = crate::prepare_ghost(&ghost)?;
+    prepare_pids(config.pids.boundary)?;
+    let gate = Gate::new(&config.security, &config.name).context("certificates")?;
+    let (facts, inbox) = mpsc::channel(4096);
+
+    let iod = Arc::new(Iod::start(&config, bproc_config::paths::iod_socket_in(&dir, "master"), Role::Master).await?);
+    let stdio_address = iod.status().await?.listening;
+    let kernel = Kernel::start(
+        kernel::Settings { object: config.libexec_dir.join("bproc.bpf.o"), pins: dir.join("bpf-master"), master: true },
+        facts.clone(),
+        Fact::Kernel,
+    )?;
+    kernel.set_boundary(config.pids.boundary);
+    let keeper_settings = keeper::Settings {
+        program: config.libexec_dir.join("bproc-keeper"),
+        socket: dir.join("keeper.sock"),
+        name: config.name.clone(),
+        log: dir.join("keeper.log"),
+    };
+    let keeper = Keeper::start(&keeper_settings, facts.clone(), Fact::Keeper).await?;
+    kernel.add_keeper(keeper.pid);
+    let barrier: Barrier = {
+        let keeper = keeper.clone();
+        Arc::new(move || keeper.barrier())
+    };
+    let ghost_socket = dir.join("ghost.sock");
+    ghosts::serve(&ghost_socket, ghost_exe, Some(barrier), facts.clone(), Fact::Ghost).await?;
+    let nursery_pid = nursery(&dir, &ghost, &ghost_socket, ghost_exe, &config.name)?;
+    keeper.hold(nursery_pid);
+
+    let listener = TcpListener::bind(config.bind).await.with_context(|| format!("listening for nodes on {}", config.bind))?;
+    let links = Links { facts: facts.clone(), identify: identify(&config) };
+    let service = LinkServer::new(links).max_decoding_message_size(crate::MAX_MESSAGE);
+    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming(listener, gate)));
+
+    let (changes, watched) = watch::channel(0);
+    let desk = Desk { facts: facts.clone(), iod: iod.clone(), changes: watched, ghost, ghost_socket };
+    clients::serve(&bproc_config::paths::agent_socket_in(&dir), desk).await?;
+
+    let d = config.node_defaults;
+    let nodes = config.nodes.iter().map(|n| (n.number, Node::new(d.mode, d.uid, d.gid)));
+    let leases = Leases::new(config.pids.boundary, bproc_sys::pids::max()?, config.pids.lease_block);
+    let actor = Actor {
+        core: Master::new(nodes, leases, true),
+        stdio_address,
+        master_epoch: crate::random_id()?,
+        facts: facts.clone(),
+        ghosts: HashMap::new(),
+        nursery: None,
+        nursery_pid: Some(nursery_pid),
+        nurslings: HashMap::new(),
+        keeper,
+        keeper_settings,
+        iod: iod.clone(),
+        kernel,
+        asks: HashMap::new(),
+        next_ask: 1,
+        specs: HashMap::new(),
+        links: HashMap::new(),
+        away: HashMap::new(),
+        gauges: HashMap::new(),
+        changes,
+        state_files: bproc_config::paths::state_files(&config.name, &dir),
+        started: Instant::now(),
+        recovering: true,
+        config,
+    };
+    crate::on_stop(facts, Fact::Stop)?;
+    crate::ready("the master serves");
+    actor.serve(inbox).await;
+    Ok(())
+}
+
+/// Which node a peer is: what its certificate says, else the address that it dials from.
+fn identify(config: &MachineConfig) -> Box<super::link::Identify> {
+    let nodes: Vec<_> = config.nodes.iter().map(|n| (n.addr, n.number)).collect();
+    Box::new(move |peer: &PeerInfo| match peer.peer {
+        Some(Peer::Node(number)) => Ok(NodeId(number)),
+        Some(Peer::Master) => Err("a node must not use the master's certificate".into()),
+        None => nodes
+            .iter()
+            .find(|(addr, _)| *addr == peer.address.ip())
+            .map(|(_, number)| NodeId(*number))
+            .ok_or_else(|| format!("{} is no address of a node in the master's configuration", peer.address.ip())),
+    })
+}
+
+/// Room for pids of nodes above the boundary; local ones stay below it.
+fn prepare_pids(boundary: i32) -> Result<()> {
+    bproc_sys::pids::raise_max().context("raising kernel.pid_max, so that nodes have pids of their own")?;
+    if bproc_sys::pids::last()? >= boundary {
+        turn_cursor_back();
+    }
+    Ok(())
+}
+
+/// Local processes go on from the low pids.
+pub fn turn_cursor_back() {
+    if let Err(error) = bproc_sys::pids::set_last(FIRST_LOCAL) {
+        tracing::error!(%error, "local pids run into those leased to nodes: kernel.ns_last_pid cannot be set");
+    }
+}
+
+/// The nursery: a ghost of nobody, which makes ghosts for processes whose parent has none any more.
+fn nursery(dir: &Path, ghost: &Path, socket: &Path, exe: FileId, name: &str) -> Result<Pid> {
+    let note = dir.join("nursery.pid");
+    let former = std::fs::read_to_string(&note).ok().and_then(|t| t.trim().parse().ok()).and_then(Pid::new);
+    if let Some(pid) = former.filter(|p| Process::open(*p).and_then(|p| p.exe()).is_ok_and(|e| e == exe)) {
+        return Ok(pid);
+    }
+    let argv = ["bproc-nursery".as_ref(), "--name".as_ref(), name.as_ref()];
+    let env = [(ENV_SOCKET.as_ref(), socket.as_os_str())];
+    let helper = Helper { path: ghost, argv: &argv, env: &env, fds: &[], life: Life::Detached };
+    let pid = spawn_detached(&helper).with_context(|| format!("starting {}", ghost.display()))?.pid();
+    std::fs::write(&note, format!("{pid}\n")).with_context(|| format!("writing {}", note.display()))?;
+    Ok(pid)
+}
+
+/// Runs the administrator's script for a node that has connected; its output is kept.
+pub fn node_up(node: NodeId, config: &MachineConfig, facts: mpsc::Sender<Fact>) {
+    let script = config.node_up.clone();
+    let log: PathBuf = config.run_dir.join(format!("node_up.{node}.log"));
+    tokio::spawn(async move {
+        let ok = match run_script(&script, node, &log).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%node, script = %script.display(), error = %format!("{error:#}"), "the node's start script");
+                false
+            }
+        };
+        facts.send(Fact::NodeReady(node, ok)).await.ok();
+    });
+}
+
+async fn run_script(script: &Path, node: NodeId, log: &Path) -> Result<()> {
+    let out = std::fs::File::create(log).with_context(|| format!("writing {}", log.display()))?;
+    let mut command = tokio::process::Command::new(script);
+    command.arg(node.0.to_string()).stdin(std::process::Stdio::null()).stdout(out.try_clone()?).stderr(out);
+    let status = command.kill_on_drop(true).status().await.context("it cannot be run")?;
+    if !status.success() {
+        bail!("it failed ({status}); see {}", log.display());
+    }
+    Ok(())
+}
+

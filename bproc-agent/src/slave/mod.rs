@@ -1,0 +1,445 @@
+//! The slave role: one task owns what is known of the node's processes; spawns run beside it.
+//!
+//! - [`space`]: the pid namespace and its record · [`spawn`]: skeletons and exec · [`link`]: to the master
+//! - [`table`]: processes, and what the kernel tells of them · [`run`]: start-up
+
+pub mod link;
+pub mod run;
+pub mod space;
+pub mod spawn;
+pub mod table;
+
+use crate::ghosts::{self, Ghost};
+use crate::kernel::Kernel;
+use bproc_common::event::Event;
+use bproc_common::ghost::{Role, op};
+use bproc_common::id::Pid;
+use bproc_core::lease::Block;
+use bproc_core::session::{Inbox, Outbox};
+use bproc_core::slave::{Blocks, Cursor};
+use bproc_proto::link::{self as wire, FromNode, ToNode, event, from_node, order, to_node};
+use bproc_proto::{Failure, SpawnSpec};
+use bproc_sys::process::FileId;
+use space::Space;
+use spawn::{Family, Member, Spawner};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use table::Table;
+use tokio::sync::{mpsc, oneshot};
+
+/// Everything that can happen to a node's agent.
+#[derive(Debug)]
+pub enum Fact {
+    /// From a skeleton or init.
+    Ghost(ghosts::Report),
+    /// From the kernel.
+    Kernel(Event),
+    /// The link asks what to say first.
+    Hello(oneshot::Sender<wire::Hello>),
+    /// The link stands.
+    Linked(Box<wire::Welcome>, mpsc::UnboundedSender<FromNode>),
+    /// The master says.
+    Master(Box<ToNode>),
+    /// The link broke.
+    Unlinked,
+    /// The master refuses this life of the node: end it and begin anew.
+    Fenced,
+    /// A process was made and is about to exec: pid in the space and here.
+    Made(i32, i32),
+    /// A spawn ended.
+    Spawned(u64, i32, Result<(), Failure>),
+    /// The output of an ended process is out.
+    Flushed(wire::Exited),
+    /// An order was carried out.
+    Done(u64),
+    /// End, leaving everything as it is.
+    Stop,
+}
+
+/// The task that owns the state.
+pub struct Actor {
+    node: i32,
+    dir: PathBuf,
+    ghost: PathBuf,
+    ghost_exe: FileId,
+    title: String,
+    keep_on_loss: bool,
+    facts: mpsc::Sender<Fact>,
+    space: Space,
+    kernel: Kernel,
+    family: Arc<Family>,
+    spawner: Arc<Spawner>,
+    init: Option<Ghost>,
+    /// Signals that came before init (re)connected.
+    for_init: Vec<(u64, i32, Vec<u8>)>,
+    table: Table,
+    blocks: Blocks,
+    events: Outbox<event::Body>,
+    orders: Inbox,
+    under_way: BTreeSet<u64>,
+    newest_order: u64,
+    instance: u64,
+    /// Unbounded: what it holds is kept by the outbox anyway until the master has it.
+    to_master: Option<mpsc::UnboundedSender<FromNode>>,
+    stdio_address: String,
+    flush_limit: Duration,
+    patience: Duration,
+    heard: Instant,
+}
+
+impl Actor {
+    async fn serve(mut self, mut facts: mpsc::Receiver<Fact>) {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                fact = facts.recv() => match fact {
+                    None | Some(Fact::Stop) => return,
+                    Some(fact) => self.learn(fact).await,
+                },
+                // Only while the master is away is there a clock to look at.
+                _ = tick.tick(), if self.to_master.is_none() => self.look_at_clock().await,
+            }
+        }
+    }
+
+    /// The master gives the node up after the same time: by then nothing of this life may run on.
+    async fn look_at_clock(&mut self) {
+        if self.heard.elapsed() < self.patience || self.keep_on_loss || self.table.is_empty() {
+            return;
+        }
+        tracing::error!(seconds = self.patience.as_secs(), "the master stays away: ending this life of the node");
+        self.begin_anew().await;
+    }
+
+    async fn begin_anew(&mut self) {
+        self.kernel.remove_space(self.space.record.pid_ns);
+        if let Err(error) = self.space.end() {
+            tracing::error!(error = %format!("{error:#}"), "the old space");
+        }
+        self.family.clear();
+        self.init = None;
+        self.for_init.clear();
+        self.table = Table::default();
+        self.blocks = Blocks::default();
+        self.events.reset();
+        self.orders = Inbox::default();
+        self.under_way.clear();
+        self.newest_order = 0;
+        match Space::make(&self.dir, &self.ghost, &self.title) {
+            Ok(space) => {
+                self.kernel.add_space(space.record.pid_ns);
+                self.space = space;
+            }
+            Err(error) => tracing::error!(error = %format!("{error:#}"), "no new space; the node can run nothing"),
+        }
+    }
+
+    async fn learn(&mut self, fact: Fact) {
+        match fact {
+            Fact::Ghost(report) => self.ghost(report),
+            Fact::Kernel(event) => self.kernel_event(&event),
+            Fact::Hello(answer) => {
+                let _ = answer.send(self.hello());
+            }
+            Fact::Linked(welcome, to) => self.linked(&welcome, to),
+            Fact::Master(message) => {
+                self.heard = Instant::now();
+                self.master(*message);
+            }
+            Fact::Unlinked => self.to_master = None,
+            Fact::Fenced => {
+                tracing::warn!("the master declared this life of the node dead; beginning anew");
+                self.begin_anew().await;
+            }
+            Fact::Made(pid, host_pid) => self.table.made(pid, host_pid),
+            Fact::Spawned(number, pid, result) => {
+                self.spawned(pid, result.err());
+                self.done(number);
+            }
+            Fact::Flushed(exited) => self.tell(event::Body::Exited(exited)),
+            Fact::Done(number) => self.done(number),
+            Fact::Stop => {}
+        }
+    }
+
+    fn hello(&self) -> wire::Hello {
+        wire::Hello {
+            version: env!("CARGO_PKG_VERSION").into(),
+            epoch: self.space.record.epoch,
+            instance: self.instance,
+            orders_seen: self.acknowledgeable(),
+            inventory: self.table.inventory(),
+            oldest_event: self.events.oldest(),
+            leases: self.blocks.held().iter().map(|b| wire::Lease { start: b.start, length: b.length }).collect(),
+            kernel: crate::kernel::release(),
+            address: String::new(),
+        }
+    }
+
+    fn linked(&mut self, welcome: &wire::Welcome, to: mpsc::UnboundedSender<FromNode>) {
+        self.heard = Instant::now();
+        self.stdio_address.clone_from(&welcome.stdio_address);
+        self.patience = Duration::from_secs(welcome.ping_timeout_s.max(2).into());
+        if self.space.record.master_epoch != welcome.master_epoch {
+            // Another life of the master's agent counts its orders from 1.
+            self.orders = Inbox::default();
+            self.under_way.clear();
+            self.newest_order = 0;
+            self.space.note_orders(0);
+            self.space.record.master_epoch = welcome.master_epoch;
+            self.save();
+        }
+        for (number, body) in self.events.resend_after(welcome.events_seen) {
+            send(&to, number, body);
+        }
+        self.to_master = Some(to);
+        tracing::info!(node = self.node, "attached to the master");
+    }
+
+    fn save(&mut self) {
+        self.space.record.blocks = self.blocks.held().iter().map(|b| (b.start, b.length)).collect();
+        if let Err(error) = self.space.save() {
+            tracing::warn!(error = %format!("{error:#}"), "the record of the space");
+        }
+    }
+
+    /// An event for the master: kept until it has it.
+    fn tell(&mut self, body: event::Body) {
+        let number = self.events.push(body.clone());
+        if let Some(to) = &self.to_master {
+            send(to, number, body);
+        }
+    }
+
+    fn master(&mut self, message: ToNode) {
+        match message.body {
+            Some(to_node::Body::Ack(number)) => self.events.acknowledged(number),
+            Some(to_node::Body::Ping(ping)) => {
+                let pong = wire::Pong { id: ping.id, processes: self.table.len() as u32, ..table::gauges() };
+                self.say(from_node::Body::Pong(pong));
+            }
+            Some(to_node::Body::Order(order)) => {
+                if self.orders.accept(order.number) {
+                    self.newest_order = order.number;
+                    self.under_way.insert(order.number);
+                    self.order(order.number, order.body);
+                } else {
+                    self.acknowledge();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn say(&self, body: from_node::Body) {
+        if let Some(to) = &self.to_master {
+            // What is lost with a broken link is said again on the next.
+            let _ = to.send(FromNode { body: Some(body) });
+        }
+    }
+
+    /// Newest order before which all are carried out.
+    fn acknowledgeable(&self) -> u64 {
+        self.under_way.first().map_or(self.newest_order, |first| first - 1)
+    }
+
+    fn done(&mut self, number: u64) {
+        if self.under_way.remove(&number) {
+            self.acknowledge();
+        }
+    }
+
+    fn acknowledge(&self) {
+        let number = self.acknowledgeable();
+        self.space.note_orders(number);
+        self.say(from_node::Body::Ack(number));
+    }
+
+    fn order(&mut self, number: u64, body: Option<order::Body>) {
+        match body {
+            Some(order::Body::Spawn(spec)) => return self.spawn(number, spec),
+            Some(order::Body::Signal(signal)) => return self.signal(number, signal),
+            Some(order::Body::RelativeGone(pid)) => {
+                if let Some(skeleton) = self.family.get(pid).filter(|_| pid > 1) {
+                    skeleton.ghost.tell(op::EXIT, 0, 0, vec![]);
+                }
+            }
+            Some(order::Body::Lease(lease)) => self.lease(Block { start: lease.start, length: lease.length }),
+            Some(order::Body::Reap(pid)) => self.reap(pid),
+            Some(order::Body::EndAll(_)) | None => {}
+            Some(order::Body::Power(what)) => run::power(&what),
+        }
+        self.done(number);
+    }
+
+    fn lease(&mut self, block: Block) {
+        let cursor = self.blocks.add(block);
+        self.move_cursor(cursor);
+        self.save();
+        self.kernel.set_leases(self.space.record.pid_ns, self.blocks.held());
+    }
+
+    fn move_cursor(&self, cursor: Cursor) {
+        if let (Cursor::MoveTo(block), Some(init)) = (cursor, &self.init) {
+            init.tell(op::LAST_PID, i64::from(block.start) - 1, 0, vec![]);
+        }
+    }
+
+    fn spawn(&mut self, number: u64, spec: SpawnSpec) {
+        let (spawner, facts) = (self.spawner.clone(), self.facts.clone());
+        let (address, natives) = (self.stdio_address.clone(), self.table.pids());
+        self.table.expect(&spec);
+        tokio::spawn(async move {
+            let pid = spec.pid;
+            let made = |host_pid| {
+                facts.try_send(Fact::Made(pid, host_pid)).ok();
+            };
+            let result = spawner.spawn(&spec, &address, natives, made).await;
+            facts.send(Fact::Spawned(number, pid, result)).await.ok();
+        });
+    }
+
+    fn spawned(&mut self, pid: i32, failure: Option<Failure>) {
+        let failed = failure.is_some();
+        self.tell(event::Body::Spawned(wire::Spawned { pid, failure }));
+        if failed {
+            if let Some(parent) = self.table.failed(pid).and_then(|by| self.family.get(by)) {
+                parent.ghost.tell(op::REAP, pid.into(), 0, vec![]);
+            }
+        } else if let Some((status, raw)) = self.table.started(pid) {
+            self.end_after_output(pid, status, raw);
+        }
+    }
+
+    /// The end is told when what the process wrote is out on the master's side: whoever waits for it finds the output
+    /// complete. After SIGKILL nobody waits for output.
+    fn end_after_output(&mut self, pid: i32, status: i32, raw: Vec<u8>) {
+        let exited = wire::Exited { pid, status, rusage: Some(bproc_proto::RUsage { raw }) };
+        match self.table.token(pid).filter(|_| status != libc::SIGKILL) {
+            None => self.tell(event::Body::Exited(exited)),
+            Some(token) => {
+                let (spawner, facts, limit) = (self.spawner.clone(), self.facts.clone(), self.flush_limit);
+                tokio::spawn(async move {
+                    spawner.iod.flush(&token, limit).await;
+                    facts.send(Fact::Flushed(exited)).await.ok();
+                });
+            }
+        }
+    }
+
+    fn signal(&mut self, number: u64, signal: wire::Signal) {
+        if signal.pid <= 1 || !self.table.is_new_signal(signal.pid, signal.ghost_number) {
+            return self.done(number);
+        }
+        match self.init.clone() {
+            Some(init) => self.deliver(&init, number, signal.pid, signal.siginfo),
+            None => self.for_init.push((number, signal.pid, signal.siginfo)),
+        }
+    }
+
+    fn deliver(&self, init: &Ghost, number: u64, pid: i32, siginfo: Vec<u8>) {
+        let answer = init.ask(op::SIGNAL, pid.into(), 0, siginfo, vec![]);
+        let facts = self.facts.clone();
+        tokio::spawn(async move {
+            if let Ok(value) = answer.await {
+                if value < 0 && value != -i64::from(libc::ESRCH) {
+                    tracing::warn!(pid, errno = -value, "a signal could not be delivered");
+                }
+            }
+            facts.send(Fact::Done(number)).await.ok();
+        });
+    }
+
+    /// The end of a process was replayed at its ghost: the zombie that kept its number may go.
+    fn reap(&mut self, pid: i32) {
+        let Some(by) = self.table.forget(pid) else { return };
+        let Some(parent) = self.family.get(by).or_else(|| self.family.get(1)) else { return };
+        let (family, answer) = (self.family.clone(), parent.ghost.ask(op::REAP, pid.into(), 0, vec![], vec![]));
+        tokio::spawn(async move {
+            let reaped = answer.await.is_ok_and(|value| value > 0);
+            // The skeleton died meanwhile and left its child to init.
+            if let (false, Some(init)) = (reaped, family.get(1)) {
+                init.ghost.tell(op::REAP, pid.into(), 0, vec![]);
+            }
+        });
+    }
+
+    fn ghost(&mut self, report: ghosts::Report) {
+        match report {
+            ghosts::Report::Connected { pid, host_pid, role, ghost, .. } => {
+                if role == Role::Init {
+                    if host_pid != self.space.record.init_pid {
+                        tracing::warn!(host_pid, "an init of another space connected; ignored");
+                        return;
+                    }
+                    self.init = Some(ghost.clone());
+                    for (number, pid, siginfo) in std::mem::take(&mut self.for_init) {
+                        self.deliver(&ghost, number, pid, siginfo);
+                    }
+                    if let Some(block) = self.blocks.held().first() {
+                        self.move_cursor(Cursor::MoveTo(*block));
+                    }
+                }
+                self.family.connected(pid.get(), Member { ghost, host_pid });
+            }
+            ghosts::Report::Signal { pid, number, siginfo } => {
+                // Someone here signals a process that is elsewhere.
+                if let Some(member) = self.family.get(pid.get()) {
+                    self.tell(event::Body::Signal(wire::Signal { pid: pid.get(), ghost_number: number, siginfo }));
+                    member.ghost.tell(op::ACK, number.into(), 0, vec![]);
+                }
+            }
+            ghosts::Report::Child { by, pid, status, rusage } => self.child(by, pid, status, rusage),
+            ghosts::Report::Closed { pid, id } => {
+                if self.family.closed(pid.get(), id) && pid.get() == 1 {
+                    self.init = None;
+                }
+            }
+        }
+    }
+
+    fn child(&mut self, by: Pid, pid: Pid, status: i32, rusage: Vec<u8>) {
+        if !bproc_common::wait::Status::from_raw(status).is_end() {
+            // Stops and continues are told by the kernel, for all processes alike.
+            return;
+        }
+        match self.table.ended(pid.get(), by.get(), status, &rusage) {
+            table::Ended::Report => self.end_after_output(pid.get(), status, rusage),
+            table::Ended::Known => {}
+            table::Ended::Reap => {
+                if let Some(parent) = self.family.get(by.get()) {
+                    parent.ghost.tell(op::REAP, pid.get().into(), 0, vec![]);
+                }
+            }
+        }
+    }
+
+    fn kernel_event(&mut self, event: &Event) {
+        if u64::from(event.pidns) != self.space.record.pid_ns {
+            return;
+        }
+        let family = self.family.clone();
+        let is_ghost = |pid: i32| pid == 1 || family.get(pid).is_some();
+        let told = self.table.kernel_event(event, is_ghost, self.ghost_exe);
+        if let Some(forked) = told.forked {
+            let (cursor, ask) = self.blocks.forked(forked, self.table.len());
+            self.move_cursor(cursor);
+            if ask {
+                self.tell(event::Body::LowLease(wire::LowLease {}));
+            }
+        }
+        for body in told.events {
+            self.tell(body);
+        }
+    }
+}
+
+fn send(to: &mpsc::UnboundedSender<FromNode>, number: u64, body: event::Body) {
+    let event = wire::Event { number, body: Some(body) };
+    // What a broken link loses is sent again on the next.
+    let _ = to.send(FromNode { body: Some(from_node::Body::Event(event)) });
+}
+

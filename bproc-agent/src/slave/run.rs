@@ -1,0 +1,140 @@
+//! Start of the slave role.
+
+use super::link::Dialer;
+use super::space::{self, Space};
+use super::spawn::{Family, Spawner};
+use super::table::Table;
+use super::{Actor, Fact};
+use crate::ghosts;
+use crate::kernel::{self, Kernel};
+use crate::stdio::Iod;
+use anyhow::{Context, Result, bail};
+use bproc_config::certs::files_of;
+use bproc_config::net::Gate;
+use bproc_config::tls::Peer;
+use bproc_config::{MachineConfig, OnMasterLoss, Security};
+use bproc_core::session::{Inbox, Outbox};
+use bproc_core::slave::Blocks;
+use bproc_stdio::Role;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// Runs the slave role of node `number` until told to stop.
+///
+/// # Errors
+/// What keeps it from starting: the first thing that is missing, in words.
+pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, masters: Vec<String>) -> Result<()> {
+    if masters.is_empty() {
+        bail!("no master to serve: say it in the configuration or on the command line");
+    }
+    let dir = config.run_dir.join(format!("node-{number}"));
+    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    let _only = crate::only_one(&dir.join("slave.lock"), &format!("an agent of node {number}"))?;
+    let config = MachineConfig { security: own_certificate(config.security, number), ..config };
+    let ghost = config.libexec_dir.join("bproc-ghost");
+    let ghost_exe = crate::prepare_ghost(&ghost)?;
+    bproc_sys::pids::raise_max().context("raising kernel.pid_max, so that the master's pids exist here")?;
+    for resource in [bproc_sys::limits::Resource::OpenFiles, bproc_sys::limits::Resource::Processes] {
+        // Where the kernel does not let us, processes get what there is.
+        let _ = bproc_sys::limits::raise(resource);
+    }
+    let gate = Gate::new(&config.security, &config.name).context("certificates")?;
+    let (facts, inbox) = mpsc::channel(4096);
+    let iod = Arc::new(Iod::start(&config, dir.join("iod.sock"), Role::Slave).await?);
+
+    let title = format!("bproc-init --name {} --node {number}", config.name);
+    let (space, former) = Space::find_or_make(&dir, &ghost, ghost_exe, &title)?;
+    let kernel = Kernel::start(
+        kernel::Settings { object: config.libexec_dir.join("bproc.bpf.o"), pins: dir.join("bpf"), master: false },
+        facts.clone(),
+        Fact::Kernel,
+    )?;
+    kernel.add_space(space.record.pid_ns);
+    let mut table = Table::default();
+    let mut events = Outbox::default();
+    let mut blocks = Blocks::default();
+    if former {
+        for block in space.blocks() {
+            blocks.add(block);
+        }
+        let found = space::inventory(space.record.pid_ns, ghost_exe)?;
+        let ghosts: BTreeSet<i32> = found.iter().filter(|f| f.ghost).map(|f| f.pid).collect();
+        for process in found.iter().filter(|f| !f.ghost) {
+            for event in table.adopt(process, ghosts.contains(&process.ppid)) {
+                events.push(event);
+            }
+        }
+        tracing::info!(processes = table.len(), "took over the space of a former agent");
+    }
+    ghosts::serve(&space::socket_in(&dir), ghost_exe, None, facts.clone(), Fact::Ghost).await?;
+    let family = Arc::new(Family::default());
+    let spawner = Arc::new(Spawner { family: family.clone(), iod: iod.clone(), node: number });
+    let patience = Duration::from_secs(config.ping_timeout_s.into());
+    let mut orders = Inbox::default();
+    orders.accept(space.orders_noted());
+    let actor = Actor {
+        node: number,
+        ghost,
+        ghost_exe,
+        title,
+        keep_on_loss: config.on_master_loss == OnMasterLoss::Keep,
+        facts: facts.clone(),
+        newest_order: orders.seen(),
+        orders,
+        space,
+        kernel,
+        family,
+        spawner,
+        init: None,
+        for_init: Vec::new(),
+        table,
+        blocks,
+        events,
+        under_way: BTreeSet::new(),
+        instance: crate::random_id()?,
+        to_master: None,
+        stdio_address: String::new(),
+        flush_limit: Duration::from_secs(config.stdio.flush_timeout_s.into()),
+        patience,
+        heard: Instant::now(),
+        dir,
+    };
+    let dialer = Dialer { masters, from, gate, facts: facts.clone() };
+    let link = tokio::spawn(dialer.keep());
+    crate::on_stop(facts, Fact::Stop)?;
+    crate::ready("the node serves");
+    actor.serve(inbox).await;
+    link.abort();
+    Ok(())
+}
+
+/// On a machine that plays several nodes each has its own certificate beside the configured one.
+fn own_certificate(security: Security, number: i32) -> Security {
+    match security {
+        Security::Tls(files) => {
+            let own = files.cert.parent().map(|dir| files_of(dir, Peer::Node(number)));
+            Security::Tls(own.filter(|own| own.cert.is_file()).unwrap_or(files))
+        }
+        Security::Plaintext => Security::Plaintext,
+    }
+}
+
+/// Reboots, halts or powers off this machine, by the system's own way.
+pub fn power(what: &str) {
+    let program = match what {
+        "reboot" => "reboot",
+        "halt" => "halt",
+        "pwroff" => "poweroff",
+        other => {
+            tracing::warn!(order = other, "the master orders what this agent does not know");
+            return;
+        }
+    };
+    tracing::warn!(order = what, "the master orders this machine's end");
+    if let Err(error) = std::process::Command::new(program).spawn() {
+        tracing::error!(program, %error, "cannot be run");
+    }
+}

@@ -1,0 +1,313 @@
+//! Putting a process into the space: skeletons of those it refers to, the clone with the master's pid, the exec.
+
+use crate::ghosts::{CallError, Ghost};
+use crate::stdio::Iod;
+use bproc_common::exec::{self, Builder, Head};
+use bproc_common::ghost::op;
+use bproc_core::slave::{Relative, Step, plan};
+use bproc_proto::stream::Kind;
+use bproc_proto::{Failure, SpawnSpec};
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::oneshot;
+
+/// The ghosts of the space: init and skeletons, and those who are about to become programs.
+#[derive(Default)]
+pub struct Family {
+    members: Mutex<HashMap<i32, Member>>,
+    hellos: Mutex<HashMap<i32, oneshot::Sender<Member>>>,
+    /// Skeletons are made by one spawn at a time.
+    making: tokio::sync::Mutex<()>,
+}
+
+/// One of them.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// To talk to it.
+    pub ghost: Ghost,
+    /// Its pid here.
+    pub host_pid: i32,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Family {
+    /// A ghost said hello.
+    pub fn connected(&self, pid: i32, member: Member) {
+        let waiting = lock(&self.hellos).remove(&pid);
+        lock(&self.members).insert(pid, member.clone());
+        if let Some(waiting) = waiting {
+            // Whoever waited may have given up.
+            let _ = waiting.send(member);
+        }
+    }
+
+    /// Its connection ended. True when it was the newest of that pid.
+    pub fn closed(&self, pid: i32, id: u64) -> bool {
+        let mut members = lock(&self.members);
+        let newest = members.get(&pid).is_some_and(|m| m.ghost.id() == id);
+        if newest {
+            members.remove(&pid);
+        }
+        newest
+    }
+
+    /// Everybody's gone: a new life begins.
+    pub fn clear(&self) {
+        lock(&self.members).clear();
+        lock(&self.hellos).clear();
+    }
+
+    /// One of them.
+    pub fn get(&self, pid: i32) -> Option<Member> {
+        lock(&self.members).get(&pid).cloned()
+    }
+
+    fn pids(&self) -> BTreeSet<i32> {
+        lock(&self.members).keys().copied().collect()
+    }
+
+    async fn clone_by(&self, by: i32, pid: i32) -> Result<Member, Failure> {
+        let parent = self.get(by).ok_or_else(|| failed(libc::ESRCH, format!("skeleton {by} is not there")))?;
+        let (hello, arrived) = oneshot::channel();
+        lock(&self.hellos).insert(pid, hello);
+        // '1': the child is a skeleton until it is told to be more.
+        match parent.ghost.call(op::CLONE, pid.into(), 0, b"1".to_vec()).await {
+            Ok(_) => {}
+            Err(error) => {
+                lock(&self.hellos).remove(&pid);
+                return Err(failed(error.errno(), format!("process {pid} cannot be made in the space: {error}")));
+            }
+        }
+        let late = || failed(libc::ETIMEDOUT, format!("process {pid} was made but does not speak"));
+        tokio::time::timeout(std::time::Duration::from_secs(10), arrived).await.map_err(|_| late())?.map_err(|_| late())
+    }
+}
+
+fn failed(number: i32, message: String) -> Failure {
+    Failure { number, message }
+}
+
+/// What a spawn needs of the agent.
+pub struct Spawner {
+    /// The ghosts of the space.
+    pub family: Arc<Family>,
+    /// The stdio service of this node.
+    pub iod: Arc<Iod>,
+    /// Number of this node, for messages.
+    pub node: i32,
+}
+
+impl Spawner {
+    /// Starts the program. `natives` are the pids of real processes in the space. When this returns `Ok`, the exec has
+    /// succeeded.
+    pub async fn spawn(
+        &self,
+        spec: &SpawnSpec,
+        stdio_address: &str,
+        natives: BTreeSet<i32>,
+        made: impl FnOnce(i32),
+    ) -> Result<(), Failure> {
+        let block = block(spec).ok_or_else(|| failed(libc::EINVAL, "an argument contains a NUL byte, or they are too long".into()))?;
+        let member = self.make(spec, natives).await?;
+        made(member.host_pid);
+        let block = bproc_sys::memfd::seal_bytes(c"bproc-exec", &block)
+            .map_err(|e| failed(e.errno(), format!("node {}: the exec block: {e}", self.node)))?;
+        let mut fds = vec![block];
+        match self.streams(spec, stdio_address).await {
+            Ok(streams) => fds.extend(streams),
+            Err(failure) => {
+                member.ghost.tell(op::EXIT, 127, 0, vec![]);
+                return Err(failure);
+            }
+        }
+        let answer = member.ghost.ask(op::EXEC, 0, 0, vec![], fds);
+        match answer.await {
+            // The connection ends with the exec: that is the good answer.
+            Err(_) => Ok(()),
+            Ok(value) => {
+                if !spec.stdio_token.is_empty() {
+                    self.iod.forget(&spec.stdio_token).await;
+                }
+                let number = -value as i32;
+                let path = String::from_utf8_lossy(&spec.path);
+                let why = std::io::Error::from_raw_os_error(number);
+                Err(failed(number, format!("{path}: {}", words(&why))))
+            }
+        }
+    }
+
+    async fn make(&self, spec: &SpawnSpec, natives: BTreeSet<i32>) -> Result<Member, Failure> {
+        let _one_at_a_time = self.family.making.lock().await;
+        let relatives: Vec<Relative> = spec
+            .relatives
+            .iter()
+            .map(|r| Relative { pid: r.pid, ppid: r.ppid, pgid: r.pgid, sid: r.sid })
+            .collect();
+        let new = Relative { pid: spec.pid, ppid: spec.ppid, pgid: spec.pgid, sid: spec.sid };
+        let mut here = self.family.pids();
+        here.extend(&natives);
+        let mut last = None;
+        for step in plan(new, &relatives, &here) {
+            match step {
+                Step::Clone { by, pid } => {
+                    // A parent that is here in person makes no children for us: init does.
+                    let by = if natives.contains(&by) { 1 } else { by };
+                    let member = self.family.clone_by(by, pid).await?;
+                    if let Some(r) = spec.relatives.iter().find(|r| r.pid == pid) {
+                        member.ghost.tell(op::CREDS, r.uid.into(), r.gid.into(), vec![]);
+                        member.ghost.tell(op::NAME, 0, 0, r.comm.clone());
+                    }
+                    last = Some(member);
+                }
+                // The process's own are in its exec block.
+                Step::Session { pid } | Step::Group { pid, .. } if pid == spec.pid => {}
+                Step::Session { pid } => self.settle(pid, op::SETSID, 0).await?,
+                Step::Group { pid, pgid } => self.settle(pid, op::SETPGID, pgid).await?,
+            }
+        }
+        last.ok_or_else(|| failed(libc::EINVAL, "nothing to make".into()))
+    }
+
+    async fn settle(&self, pid: i32, op: u32, pgid: i32) -> Result<(), Failure> {
+        let Some(member) = self.family.get(pid) else { return Ok(()) };
+        match member.ghost.call(op, 0, pgid.into(), vec![]).await {
+            // A group whose leader is long gone cannot be joined; its number stays with the others of the group.
+            Ok(_) | Err(CallError::Errno(libc::EPERM)) => Ok(()),
+            Err(error) => Err(failed(error.errno(), format!("group and session of skeleton {pid}: {error}"))),
+        }
+    }
+
+    /// Ends of the streams for the process, in the order of the spec; the other ends go to the stdio service.
+    async fn streams(&self, spec: &SpawnSpec, stdio_address: &str) -> Result<Vec<OwnedFd>, Failure> {
+        let io = |what: &str, error: std::io::Error| {
+            failed(error.raw_os_error().unwrap_or(libc::EIO), format!("node {}: {what}: {}", self.node, words(&error)))
+        };
+        let (uid, gid) = spec.credentials.as_ref().map_or((0, 0), |c| (c.euid, c.egid));
+        let terminal = match spec.pty {
+            true => Some(terminal(spec, uid).map_err(|e| io("a pseudo terminal", e))?),
+            false => None,
+        };
+        let mut theirs = Vec::new();
+        let mut ours = Vec::new();
+        let mut numbers = Vec::new();
+        for stream in &spec.streams {
+            let (their, our) = match (stream.kind(), &terminal) {
+                (Kind::Closed, _) => continue,
+                (Kind::Null, _) => {
+                    let null = File::options().read(true).write(true).open("/dev/null");
+                    (null.map_err(|e| io("/dev/null", e))?.into(), None)
+                }
+                (Kind::File, _) => (self.file(stream, spec).await?, None),
+                (Kind::Forward, Some(terminal)) => {
+                    let copy = |fd: &OwnedFd| fd.try_clone().map_err(|e| io("a pseudo terminal", e));
+                    (copy(&terminal.slave)?, Some(copy(&terminal.master)?))
+                }
+                (Kind::Forward, None) => {
+                    let (reader, writer) = std::io::pipe().map_err(|e| io("a pipe", e))?;
+                    let (reader, writer) = (OwnedFd::from(reader), OwnedFd::from(writer));
+                    let (their, our) = if stream.input { (reader, writer) } else { (writer, reader) };
+                    // So that the user can open /dev/stdout and the like.
+                    std::os::unix::fs::fchown(&their, Some(uid), Some(gid)).map_err(|e| io("a pipe's owner", e))?;
+                    (their, Some(our))
+                }
+            };
+            theirs.push(their);
+            if let Some(our) = our {
+                ours.push(our);
+                numbers.push((stream.fd, stream.input));
+            }
+        }
+        if !numbers.is_empty() {
+            let attached = self.iod.attach(&spec.stdio_token, stdio_address, &numbers, ours, spec.pty).await;
+            attached.map_err(|error| {
+                failed(libc::EIO, format!("node {}: the stdio service does not answer: {error:#}", self.node))
+            })?;
+        }
+        Ok(theirs)
+    }
+
+    async fn file(&self, stream: &bproc_proto::Stream, spec: &SpawnSpec) -> Result<OwnedFd, Failure> {
+        let path = String::from_utf8_lossy(&stream.path).into_owned();
+        let node = self.node;
+        let credentials = spec.credentials.clone().unwrap_or_default();
+        let (bytes, flags, mode) = (stream.path.clone(), stream.flags as i32, stream.mode & !spec.umask);
+        let cwd = spec.cwd.clone();
+        // With the user's rights, and not on a thread that others wait for: the file system may be slow.
+        let opened = tokio::task::spawn_blocking(move || {
+            bproc_sys::as_user::open(credentials.euid, credentials.egid, &credentials.groups, &cwd, &bytes, flags, mode)
+        });
+        match opened.await {
+            Ok(Ok(fd)) => Ok(fd),
+            Ok(Err(error)) => Err(failed(error.errno(), format!("node {node}: {path}: {error}"))),
+            Err(error) => Err(failed(libc::EIO, format!("node {node}: {path}: {error}"))),
+        }
+    }
+}
+
+struct Terminal {
+    master: OwnedFd,
+    slave: OwnedFd,
+}
+
+/// A pseudo terminal that belongs to the user, with the size and the modes of the caller's.
+fn terminal(spec: &SpawnSpec, uid: u32) -> std::io::Result<Terminal> {
+    let nix::pty::OpenptyResult { master, slave } = nix::pty::openpty(None, None)?;
+    std::os::unix::fs::fchown(&slave, Some(uid), None)?;
+    if let Some(winsize) = spec.winsize.first_chunk() {
+        bproc_sys::terminal::set_size(&slave, winsize)?;
+    }
+    Ok(Terminal { master, slave })
+}
+
+/// What an errno says, without the number that `io::Error` adds.
+fn words(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_owned()
+}
+
+fn block(spec: &SpawnSpec) -> Option<Vec<u8>> {
+    let c = spec.credentials.clone().unwrap_or_default();
+    let own_session = spec.sid == spec.pid;
+    let own_group = spec.pgid == spec.pid;
+    let mut flags = exec::flag::CWD_OPTIONAL;
+    flags |= if own_session || spec.pty { exec::flag::SETSID } else { exec::flag::SETPGID };
+    flags |= if spec.pty { exec::flag::CTTY } else { 0 };
+    flags |= if spec.no_new_privs { exec::flag::NO_NEW_PRIVS } else { 0 };
+    let head = Head {
+        flags,
+        ruid: c.ruid,
+        euid: c.euid,
+        suid: c.suid,
+        rgid: c.rgid,
+        egid: c.egid,
+        sgid: c.sgid,
+        umask: spec.umask,
+        pgid: if own_group { 0 } else { spec.pgid },
+        nice: spec.nice,
+        pdeathsig: spec.pdeathsig,
+        blocked: spec.blocked,
+        ignored: spec.ignored,
+        cap_bounding: c.cap_bounding,
+        cap_inheritable: c.cap_inheritable,
+        cap_ambient: c.cap_ambient,
+        ..Head::default()
+    };
+    let limits: Vec<_> = spec.limits.iter().map(|l| (l.soft, l.hard)).collect();
+    let fds: Vec<_> = spec.streams.iter().filter(|s| s.kind() != Kind::Closed).map(|s| s.fd).collect();
+    Builder {
+        head,
+        path: &spec.path,
+        cwd: &spec.cwd,
+        argv: &spec.argv,
+        envp: &spec.envp,
+        groups: &c.groups,
+        fds: &fds,
+        rlimits: &limits,
+    }
+    .build()
+}

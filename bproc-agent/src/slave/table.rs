@@ -1,0 +1,352 @@
+//! The node's processes as its agent knows them, and what the kernel's records make of them.
+//!
+//! Ends come from two sides, so that each is told once and with an exact status: a child of a skeleton or of init is
+//! told by that one, which holds it as a zombie until the master has replayed the end; a child of a real process is
+//! told by the kernel's record, and its parent reaps it.
+
+use super::space::{Found, look_at};
+use bproc_common::event::{Event, kind};
+use bproc_common::id::Pid;
+use bproc_proto::link::{self as wire, event};
+use bproc_sys::process::{FileId, Process};
+use std::collections::{BTreeSet, HashMap};
+
+/// The processes of the space, skeletons left out.
+#[derive(Debug, Default)]
+pub struct Table {
+    entries: HashMap<i32, Entry>,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    host_pid: i32,
+    ppid: i32,
+    pgid: i32,
+    sid: i32,
+    uid: u32,
+    gid: u32,
+    comm: Vec<u8>,
+    cmdline: Vec<u8>,
+    /// Newest signal of its ghost that was delivered.
+    signals: u32,
+    state: State,
+    /// Who holds its zombie, if that is one of ours.
+    held_by: Option<i32>,
+    /// Its streams at the stdio service; empty for none.
+    token: Vec<u8>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum State {
+    /// Made, and about to exec. An end that is told before the exec's success is kept.
+    Starting(Option<(i32, Vec<u8>)>),
+    #[default]
+    Running,
+    /// The exec failed.
+    Failed,
+    /// The end was told to the master.
+    Ended,
+}
+
+/// What the end of a child calls for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Tell the master; reap when it has replayed the end.
+    Report,
+    /// Nothing: told before, or to be told later.
+    Known,
+    /// Reap it: nobody waits for it.
+    Reap,
+}
+
+/// What a record of the kernel calls for.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// For the master.
+    pub events: Vec<event::Body>,
+    /// Pid of a fresh fork.
+    pub forked: Option<i32>,
+}
+
+impl Table {
+    /// Number of processes, zombies included.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// True when nothing runs.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// All pids.
+    pub fn pids(&self) -> BTreeSet<i32> {
+        self.entries.keys().copied().collect()
+    }
+
+    /// A process is going to be made.
+    pub fn expect(&mut self, spec: &bproc_proto::SpawnSpec) {
+        let entry = Entry {
+            ppid: spec.ppid,
+            pgid: spec.pgid,
+            sid: spec.sid,
+            cmdline: joined(&spec.argv),
+            token: spec.stdio_token.clone(),
+            uid: spec.credentials.as_ref().map_or(0, |c| c.ruid),
+            gid: spec.credentials.as_ref().map_or(0, |c| c.rgid),
+            state: State::Starting(None),
+            ..Entry::default()
+        };
+        self.entries.insert(spec.pid, entry);
+    }
+
+    /// It was made.
+    pub fn made(&mut self, pid: i32, host_pid: i32) {
+        if let Some(entry) = self.entries.get_mut(&pid) {
+            entry.host_pid = host_pid;
+        }
+    }
+
+    /// Its exec succeeded. If its end was seen already, that is returned: it is to be told now.
+    pub fn started(&mut self, pid: i32) -> Option<(i32, Vec<u8>)> {
+        let entry = self.entries.get_mut(&pid)?;
+        let State::Starting(end) = std::mem::take(&mut entry.state) else { return None };
+        if end.is_some() {
+            entry.state = State::Ended;
+        }
+        end
+    }
+
+    /// It could not be started. Returns who holds its zombie, if it has ended already.
+    pub fn failed(&mut self, pid: i32) -> Option<i32> {
+        let entry = self.entries.get_mut(&pid)?;
+        let made = entry.host_pid != 0;
+        let ended = matches!(entry.state, State::Starting(Some(_)));
+        entry.state = State::Failed;
+        let held_by = entry.held_by;
+        if ended || !made {
+            self.entries.remove(&pid);
+        }
+        held_by.filter(|_| ended)
+    }
+
+    /// True unless this signal of its ghost was delivered before.
+    pub fn is_new_signal(&mut self, pid: i32, number: u32) -> bool {
+        match self.entries.get_mut(&pid) {
+            None => false,
+            Some(entry) if number == 0 => entry.state != State::Ended,
+            Some(entry) if number <= entry.signals => false,
+            Some(entry) => {
+                entry.signals = number;
+                true
+            }
+        }
+    }
+
+    /// One of ours (`by`) tells the end of a child.
+    pub fn ended(&mut self, pid: i32, by: i32, status: i32, rusage: &[u8]) -> Ended {
+        let Some(entry) = self.entries.get_mut(&pid) else { return Ended::Reap };
+        let told_before = entry.held_by.replace(by).is_some();
+        match &mut entry.state {
+            State::Running => {
+                entry.state = State::Ended;
+                Ended::Report
+            }
+            State::Starting(end) => {
+                *end = Some((status, rusage.to_vec()));
+                Ended::Known
+            }
+            State::Failed => {
+                self.entries.remove(&pid);
+                Ended::Reap
+            }
+            // Told again after a reconnect.
+            State::Ended if told_before => Ended::Known,
+            // Its own parent died without reaping it.
+            State::Ended => Ended::Reap,
+        }
+    }
+
+    /// The streams of a process at the stdio service.
+    pub fn token(&self, pid: i32) -> Option<Vec<u8>> {
+        self.entries.get(&pid).map(|e| e.token.clone()).filter(|t| !t.is_empty())
+    }
+
+    /// The master has replayed the end. Returns who holds the zombie.
+    pub fn forget(&mut self, pid: i32) -> Option<i32> {
+        let held_by = self.entries.get(&pid).filter(|e| e.state == State::Ended)?.held_by?;
+        self.entries.remove(&pid);
+        Some(held_by)
+    }
+
+    /// Takes up a process that was found at start. Returns what the master is told of it.
+    pub fn adopt(&mut self, found: &Found, parent_is_ghost: bool) -> Vec<event::Body> {
+        let zombie = matches!(found.state, b'Z' | b'X');
+        let natural_end = zombie && !parent_is_ghost;
+        let cmdline = Pid::new(found.host_pid).map(cmdline_of).unwrap_or_default();
+        let entry = Entry {
+            host_pid: found.host_pid,
+            ppid: found.ppid,
+            pgid: found.pgid,
+            sid: found.sid,
+            uid: found.uid,
+            gid: found.gid,
+            comm: found.comm.clone(),
+            cmdline,
+            state: if natural_end { State::Ended } else { State::Running },
+            ..Entry::default()
+        };
+        let mut events = Vec::new();
+        if !parent_is_ghost {
+            events.push(event::Body::Forked(wire::Forked { parent: found.ppid, child: Some(entry.to_wire(found.pid)) }));
+        }
+        if found.state == b'T' {
+            events.push(event::Body::Stopped(wire::Stopped { pid: found.pid, signal: libc::SIGSTOP }));
+        }
+        if natural_end {
+            events.push(event::Body::Exited(wire::Exited { pid: found.pid, status: found.status, rusage: None }));
+        }
+        self.entries.insert(found.pid, entry);
+        events
+    }
+
+    /// What lives here, as a hello tells it.
+    pub fn inventory(&self) -> Vec<wire::Process> {
+        self.entries.iter().filter(|(_, e)| !matches!(e.state, State::Failed)).map(|(pid, e)| e.to_wire(*pid)).collect()
+    }
+
+    /// A record of the kernel.
+    pub fn kernel_event(&mut self, event: &Event, is_ghost: impl Fn(i32) -> bool, ghost_exe: FileId) -> Told {
+        let pid = event.pid as i32;
+        let mut told = Told::default();
+        if event.kind == kind::FORK {
+            if !is_ghost(pid) {
+                self.fork(event, &mut told);
+            }
+            return told;
+        }
+        let Some(entry) = self.entries.get_mut(&pid) else { return told };
+        if matches!(event.kind, kind::EXEC | kind::STOP | kind::RENAME) {
+            entry.regroup(pid, event, &mut told);
+        }
+        match event.kind {
+            kind::EXEC | kind::RENAME => entry.rename(pid, event, &mut told),
+            kind::EXIT if !is_ghost(event.ppid as i32) && entry.state == State::Running => {
+                entry.state = State::Ended;
+                let exited = wire::Exited { pid, status: event.arg as i32, rusage: None };
+                told.events.push(event::Body::Exited(exited));
+            }
+            kind::FREE if entry.state == State::Ended => {
+                self.entries.remove(&pid);
+                told.events.push(event::Body::Reaped(pid));
+            }
+            kind::STOP => {
+                if Pid::new(event.host_pid as i32).is_some_and(|host| has_stopped(host, ghost_exe)) {
+                    told.events.push(event::Body::Stopped(wire::Stopped { pid, signal: event.arg as i32 }));
+                }
+            }
+            kind::CONT => told.events.push(event::Body::Continued(pid)),
+            _ => {}
+        }
+        told
+    }
+
+    fn fork(&mut self, event: &Event, told: &mut Told) {
+        let (parent, child) = (event.pid as i32, event.arg as i32);
+        let mut entry = Entry {
+            host_pid: event.arg2 as i32,
+            ppid: parent,
+            pgid: event.pgid as i32,
+            sid: event.sid as i32,
+            uid: event.uid,
+            gid: event.gid,
+            comm: comm_of(event),
+            ..Entry::default()
+        };
+        if let Some(p) = self.entries.get_mut(&parent) {
+            p.regroup(parent, event, told);
+            entry.cmdline.clone_from(&p.cmdline);
+        }
+        told.events.push(event::Body::Forked(wire::Forked { parent, child: Some(entry.to_wire(child)) }));
+        told.forked = Some(child);
+        self.entries.insert(child, entry);
+    }
+}
+
+impl Entry {
+    fn regroup(&mut self, pid: i32, event: &Event, told: &mut Told) {
+        let (pgid, sid) = (event.pgid as i32, event.sid as i32);
+        if pgid > 0 && sid > 0 && (pgid, sid) != (self.pgid, self.sid) {
+            (self.pgid, self.sid) = (pgid, sid);
+            told.events.push(event::Body::Groups(wire::Groups { pid, pgid, sid }));
+        }
+    }
+
+    fn rename(&mut self, pid: i32, event: &Event, told: &mut Told) {
+        self.comm = comm_of(event);
+        let now = match (event.kind, Pid::new(event.host_pid as i32)) {
+            (kind::EXEC, Some(host)) => cmdline_of(host),
+            _ => Vec::new(),
+        };
+        let changed = !now.is_empty() && now != self.cmdline;
+        if changed {
+            self.cmdline.clone_from(&now);
+        }
+        let cmdline = if changed { now } else { Vec::new() };
+        told.events.push(event::Body::Execed(wire::Execed { pid, comm: self.comm.clone(), cmdline }));
+    }
+
+    fn to_wire(&self, pid: i32) -> wire::Process {
+        wire::Process {
+            pid,
+            ppid: self.ppid,
+            pgid: self.pgid,
+            sid: self.sid,
+            uid: self.uid,
+            gid: self.gid,
+            comm: self.comm.clone(),
+            cmdline: self.cmdline.clone(),
+            ..wire::Process::default()
+        }
+    }
+}
+
+fn joined(words: &[Vec<u8>]) -> Vec<u8> {
+    words.iter().flat_map(|w| w.iter().copied().chain([0])).collect()
+}
+
+fn comm_of(event: &Event) -> Vec<u8> {
+    let (bytes, len) = event.comm();
+    bytes[..len].to_vec()
+}
+
+fn cmdline_of(host: Pid) -> Vec<u8> {
+    Process::open(host).and_then(|p| p.cmdline()).map(|words| joined(&words)).unwrap_or_default()
+}
+
+/// The kernel tells a stop at the moment it is taken, a little before it shows; an orphaned group is not stopped at
+/// all by the terminal's signals.
+fn has_stopped(host: Pid, ghost_exe: FileId) -> bool {
+    for _ in 0..200 {
+        match look_at(host, None, ghost_exe).map(|f| f.state) {
+            Some(b'T') => return true,
+            None | Some(b'Z' | b'X') => return false,
+            Some(_) => std::thread::sleep(std::time::Duration::from_micros(20)),
+        }
+    }
+    false
+}
+
+/// Load, memory of this machine for the master's list.
+pub fn gauges() -> wire::Pong {
+    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let load = text("/proc/loadavg").split(' ').next().and_then(|w| w.parse::<f64>().ok()).unwrap_or(0.0);
+    let meminfo = text("/proc/meminfo");
+    let kib = |key: &str| {
+        let line = meminfo.lines().find(|l| l.starts_with(key))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    let total = kib("MemTotal:").unwrap_or(0) << 10;
+    let free = kib("MemAvailable:").unwrap_or(0) << 10;
+    wire::Pong { load_centi: (load * 100.0) as u32, mem_total: total, mem_used: total.saturating_sub(free), ..Default::default() }
+}

@@ -1,0 +1,131 @@
+//! The agent's side of the stdio service: starts it where none runs, and again when it is lost.
+
+use anyhow::{Context, Result};
+use bproc_config::MachineConfig;
+use bproc_stdio::{AsyncIodClient, IodError, Kind, Launch, Role, Status, StreamSpec, Token, launch};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use tokio::sync::Mutex;
+
+/// The stdio service of this machine in one role.
+pub struct Iod {
+    config: MachineConfig,
+    program: PathBuf,
+    socket: PathBuf,
+    role: Role,
+    client: Mutex<Option<AsyncIodClient>>,
+}
+
+impl Iod {
+    /// Connects to the service at `socket`, or starts it.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn start(config: &MachineConfig, socket: PathBuf, role: Role) -> Result<Iod> {
+        let program = config.libexec_dir.join("bproc-iod");
+        let iod = Iod { config: config.clone(), program, socket, role, client: Mutex::new(None) };
+        iod.client().await?;
+        Ok(iod)
+    }
+
+    async fn client(&self) -> Result<AsyncIodClient> {
+        let mut client = self.client.lock().await;
+        if let Some(client) = client.as_ref().filter(|c| !c.is_lost()) {
+            return Ok(client.clone());
+        }
+        let (config, program) = (self.config.clone(), self.program.clone());
+        let (socket, role) = (self.socket.clone(), self.role);
+        tokio::task::spawn_blocking(move || {
+            let how = Launch {
+                program: &program,
+                socket,
+                role,
+                listen: config.stdio.bind,
+                security: &config.security,
+                cluster: &config.name,
+                timeout_s: config.ping_timeout_s,
+            };
+            launch(&how).map(drop)
+        })
+        .await?
+        .with_context(|| format!("starting the stdio service {}", self.program.display()))?;
+        let fresh = AsyncIodClient::connect(&self.socket)?;
+        *client = Some(fresh.clone());
+        Ok(fresh)
+    }
+
+    /// How the service is.
+    ///
+    /// # Errors
+    /// It is lost.
+    pub async fn status(&self) -> Result<Status> {
+        Ok(self.client().await?.status().await?)
+    }
+
+    /// Master: a node is going to call for these streams: number in the process, whether it reads from it.
+    ///
+    /// # Errors
+    /// The service is lost.
+    pub async fn expect(&self, token: &[u8], streams: &[(i32, bool)], fds: Vec<OwnedFd>, pty: bool) -> Result<()> {
+        let (token, specs) = (known(token)?, specs(streams, pty));
+        let streams: Vec<_> = specs.into_iter().zip(fds.iter().map(|f| f.as_fd())).collect();
+        Ok(self.client().await?.expect(token, &streams, None).await?)
+    }
+
+    /// Slave: forward these.
+    ///
+    /// # Errors
+    /// The service is lost.
+    pub async fn attach(
+        &self,
+        token: &[u8],
+        master: &str,
+        streams: &[(i32, bool)],
+        fds: Vec<OwnedFd>,
+        pty: bool,
+    ) -> Result<()> {
+        let (token, specs) = (known(token)?, specs(streams, pty));
+        let streams: Vec<_> = specs.into_iter().zip(fds.iter().map(|f| f.as_fd())).collect();
+        Ok(self.client().await?.attach(token, &streams, master).await?)
+    }
+
+    /// Close what belongs to the token.
+    pub async fn forget(&self, token: &[u8]) {
+        if let (Ok(token), Ok(client)) = (known(token), self.client().await) {
+            // A lost service has closed everything.
+            let _ = client.forget(token).await;
+        }
+    }
+
+    /// Slave: waits until what the process wrote is out on the master's side, at most `limit`.
+    pub async fn flush(&self, token: &[u8], limit: std::time::Duration) {
+        let (Ok(token), Ok(client)) = (known(token), self.client().await) else { return };
+        match tokio::time::timeout(limit, client.flush(token)).await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) | Ok(Err(IodError::Lost(_))) => tracing::warn!("output of a process was lost with its connection"),
+            Ok(Err(error)) => tracing::warn!(%error, "waiting for the output of a process"),
+            Err(_) => tracing::debug!("nobody reads the output of a process that ended"),
+        }
+    }
+
+    /// Master: the node is down; end its streams.
+    pub async fn sever(&self, node: i32) {
+        if let Ok(client) = self.client().await {
+            let _ = client.sever(node).await;
+        }
+    }
+}
+
+fn known(token: &[u8]) -> Result<Token> {
+    Token::from_bytes(token).context("a token of another length")
+}
+
+fn specs(streams: &[(i32, bool)], pty: bool) -> Vec<StreamSpec> {
+    let kind = |input: bool| match (pty, input) {
+        (true, true) => Kind::PtyInput,
+        (true, false) => Kind::PtyOutput,
+        (false, true) => Kind::Input,
+        (false, false) => Kind::Output,
+    };
+    streams.iter().map(|(fd, input)| StreamSpec::new(*fd, kind(*input))).collect()
+}
