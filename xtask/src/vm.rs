@@ -30,13 +30,8 @@ use results::Outcome;
 use rootfs::{Extra, RootFs};
 
 /// Packages whose tests ask something of the kernel; the pure ones need no VM.
-const PACKAGES: &[&str] = &[
-    "bproc-sys",
-    "bproc-keeper",
-    "vmadump",
-    "bproc-agent",
-    "tests",
-];
+const PACKAGES: &[&str] =
+    &["bproc-sys", "bproc-bpf", "bproc-keeper", "bproc-stdio", "vmadump", "bproc-agent", "bproc-tests"];
 
 /// Time limit of one test program, in seconds.
 const TEST_LIMIT: u64 = 600;
@@ -109,20 +104,11 @@ enum Task {
 /// The command.
 pub fn run(args: Args) -> Result<()> {
     match args.task {
-        Task::Run {
-            kernel,
-            limit,
-            file,
-            command,
-        } => {
+        Task::Run { kernel, limit, file, command } => {
             // One word is a shell line as it stands; more are words.
             let line = match command.as_slice() {
                 [line] => line.clone(),
-                words => words
-                    .iter()
-                    .map(|word| quote(word))
-                    .collect::<Vec<_>>()
-                    .join(" "),
+                words => words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" "),
             };
             let extras = extras_of(&file)?;
             let jobs = [Job::new("command", limit, &line)];
@@ -132,32 +118,18 @@ pub fn run(args: Args) -> Result<()> {
             }
             verdict(&outcomes)
         }
-        Task::Pair {
-            kernel_a,
-            kernel_b,
-            limit,
-            a,
-            b,
-        } => {
+        Task::Pair { kernel_a, kernel_b, limit, a, b } => {
             let jobs = [Job::new("a", limit, &a), Job::new("b", limit, &b)];
             let [a, b] = jobs;
             let outcomes = run_pair([&kernel_a, &kernel_b], [vec![a], vec![b]], &[])?;
             results::print(&outcomes);
             verdict(&outcomes)
         }
-        Task::Test {
-            kernel,
-            package,
-            filter,
-        } => test(&kernel, &package, &filter),
+        Task::Test { kernel, package, filter } => test(&kernel, &package, &filter),
         Task::Fetch { kernel } => {
             for series in &kernel {
                 let kernel = fetch_kernel(series)?;
-                println!(
-                    "{series}: {} ({})",
-                    kernel.release,
-                    kernel.vmlinuz.display()
-                );
+                println!("{series}: {} ({})", kernel.release, kernel.vmlinuz.display());
             }
             Ok(())
         }
@@ -168,10 +140,7 @@ pub fn run(args: Args) -> Result<()> {
 /// kernels (none given: the matrix).
 pub fn run_tests(kernels: &[String]) -> Result<()> {
     let kernels = if kernels.is_empty() {
-        DEFAULT_KERNELS
-            .iter()
-            .map(|&name| name.to_owned())
-            .collect()
+        DEFAULT_KERNELS.iter().map(|&name| name.to_owned()).collect()
     } else {
         kernels.to_vec()
     };
@@ -183,18 +152,13 @@ pub fn run_tests(kernels: &[String]) -> Result<()> {
 pub fn run_demo() -> Result<()> {
     need_stage()?;
     let xtask = std::env::current_exe().context("where is xtask itself?")?;
-    let command = format!("exec {} demo --no-build", quote(&xtask.to_string_lossy()));
-    let extras = [Extra {
-        path: xtask,
-        empty_directory: false,
-    }];
-    println!("The tour needs root: it runs in a virtual machine of your own, with Linux 6.12.");
-    let outcomes = each(
-        &["6.12".to_owned()],
-        &[Job::new("demo", 300, &command)],
-        &extras,
-        true,
-    )?;
+    let command = format!(
+        "exec env CARGO_TARGET_DIR={} {} demo --no-build",
+        quote(&paths::target().to_string_lossy()),
+        quote(&xtask.to_string_lossy())
+    );
+    let extras = [Extra { path: xtask, empty_directory: false }];
+    let outcomes = each(&["6.12".to_owned()], &[Job::new("demo", 300, &command)], &extras, true)?;
     verdict(&outcomes)
 }
 
@@ -220,6 +184,7 @@ fn each(kernels: &[String], jobs: &[Job], extras: &[Extra], echo: bool) -> Resul
     let guest = build_guest()?;
     let mut outcomes = Vec::new();
     for series in kernels {
+        println!("Linux {series}, emulated:");
         let echo = echo.then(|| match kernels.len() {
             1 => String::new(),
             _ => format!("{series}: "),
@@ -244,15 +209,7 @@ fn run_pair(kernels: [&str; 2], jobs: [Vec<Job>; 2], extras: &[Extra]) -> Result
             number: index as u8 + 1,
         };
         let echo = Some(format!("{name}: "));
-        machines.push(prepare(
-            &guest,
-            series,
-            name,
-            jobs,
-            extras,
-            Some(link),
-            echo,
-        )?);
+        machines.push(prepare(&guest, series, name, jobs, extras, Some(link), echo)?);
     }
     let [a, b] = machines.as_slice() else {
         bail!("a pair is two machines");
@@ -260,9 +217,7 @@ fn run_pair(kernels: [&str; 2], jobs: [Vec<Job>; 2], extras: &[Extra]) -> Result
     std::thread::scope(|scope| {
         let other = scope.spawn(|| b.run());
         let first = a.run();
-        let second = other
-            .join()
-            .unwrap_or_else(|_| Err(anyhow::anyhow!("the second VM's thread panicked")));
+        let second = other.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the second VM's thread panicked")));
         Ok([first?, second?])
     })
 }
@@ -279,27 +234,17 @@ fn prepare(
 ) -> Result<Machine> {
     let kernel = fetch_kernel(series)?;
     let work = paths::target().join("vm");
-    let logs = if link.is_some() {
-        work.join(format!("{series}-{host}"))
-    } else {
-        work.join(series)
-    };
+    let logs = if link.is_some() { work.join(format!("{series}-{host}")) } else { work.join(series) };
     fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
     let lock = exclusive(&logs)?;
     let mut root = RootFs::base(guest)?;
     root.staged(&paths::stage())?;
     for extra in extras {
-        let content = if extra.empty_directory {
-            extra.path.clone()
-        } else {
-            rootfs::slim(&extra.path, &work.join("slim"))?
-        };
+        let content =
+            if extra.empty_directory { extra.path.clone() } else { rootfs::slim(&extra.path, &work.join("slim"))? };
         root.extra(extra, &content)?;
     }
-    let hosts: String = PAIR
-        .iter()
-        .map(|(name, address)| format!("{address} {name}\n"))
-        .collect();
+    let hosts: String = PAIR.iter().map(|(name, address)| format!("{address} {name}\n")).collect();
     let initramfs = logs.join("initramfs.cpio");
     let initramfs_bytes = root.write(&kernel, &job_file(jobs), &hosts, &initramfs)?;
     Ok(Machine {
@@ -318,12 +263,10 @@ fn prepare(
 /// Two runs with the same kernel take turns: they share a directory.
 fn exclusive(logs: &Path) -> Result<fs::File> {
     let path = logs.join("lock");
-    let file =
-        fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    let file = fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     if file.try_lock().is_err() {
         eprintln!("waiting for another run in {}", logs.display());
-        file.lock()
-            .with_context(|| format!("cannot lock {}", path.display()))?;
+        file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
     }
     Ok(file)
 }
@@ -332,12 +275,8 @@ fn extras_of(files: &[PathBuf]) -> Result<Vec<Extra>> {
     files
         .iter()
         .map(|file| {
-            let path = fs::canonicalize(file)
-                .with_context(|| format!("cannot find {}", file.display()))?;
-            Ok(Extra {
-                path,
-                empty_directory: false,
-            })
+            let path = fs::canonicalize(file).with_context(|| format!("cannot find {}", file.display()))?;
+            Ok(Extra { path, empty_directory: false })
         })
         .collect()
 }
@@ -345,10 +284,7 @@ fn extras_of(files: &[PathBuf]) -> Result<Vec<Extra>> {
 fn need_stage() -> Result<()> {
     let agent = paths::stage().join("bin/bproc-agent");
     if !agent.exists() {
-        bail!(
-            "{} is not there: run `cargo xtask build` first",
-            agent.display()
-        );
+        bail!("{} is not there: run `cargo xtask build` first", agent.display());
     }
     Ok(())
 }

@@ -47,9 +47,7 @@ impl Archive {
         let path = Self::inside(path);
         let mut parent = path.as_str();
         while let Some((head, _)) = parent.rsplit_once('/') {
-            self.nodes
-                .entry(head.to_owned())
-                .or_insert(Node::Directory(0o755));
+            self.nodes.entry(head.to_owned()).or_insert(Node::Directory(0o755));
             parent = head;
         }
         self.nodes.insert(path, node);
@@ -83,11 +81,7 @@ impl Archive {
     /// Adds a copy of a file of the host (through symbolic links).
     pub(super) fn copy(&mut self, path: &str, from: &Path) -> Result<()> {
         let meta = fs::metadata(from).with_context(|| format!("cannot read {}", from.display()))?;
-        let mode = if meta.permissions().mode() & 0o111 == 0 {
-            0o644
-        } else {
-            0o755
-        };
+        let mode = if meta.permissions().mode() & 0o111 == 0 { 0o644 } else { 0o755 };
         // Python compares the time of a source with its compiled form.
         let time = u32::try_from(meta.mtime()).unwrap_or(0);
         self.add(path, Node::Copy(mode, time, from.to_owned()));
@@ -99,9 +93,7 @@ impl Archive {
     pub(super) fn tree(&mut self, path: &str, from: &Path) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         self.directory(path, 0o755);
-        for entry in
-            fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))?
-        {
+        for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
             let entry = entry?;
             let name = entry.file_name();
             let Some(name) = name.to_str() else {
@@ -124,16 +116,10 @@ impl Archive {
 
     /// Writes the archive to a file; returns its size in bytes.
     pub(super) fn write(&self, path: &Path) -> Result<u64> {
-        let file =
-            File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
-        let mut out = Writer {
-            out: BufWriter::with_capacity(1 << 20, file),
-            size: 0,
-            inode: 0,
-        };
+        let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+        let mut out = Writer { out: BufWriter::with_capacity(1 << 20, file), size: 0, inode: 0 };
         for (name, node) in &self.nodes {
-            out.node(name, node)
-                .with_context(|| format!("cannot put {name} into {}", path.display()))?;
+            out.node(name, node).with_context(|| format!("cannot put {name} into {}", path.display()))?;
         }
         out.header("TRAILER!!!", Meta::default())?;
         out.out.flush()?;
@@ -178,10 +164,7 @@ impl<W: Write> Writer<W> {
                 let copied = io::copy(&mut file, &mut self.out)?;
                 self.size += copied;
                 if copied != size {
-                    return Err(io::Error::other(format!(
-                        "{} changed while it was read",
-                        from.display()
-                    )));
+                    return Err(io::Error::other(format!("{} changed while it was read", from.display())));
                 }
                 self.pad()
             }

@@ -19,15 +19,7 @@ use crate::sh::Cmd;
 pub(crate) const DEFAULT_KERNELS: &[&str] = &["6.1", "6.12", "7.2"];
 
 /// Loaded in the guest if the kernel has them as modules.
-const MODULES: &[&str] = &[
-    "virtio_pci",
-    "virtio_net",
-    "overlay",
-    "fuse",
-    "loop",
-    "tun",
-    "veth",
-];
+const MODULES: &[&str] = &["virtio_pci", "virtio_net", "overlay", "fuse", "loop", "tun", "veth"];
 
 /// How long a kernel is used before a newer one of its series is looked for.
 const REFRESH: Duration = Duration::from_secs(7 * 86_400);
@@ -69,10 +61,7 @@ pub(crate) fn fetch_kernel(series: &str) -> Result<Kernel> {
             let Some(kernel) = cached else {
                 return Err(why);
             };
-            eprintln!(
-                "note: cannot look for a newer kernel {series} ({why:#}); using {}",
-                kernel.release
-            );
+            eprintln!("note: cannot look for a newer kernel {series} ({why:#}); using {}", kernel.release);
             return Ok(kernel);
         }
     }
@@ -147,17 +136,12 @@ fn candidates(names: &[String]) -> BTreeMap<String, Candidate> {
 
 /// Orders releases by their numbers: 6.1.0-9 comes before 6.1.0-50.
 fn numbers(release: &str) -> Vec<u64> {
-    release
-        .split(|c: char| !c.is_ascii_digit())
-        .filter_map(|part| part.parse().ok())
-        .collect()
+    release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()
 }
 
 fn download(series: &str, dir: &Path) -> Result<()> {
-    let pattern = format!(
-        "^linux-(image|binary|binary-unsigned|modules)-{}[.].*cloud-amd64",
-        series.replace('.', "[.]")
-    );
+    let pattern =
+        format!("^linux-(image|binary|binary-unsigned|modules)-{}[.].*cloud-amd64", series.replace('.', "[.]"));
     let mut best: Option<(Vec<u64>, String, Vec<String>, Private)> = None;
     let mut seen = BTreeSet::new();
     let mut problems = Vec::new();
@@ -215,10 +199,7 @@ fn download(series: &str, dir: &Path) -> Result<()> {
 }
 
 fn newest_version(apt: &Private, package: &str) -> Result<String> {
-    apt.versions(package)?
-        .into_iter()
-        .next()
-        .with_context(|| format!("Debian has no version of {package}"))
+    apt.versions(package)?.into_iter().next().with_context(|| format!("Debian has no version of {package}"))
 }
 
 /// Downloads the newest version of a package, which apt checks against the
@@ -234,11 +215,7 @@ pub(super) fn unpack(apt: &Private, package: &str, into: &Path) -> Result<()> {
 /// True if the file was written less than `age` ago.
 fn younger(file: &Path, age: Duration) -> bool {
     let written = fs::metadata(file).and_then(|meta| meta.modified());
-    written.is_ok_and(|time| {
-        SystemTime::now()
-            .duration_since(time)
-            .is_ok_and(|passed| passed < age)
-    })
+    written.is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|passed| passed < age))
 }
 
 /// Name of the file that says: this directory is complete, with these modules.
@@ -293,11 +270,7 @@ fn index_modules(dir: &Path, index: &mut BTreeMap<String, PathBuf>) -> Result<()
 
 /// Appends a module after all that it depends on. A name that is no module is
 /// built into the kernel, or the kernel lacks it: the guest will find out.
-fn load_order(
-    name: &str,
-    index: &BTreeMap<String, PathBuf>,
-    order: &mut Vec<(String, Vec<u8>)>,
-) -> Result<()> {
+fn load_order(name: &str, index: &BTreeMap<String, PathBuf>, order: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
     if order.iter().any(|(known, _)| known == name) {
         return Ok(());
     }
@@ -324,11 +297,7 @@ fn decompress(path: &Path) -> Result<Vec<u8>> {
         .output()
         .with_context(|| format!("cannot start {tool}, which unpacks kernel modules"))?;
     if !result.status.success() {
-        bail!(
-            "{tool} cannot unpack {}: {}",
-            path.display(),
-            String::from_utf8_lossy(&result.stderr).trim()
-        );
+        bail!("{tool} cannot unpack {}: {}", path.display(), String::from_utf8_lossy(&result.stderr).trim());
     }
     Ok(result.stdout)
 }
@@ -370,12 +339,7 @@ fn newest_cached(series: &str, dir: &Path) -> Result<Option<Kernel>> {
         }
     }
     modules.sort();
-    Ok(Some(Kernel {
-        series: series.to_owned(),
-        release,
-        vmlinuz: home.join("vmlinuz"),
-        modules,
-    }))
+    Ok(Some(Kernel { series: series.to_owned(), release, vmlinuz: home.join("vmlinuz"), modules }))
 }
 
 #[cfg(test)]
@@ -399,23 +363,15 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(
             found["7.2.12+deb13-cloud-amd64"].packages(),
-            Some(names(&[
-                "linux-binary-unsigned-7.2.12+deb13-cloud-amd64",
-                "linux-modules-7.2.12+deb13-cloud-amd64"
-            ]))
+            Some(names(&["linux-binary-unsigned-7.2.12+deb13-cloud-amd64", "linux-modules-7.2.12+deb13-cloud-amd64"]))
         );
     }
 
     #[test]
     fn whole_packages_are_taken_signed() {
-        let found = candidates(&names(&[
-            "linux-image-6.1.0-50-cloud-amd64",
-            "linux-image-6.1.0-50-cloud-amd64-unsigned",
-        ]));
-        assert_eq!(
-            found["6.1.0-50-cloud-amd64"].packages(),
-            Some(names(&["linux-image-6.1.0-50-cloud-amd64"]))
-        );
+        let found =
+            candidates(&names(&["linux-image-6.1.0-50-cloud-amd64", "linux-image-6.1.0-50-cloud-amd64-unsigned"]));
+        assert_eq!(found["6.1.0-50-cloud-amd64"].packages(), Some(names(&["linux-image-6.1.0-50-cloud-amd64"])));
     }
 
     #[test]

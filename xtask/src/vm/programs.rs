@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::rootfs::Extra;
@@ -36,9 +36,7 @@ impl Job {
 
 /// The job file of the guest.
 pub(super) fn job_file(jobs: &[Job]) -> String {
-    jobs.iter()
-        .map(|job| format!("{}\t{}\t{}\n", job.name, job.limit.as_secs(), job.command))
-        .collect()
+    jobs.iter().map(|job| format!("{}\t{}\t{}\n", job.name, job.limit.as_secs(), job.command)).collect()
 }
 
 /// A test executable of the host that is to run in the guest.
@@ -63,11 +61,7 @@ impl TestBinary {
     pub(crate) fn job(&self, seconds: u64) -> Job {
         let mut words = vec!["cd".to_owned(), quote(&self.directory.to_string_lossy())];
         words.extend(["&&", "exec", "env"].map(str::to_owned));
-        words.extend(
-            self.env
-                .iter()
-                .map(|(name, value)| quote(&format!("{name}={value}"))),
-        );
+        words.extend(self.env.iter().map(|(name, value)| quote(&format!("{name}={value}"))));
         words.push(quote(&self.path.to_string_lossy()));
         words.extend(self.args.iter().map(|argument| quote(argument)));
         Job::new(&self.name, seconds, &words.join(" "))
@@ -75,14 +69,8 @@ impl TestBinary {
 
     /// What the guest needs on its disk for it.
     pub(crate) fn extras(&self) -> Vec<Extra> {
-        let file = |path: &PathBuf| Extra {
-            path: path.clone(),
-            empty_directory: false,
-        };
-        let directory = Extra {
-            path: self.directory.clone(),
-            empty_directory: true,
-        };
+        let file = |path: &PathBuf| Extra { path: path.clone(), empty_directory: false };
+        let directory = Extra { path: self.directory.clone(), empty_directory: true };
         std::iter::once(directory)
             .chain(std::iter::once(file(&self.path)))
             .chain(self.programs.iter().map(file))
@@ -115,11 +103,7 @@ pub(crate) fn test_binaries(package: &str, filters: &[String]) -> Result<Vec<Tes
         if message["profile"]["test"] == true {
             let target = message["target"]["name"].as_str().unwrap_or("test");
             let kind = message["target"]["kind"][0].as_str().unwrap_or("lib");
-            let name = if kind == "test" {
-                format!("{package}/{target}")
-            } else {
-                format!("{package}({kind})")
-            };
+            let name = if kind == "test" { format!("{package}/{target}") } else { format!("{package}({kind})") };
             let manifest = message["manifest_path"].as_str().unwrap_or_default();
             let directory = Path::new(manifest).parent().unwrap_or(Path::new("/"));
             tests.insert(name, (path, directory.to_owned()));
@@ -127,11 +111,9 @@ pub(crate) fn test_binaries(package: &str, filters: &[String]) -> Result<Vec<Tes
             programs.push(path);
         }
     }
-    if tests.is_empty() {
-        bail!("cargo built no tests for the package {package}");
-    }
     Ok(tests
         .into_iter()
+        .filter(|(_, (path, _))| !is_empty(path))
         .map(|(name, (path, directory))| TestBinary {
             name,
             path,
@@ -140,20 +122,31 @@ pub(crate) fn test_binaries(package: &str, filters: &[String]) -> Result<Vec<Tes
                 .into_iter()
                 .chain(filters.iter().cloned())
                 .collect(),
-            env: vec![
-                (
-                    "CARGO_MANIFEST_DIR".to_owned(),
-                    directory.to_string_lossy().into_owned(),
-                ),
-                (
-                    "CARGO_TARGET_DIR".to_owned(),
-                    paths::target().to_string_lossy().into_owned(),
-                ),
-            ],
+            env: environment(&directory),
             directory,
             programs: programs.clone(),
         })
         .collect())
+}
+
+/// What tests find in their environment on the host, too.
+fn environment(directory: &Path) -> Vec<(String, String)> {
+    let object = paths::stage().join("libexec/bproc/bproc.bpf.o");
+    [
+        ("CARGO_MANIFEST_DIR", directory.to_owned()),
+        ("CARGO_TARGET_DIR", paths::target()),
+        ("BPROC_STAGE", paths::stage()),
+        ("BPROC_BPF_OBJECT", object),
+    ]
+    .map(|(name, path)| (name.to_owned(), path.to_string_lossy().into_owned()))
+    .to_vec()
+}
+
+/// True for a test program without a single test.
+fn is_empty(path: &Path) -> bool {
+    let listed = Cmd::new(path).args(["--list", "--format=terse"]).said();
+    // Another harness than Rust's may not know these options.
+    listed.is_ok_and(|text| !text.contains(": test"))
 }
 
 /// Builds the guest's init, linked statically.
@@ -164,13 +157,7 @@ pub(super) fn build_guest() -> Result<PathBuf> {
         .args(["rustc", "--quiet", "--release", "-p", "bproc-guest"])
         .args(["--bin", "bproc-guest", "--target-dir"])
         .arg(&target)
-        .args([
-            "--",
-            "-C",
-            "target-feature=+crt-static",
-            "-C",
-            "strip=symbols",
-        ])
+        .args(["--", "-C", "target-feature=+crt-static", "-C", "strip=symbols"])
         .env_remove("RUSTFLAGS")
         .run()?;
     Ok(target.join("release/bproc-guest"))

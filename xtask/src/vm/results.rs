@@ -8,6 +8,9 @@ use std::time::Duration;
 /// Marks a line of a test that says which ability of the kernel it used.
 const EXERCISED: &str = "EXERCISED ";
 
+/// A test prints this when the machine cannot run it; it then counts as passed.
+const SKIPPED: &str = "skipped: ";
+
 /// A job prints this line before it takes its own machine down on purpose:
 /// the death of a node is something that tests ask for.
 const CRASH: &str = "EXPECTED CRASH";
@@ -40,6 +43,13 @@ impl JobResult {
         matches!(self.outcome.as_deref(), Some("exit:0" | CRASHED))
     }
 
+    /// Names of the tests that failed, from the list at the end of the output.
+    fn failed_tests(&self) -> Vec<&str> {
+        let list = self.output.iter().rposition(|line| line == "failures:");
+        let lines = self.output.iter().skip(list.map_or(self.output.len(), |at| at + 1));
+        lines.map_while(|line| line.strip_prefix("    ")).collect()
+    }
+
     /// Counts of a Rust test program, or the outcome itself.
     pub(super) fn detail(&self) -> String {
         let counts = self
@@ -53,6 +63,14 @@ impl JobResult {
                     .collect::<Vec<_>>()
                     .join(", ")
             });
+        let skipped = self.output.iter().filter(|line| line.contains(SKIPPED));
+        let skipped = skipped.count();
+        let counts = counts.map(|mut counts| {
+            if skipped > 0 {
+                counts.push_str(&format!(", of which {skipped} skipped"));
+            }
+            counts
+        });
         match (&self.outcome, counts) {
             (Some(outcome), Some(counts)) if outcome == "exit:0" => counts,
             (Some(outcome), Some(counts)) => format!("{outcome}, {counts}"),
@@ -93,11 +111,7 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// The outcome of a run that is about to begin.
     pub(super) fn of(series: &str, logs: &Path) -> Self {
-        Self {
-            series: series.to_owned(),
-            logs: logs.to_owned(),
-            ..Self::default()
-        }
+        Self { series: series.to_owned(), logs: logs.to_owned(), ..Self::default() }
     }
 
     /// True if the VM ran to its end and every job passed.
@@ -121,10 +135,9 @@ impl Outcome {
         match words.next() {
             Some("MACHINE") => self.release = words.next().unwrap_or_default().to_owned(),
             Some("NOTE") => self.notes.push(words.collect::<Vec<_>>().join(" ")),
-            Some("BEGIN") => self.jobs.push(JobResult {
-                name: words.next().unwrap_or_default().to_owned(),
-                ..JobResult::default()
-            }),
+            Some("BEGIN") => {
+                self.jobs.push(JobResult { name: words.next().unwrap_or_default().to_owned(), ..JobResult::default() })
+            }
             Some("LEFT") => {
                 if let Some(job) = self.jobs.last_mut() {
                     job.left.push(words.skip(1).collect::<Vec<_>>().join(" "));
@@ -133,10 +146,7 @@ impl Outcome {
             Some("END") => {
                 if let Some(job) = self.jobs.last_mut() {
                     job.outcome = words.nth(1).map(str::to_owned);
-                    job.seconds = words
-                        .next()
-                        .and_then(|text| text.parse().ok())
-                        .unwrap_or_default();
+                    job.seconds = words.next().and_then(|text| text.parse().ok()).unwrap_or_default();
                 }
             }
             Some("DONE") => self.done = true,
@@ -153,15 +163,7 @@ impl Outcome {
             return;
         }
         let trouble = console.lines().find(|line| {
-            [
-                "Kernel panic",
-                "Oops:",
-                "BUG:",
-                "kernel BUG",
-                "general protection",
-            ]
-            .iter()
-            .any(|sign| line.contains(sign))
+            ["Kernel panic", "Oops:", "BUG:", "kernel BUG", "general protection"].iter().any(|sign| line.contains(sign))
         });
         self.broken = match (code, trouble) {
             (_, Some(line)) => Some(format!("the kernel complained: {}", line.trim())),
@@ -169,9 +171,7 @@ impl Outcome {
             (Some(QEMU_PASSED | QEMU_FAILED), None) if self.done => None,
             (Some(0), None) => Some("the guest went down without a result".to_owned()),
             (Some(1), None) => Some("qemu could not start".to_owned()),
-            (code, None) => Some(format!(
-                "qemu ended with {code:?}, results are not complete"
-            )),
+            (code, None) => Some(format!("qemu ended with {code:?}, results are not complete")),
         };
     }
 }
@@ -180,20 +180,10 @@ impl Outcome {
 fn columns(rows: &[Vec<String>]) {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..count)
-        .map(|column| {
-            rows.iter()
-                .filter_map(|row| row.get(column))
-                .map(|cell| cell.chars().count())
-                .max()
-                .unwrap_or(0)
-        })
+        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))
         .collect();
     for row in rows {
-        let line: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
+        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         println!("{}", line.join("  ").trim_end());
     }
 }
@@ -206,11 +196,7 @@ fn row(cells: &[&str]) -> Vec<String> {
 pub(super) fn print(outcomes: &[Outcome]) {
     let mut rows = vec![row(&["KERNEL", "TEST", "RESULT", "SECONDS", ""])];
     for outcome in outcomes {
-        let kernel = if outcome.release.is_empty() {
-            &outcome.series
-        } else {
-            &outcome.release
-        };
+        let kernel = if outcome.release.is_empty() { &outcome.series } else { &outcome.release };
         for job in &outcome.jobs {
             let result = if job.passed() { "ok" } else { "FAILED" };
             let mut detail = job.detail();
@@ -220,24 +206,26 @@ pub(super) fn print(outcomes: &[Outcome]) {
             let seconds = format!("{:.1}", job.seconds);
             rows.push(row(&[kernel, &job.name, result, &seconds, &detail]));
         }
-        let result = if outcome.broken.is_some() {
-            "FAILED"
-        } else {
-            "ok"
-        };
+        let result = if outcome.broken.is_some() { "FAILED" } else { "ok" };
         let boot = format!(
             "boot {:.1}{}",
             outcome.boot.as_secs_f64(),
-            outcome
-                .broken
-                .as_ref()
-                .map_or(String::new(), |why| format!(", {why}"))
+            outcome.broken.as_ref().map_or(String::new(), |why| format!(", {why}"))
         );
         let total = format!("{:.1}", outcome.total.as_secs_f64());
         rows.push(row(&[kernel, "(whole VM)", result, &total, &boot]));
     }
     columns(&rows);
     exercised(outcomes);
+    let mut head = "\nFailed tests:\n";
+    for outcome in outcomes {
+        for job in outcome.jobs.iter().filter(|job| !job.passed()) {
+            for test in job.failed_tests() {
+                println!("{head}  {} {} {test}", outcome.series, job.name);
+                head = "";
+            }
+        }
+    }
 }
 
 fn exercised(outcomes: &[Outcome]) {
@@ -247,18 +235,10 @@ fn exercised(outcomes: &[Outcome]) {
     }
     println!();
     let heads = outcomes.iter().map(|one| one.series.clone());
-    let mut rows = vec![
-        std::iter::once("EXERCISED".to_owned())
-            .chain(heads)
-            .collect(),
-    ];
+    let mut rows = vec![std::iter::once("EXERCISED".to_owned()).chain(heads).collect()];
     for feature in all {
         let marks = outcomes.iter().map(|one| {
-            let mark = if one.exercised.contains(feature) {
-                "yes"
-            } else {
-                "-"
-            };
+            let mark = if one.exercised.contains(feature) { "yes" } else { "-" };
             mark.to_owned()
         });
         rows.push(std::iter::once(feature.clone()).chain(marks).collect());
@@ -303,6 +283,8 @@ mod tests {
         let mut run = outcome("BEGIN a\nEND a signal:11 0.1\nDONE failed");
         run.judge(Some(35), false, "");
         assert!(run.broken.is_none() && !run.passed());
+        let run = outcome("BEGIN a\n| failures:\n| ---- x\n| failures:\n|     m::x\n|     y\n| ");
+        assert_eq!(run.jobs[0].failed_tests(), ["m::x", "y"]);
         let mut run = outcome("BEGIN a\n| half");
         run.judge(Some(35), false, "");
         assert!(!run.passed());

@@ -86,8 +86,7 @@ const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\n\
     user:x:1000:1000:user:/home/user:/bin/bash\n\
     other:x:1001:1001:other:/home/other:/bin/bash\n\
     nobody:x:65534:65534:nobody:/:/bin/false\n";
-const GROUP: &str =
-    "root:x:0:\ntty:x:5:\nbproc:x:900:user\nuser:x:1000:\nother:x:1001:\nnogroup:x:65534:\n";
+const GROUP: &str = "root:x:0:\ntty:x:5:\nbproc:x:900:user\nuser:x:1000:\nother:x:1001:\nnogroup:x:65534:\n";
 
 /// A file or directory of the host that the guest gets at the same path.
 #[derive(Clone, Debug)]
@@ -114,11 +113,11 @@ impl RootFs {
             archive.directory(&format!("/usr/{name}"), 0o755);
             archive.link(&format!("/{name}"), &format!("usr/{name}"));
         }
-        for name in [
-            "dev", "proc", "sys", "run", "etc", "root", "var/log", "var/lib", "opt",
-        ] {
+        for name in ["dev", "proc", "sys", "run", "etc", "var/log", "var/lib", "opt"] {
             archive.directory(&format!("/{name}"), 0o755);
         }
+        // Closed to others, as everywhere.
+        archive.directory("/root", 0o700);
         for name in ["mnt", "srv", "home/user", "home/other"] {
             archive.directory(&format!("/{name}"), 0o777);
         }
@@ -130,19 +129,12 @@ impl RootFs {
         archive.link("/etc/mtab", "/proc/mounts");
         archive.bytes("/etc/passwd", 0o644, PASSWD);
         archive.bytes("/etc/group", 0o644, GROUP);
+        archive.bytes("/etc/shadow", 0o600, "root:*:20000::::::\n");
         archive.bytes("/etc/hosts", 0o644, "127.0.0.1 localhost\n");
-        archive.bytes(
-            "/etc/nsswitch.conf",
-            0o644,
-            "passwd: files\ngroup: files\nhosts: files dns\n",
-        );
+        archive.bytes("/etc/nsswitch.conf", 0o644, "passwd: files\ngroup: files\nhosts: files dns\n");
         archive.bytes("/etc/machine-id", 0o644, format!("{:032x}\n", 0xb0_u8));
         archive.copy("/init", guest)?;
-        let mut root = Self {
-            archive,
-            linked: BTreeSet::new(),
-            library_path: None,
-        };
+        let mut root = Self { archive, linked: BTreeSet::new(), library_path: None };
         root.busybox()?;
         root.programs()?;
         Ok(root)
@@ -204,10 +196,7 @@ impl RootFs {
 
     fn python(&mut self) -> Result<()> {
         let system = PathBuf::from("/usr/bin/python3");
-        let Some(python) = Some(system)
-            .filter(|path| path.exists())
-            .or_else(|| find_program("python3"))
-        else {
+        let Some(python) = Some(system).filter(|path| path.exists()).or_else(|| find_program("python3")) else {
             return Ok(());
         };
         let script = format!(
@@ -219,17 +208,14 @@ impl RootFs {
         );
         let text = Cmd::new(python).args(["-I", "-c", &script]).said()?;
         let mut lines = text.lines();
-        let (Some(binary), Some(prefix), Some(version)) =
-            (lines.next(), lines.next(), lines.next())
-        else {
+        let (Some(binary), Some(prefix), Some(version)) = (lines.next(), lines.next(), lines.next()) else {
             bail!("python told nothing about itself: {text}");
         };
         self.program(binary, Path::new(binary))?;
         if binary != "/usr/bin/python3" {
             self.archive.link("/usr/bin/python3", binary);
         }
-        self.archive
-            .directory(&format!("{prefix}/lib/{version}/lib-dynload"), 0o755);
+        self.archive.directory(&format!("{prefix}/lib/{version}/lib-dynload"), 0o755);
         for file in lines {
             self.program(file, Path::new(file))?;
         }
@@ -263,16 +249,14 @@ impl RootFs {
         self.library_path = Some(stage.join("lib"));
         let ghost = format!("{place}/libexec/bproc/bproc-ghost");
         if self.archive.has(&ghost) {
-            self.archive
-                .bytes("/bproc-guest/filecaps", 0o644, format!("{ghost}\n"));
+            self.archive.bytes("/bproc-guest/filecaps", 0o644, format!("{ghost}\n"));
         }
         Ok(())
     }
 
     fn add_tree(&mut self, place: &str, from: &Path) -> Result<()> {
         let files = self.archive.tree(place, from)?;
-        self.linked
-            .extend(files.into_iter().filter(|file| is_elf(file)));
+        self.linked.extend(files.into_iter().filter(|file| is_elf(file)));
         Ok(())
     }
 
@@ -298,13 +282,7 @@ impl RootFs {
 
     /// Adds kernel modules, jobs and names; finds all libraries; writes the
     /// archive and returns its size in bytes.
-    pub(super) fn write(
-        mut self,
-        kernel: &Kernel,
-        jobs: &str,
-        hosts: &str,
-        path: &Path,
-    ) -> Result<u64> {
+    pub(super) fn write(mut self, kernel: &Kernel, jobs: &str, hosts: &str, path: &Path) -> Result<u64> {
         self.libraries()?;
         let mut list = String::new();
         for module in &kernel.modules {
@@ -316,8 +294,7 @@ impl RootFs {
         }
         self.archive.bytes("/bproc-guest/modules", 0o644, list);
         self.archive.bytes("/bproc-guest/job", 0o644, jobs);
-        self.archive
-            .bytes("/etc/hosts", 0o644, format!("127.0.0.1 localhost\n{hosts}"));
+        self.archive.bytes("/etc/hosts", 0o644, format!("127.0.0.1 localhost\n{hosts}"));
         self.archive.write(path)
     }
 
@@ -347,10 +324,7 @@ impl RootFs {
             }
         }
         if !missing.is_empty() {
-            bail!(
-                "libraries that programs for the VM need: {}",
-                missing.join(", ")
-            );
+            bail!("libraries that programs for the VM need: {}", missing.join(", "));
         }
         Ok(())
     }
@@ -380,17 +354,13 @@ fn static_busybox() -> Result<PathBuf> {
 }
 
 fn is_static(path: &Path) -> Result<bool> {
-    let found = Command::new("ldd")
-        .arg(path)
-        .output()
-        .context("cannot start ldd")?;
+    let found = Command::new("ldd").arg(path).output().context("cannot start ldd")?;
     Ok(!String::from_utf8_lossy(&found.stdout).contains("=>"))
 }
 
 fn is_elf(path: &Path) -> bool {
     let mut magic = [0; 4];
-    File::open(path).is_ok_and(|mut file| file.read_exact(&mut magic).is_ok())
-        && magic == *b"\x7fELF"
+    File::open(path).is_ok_and(|mut file| file.read_exact(&mut magic).is_ok()) && magic == *b"\x7fELF"
 }
 
 /// A copy without symbols for debuggers, which are most of a test's size; the
@@ -411,12 +381,7 @@ pub(super) fn slim(path: &Path, dir: &Path) -> Result<PathBuf> {
         .and_then(|copy| copy.modified())
         .is_ok_and(|time| meta.modified().is_ok_and(|source| time > source));
     if !fresh {
-        Cmd::new(strip)
-            .arg("--strip-debug")
-            .arg("-o")
-            .arg(&slim)
-            .arg(path)
-            .quiet()?;
+        Cmd::new(strip).arg("--strip-debug").arg("-o").arg(&slim).arg(path).quiet()?;
     }
     Ok(slim)
 }
