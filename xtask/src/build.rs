@@ -44,9 +44,10 @@ pub fn all(args: &BuildArgs) -> Result<()> {
     let profile = if args.debug && !args.release { "debug" } else { "release" };
     println!("build");
     let there = packages()?;
-    ordinary(&there, profile)?;
+    // The small ones first: what is wrong with them shows before the long part.
     ghost()?;
     ebpf()?;
+    ordinary(&there, profile)?;
     stage::all(profile)
 }
 

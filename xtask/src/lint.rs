@@ -20,6 +20,9 @@ pub fn run() -> Result<()> {
     println!("lint");
     let checks: [Check; 7] = [
         ("form", || Cmd::cargo().args(["fmt", "--all", "--check"]).run()),
+        ("walls", walls::check),
+        ("links in documents", documents::check),
+        ("length of files", length::check),
         ("clippy", || {
             Cmd::cargo()
                 .args(["clippy", "--workspace", "--exclude", "bproc-ghost", "--exclude", "bproc-ebpf", "--all-targets"])
@@ -28,9 +31,6 @@ pub fn run() -> Result<()> {
         }),
         ("clippy, ghost", || Cmd::cargo().args(["clippy", "--release", "-p", "bproc-ghost"]).args(DENY).run()),
         ("clippy, eBPF", || build::ebpf_cargo("clippy")?.args(["--release", "-p", "bproc-ebpf"]).args(DENY).run()),
-        ("walls", walls::check),
-        ("links in documents", documents::check),
-        ("length of files", length::check),
     ];
     let mut failed = Vec::new();
     for (name, check) in checks {
