@@ -6,8 +6,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -23,11 +23,7 @@ pub fn files_of(dir: &Path, peer: Peer) -> TlsFiles {
         Peer::Master => "master".to_owned(),
         Peer::Node(n) => format!("node-{n}"),
     };
-    TlsFiles {
-        ca: dir.join("ca.pem"),
-        cert: dir.join(format!("{stem}.pem")),
-        key: dir.join(format!("{stem}-key.pem")),
-    }
+    TlsFiles { ca: dir.join("ca.pem"), cert: dir.join(format!("{stem}.pem")), key: dir.join(format!("{stem}-key.pem")) }
 }
 
 /// Makes, in `dir`, a CA (`ca.pem`, `ca-key.pem`), the master's certificate (`master.pem`, `master-key.pem`) and one
@@ -38,23 +34,13 @@ pub fn files_of(dir: &Path, peer: Peer) -> TlsFiles {
 /// Names that cannot be in a certificate, and what the file system has, with the path.
 pub fn make_cluster_certs(dir: &Path, cluster: &str, nodes: &[i32]) -> io::Result<()> {
     if !paths::is_cluster_name(cluster) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("{cluster:?} is no name of a cluster"),
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{cluster:?} is no name of a cluster")));
     }
     if let Some(n) = nodes.iter().find(|n| **n < 0) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("{n} is no number of a node"),
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{n} is no number of a node")));
     }
     if !dir.is_dir() {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(|e| told(dir, e))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| told(dir, e))?;
     }
     let issuer = authority(dir, cluster)?;
     for peer in std::iter::once(Peer::Master).chain(nodes.iter().copied().map(Peer::Node)) {
@@ -65,17 +51,10 @@ pub fn make_cluster_certs(dir: &Path, cluster: &str, nodes: &[i32]) -> io::Resul
         let mut params = params(&format!("{peer} of {cluster}"));
         params.subject_alt_names = vec![
             SanType::URI(peer.uri(cluster).try_into().map_err(io::Error::other)?),
-            SanType::DnsName(
-                peer.dns_name(cluster)
-                    .try_into()
-                    .map_err(io::Error::other)?,
-            ),
+            SanType::DnsName(peer.dns_name(cluster).try_into().map_err(io::Error::other)?),
         ];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate().map_err(io::Error::other)?;
         let cert = params.signed_by(&key, &issuer).map_err(io::Error::other)?;
@@ -91,8 +70,7 @@ fn authority(dir: &Path, cluster: &str) -> io::Result<Issuer<'static, KeyPair>> 
         let cert = fs::read_to_string(&cert_path).map_err(|e| told(&cert_path, e))?;
         let key = fs::read_to_string(&key_path).map_err(|e| told(&key_path, e))?;
         let key = KeyPair::from_pem(&key).map_err(|e| told(&key_path, io::Error::other(e)))?;
-        return Issuer::from_ca_cert_pem(&cert, key)
-            .map_err(|e| told(&cert_path, io::Error::other(e)));
+        return Issuer::from_ca_cert_pem(&cert, key).map_err(|e| told(&cert_path, io::Error::other(e)));
     }
     let mut params = params(&format!("BProc cluster {cluster}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -117,12 +95,7 @@ fn params(name: &str) -> CertificateParams {
 
 fn put(path: &PathBuf, text: &str, mode: u32) -> io::Result<()> {
     let _ = fs::remove_file(path);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)
-        .map_err(|e| told(path, e))?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(|e| told(path, e))?;
     file.write_all(text.as_bytes()).map_err(|e| told(path, e))
 }
 

@@ -37,25 +37,14 @@ impl fmt::Display for Report {
         for w in &self.warnings {
             writeln!(f, "warning: {w}")?;
         }
-        let files = self
-            .files
-            .iter()
-            .map(|p| p.display().to_string())
-            .collect::<Vec<_>>()
-            .join(", ");
+        let files = self.files.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
         match &self.config {
             Some(c) if self.is_good() => {
                 let security = match c.security {
                     Security::Plaintext => "plaintext on loop-back",
                     Security::Tls(_) => "mutual TLS",
                 };
-                writeln!(
-                    f,
-                    "good: {files}: cluster {}, {} nodes, {} ({security})",
-                    c.name,
-                    c.nodes.len(),
-                    c.bind
-                )
+                writeln!(f, "good: {files}: cluster {}, {} nodes, {} ({security})", c.name, c.nodes.len(), c.bind)
             }
             _ => writeln!(f, "{} mistakes in {files}", self.mistakes.len()),
         }
@@ -73,18 +62,10 @@ pub fn check(path: &Path) -> Report {
         }
     };
     if let Some(config) = &config {
-        let whole = Origin {
-            file: path.into(),
-            line: 0,
-        };
+        let whole = Origin { file: path.into(), line: 0 };
         machine_itself(config, &whole, &mut findings);
     }
-    Report {
-        files: findings.files,
-        mistakes: findings.mistakes,
-        warnings: findings.warnings,
-        config,
-    }
+    Report { files: findings.files, mistakes: findings.mistakes, warnings: findings.warnings, config }
 }
 
 fn machine_itself(config: &MachineConfig, whole: &Origin, findings: &mut Findings) {
@@ -107,27 +88,15 @@ fn machine_itself(config: &MachineConfig, whole: &Origin, findings: &mut Finding
         }
     }
     if !config.libexec_dir.is_dir() {
-        findings.warning(
-            whole,
-            format!(
-                "libexec_dir {} is not a directory",
-                config.libexec_dir.display()
-            ),
-        );
+        findings.warning(whole, format!("libexec_dir {} is not a directory", config.libexec_dir.display()));
     }
     match std::fs::metadata(&config.node_up) {
         Ok(meta) if meta.is_file() && meta.mode() & 0o111 == 0 => {
-            findings.mistake(
-                whole,
-                format!("node_up {} is not executable", config.node_up.display()),
-            );
+            findings.mistake(whole, format!("node_up {} is not executable", config.node_up.display()));
         }
         _ => {}
     }
     if config.nodes.is_empty() && config.masters.is_empty() {
-        findings.warning(
-            whole,
-            "neither a node nor a master is given: there is nothing to do for either role",
-        );
+        findings.warning(whole, "neither a node nor a master is given: there is nothing to do for either role");
     }
 }

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::machine::{
-    DEFAULT_PORT, Libraries, MAX_NODES, MachineConfig, MasterAddress, NodeDefaults, NodeEntry,
-    OnMasterLoss, Pids, Security, SlaveOptions, Stdio,
+    DEFAULT_PORT, Libraries, MAX_NODES, MachineConfig, MasterAddress, NodeDefaults, NodeEntry, OnMasterLoss, Pids,
+    Security, SlaveOptions, Stdio,
 };
 use crate::mistake::{Findings, Origin};
 use crate::paths;
@@ -24,6 +24,8 @@ pub(crate) struct Draft {
     pub(crate) bind_addr: Said<IpAddr>,
     pub(crate) port: Said<u16>,
     pub(crate) nodes: Vec<(NodeEntry, Origin)>,
+    /// The number that follows the highest so far.
+    next_number: i32,
     pub(crate) masters: Vec<Vec<MasterAddress>>,
     pub(crate) ping_timeout_s: Said<u32>,
     pub(crate) libraries: Libraries,
@@ -51,15 +53,13 @@ fn value<T: Clone>(said: &Said<T>) -> Option<T> {
 impl Draft {
     pub(crate) fn new(main: &Path) -> Draft {
         Draft {
-            main: Origin {
-                file: main.into(),
-                line: 0,
-            },
+            main: Origin { file: main.into(), line: 0 },
             name: None,
             run_dir: None,
             bind_addr: None,
             port: None,
             nodes: Vec::new(),
+            next_number: 0,
             masters: Vec::new(),
             ping_timeout_s: None,
             libraries: Libraries::default(),
@@ -69,11 +69,7 @@ impl Draft {
             plaintext: None,
             boundary: None,
             lease_block: None,
-            node_defaults: NodeDefaults {
-                mode: 0o100,
-                uid: 0,
-                gid: 0,
-            },
+            node_defaults: NodeDefaults { mode: 0o100, uid: 0, gid: 0 },
             node_up: None,
             libexec_dir: None,
             on_master_loss: None,
@@ -85,15 +81,6 @@ impl Draft {
         }
     }
 
-    /// The number that follows the highest so far.
-    pub(crate) fn next_number(&self) -> i32 {
-        self.nodes
-            .iter()
-            .map(|(n, _)| n.number.saturating_add(1))
-            .max()
-            .unwrap_or(0)
-    }
-
     /// Resolves `host` and adds it as a node; `number` none is the next one.
     pub(crate) fn add_node(
         &mut self,
@@ -103,19 +90,14 @@ impl Draft {
         resolver: &dyn Resolver,
         findings: &mut Findings,
     ) {
-        let number = number.unwrap_or_else(|| self.next_number());
+        let number = number.unwrap_or(self.next_number);
         match resolver.host(host) {
             Ok(found) => match found.iter().find(|a| a.is_ipv4()).or(found.first()) {
                 Some(addr) => self.add_address(number, host, *addr, origin, findings),
-                None => {
-                    findings.mistake(origin, format!("node {number}: host {host} has no address"))
-                }
+                None => findings.mistake(origin, format!("node {number}: host {host} has no address")),
             },
             Err(why) => {
-                findings.mistake(
-                    origin,
-                    format!("node {number}: host {host} cannot be resolved: {why}"),
-                );
+                findings.mistake(origin, format!("node {number}: host {host} cannot be resolved: {why}"));
             }
         }
     }
@@ -130,28 +112,13 @@ impl Draft {
         findings: &mut Findings,
     ) {
         if addr.is_unspecified() || addr.is_multicast() || addr == IpAddr::V4(Ipv4Addr::BROADCAST) {
-            return findings.mistake(
-                origin,
-                format!("node {number}: {addr} is no machine's address"),
-            );
+            return findings.mistake(origin, format!("node {number}: {addr} is no machine's address"));
         }
         if !(0..MAX_NODES as i32).contains(&number) {
-            return findings.mistake(
-                origin,
-                format!(
-                    "node number {number}: numbers go from 0 to {}",
-                    MAX_NODES - 1
-                ),
-            );
+            return findings.mistake(origin, format!("node number {number}: numbers go from 0 to {}", MAX_NODES - 1));
         }
-        self.nodes.push((
-            NodeEntry {
-                number,
-                host: host.into(),
-                addr,
-            },
-            origin.clone(),
-        ));
+        self.next_number = self.next_number.max(number + 1);
+        self.nodes.push((NodeEntry { number, host: host.into(), addr }, origin.clone()));
     }
 
     /// Adds the addresses `first` to `last` as nodes from `number` on.
@@ -163,9 +130,8 @@ impl Draft {
         origin: &Origin,
         findings: &mut Findings,
     ) {
-        let mut number = number.unwrap_or_else(|| self.next_number());
-        let mut bad =
-            |text: &str| findings.mistake(origin, format!("{text} is not an IPv4 address"));
+        let mut number = number.unwrap_or(self.next_number);
+        let mut bad = |text: &str| findings.mistake(origin, format!("{text} is not an IPv4 address"));
         let (a, b) = match (first.parse::<Ipv4Addr>(), last.parse::<Ipv4Addr>()) {
             (Ok(a), Ok(b)) => (u32::from(a), u32::from(b)),
             (a, b) => {
@@ -179,26 +145,16 @@ impl Draft {
             }
         };
         if a > b {
-            return findings.mistake(
-                origin,
-                format!("the range is upside down: {first} comes after {last}; swap the two"),
-            );
+            return findings
+                .mistake(origin, format!("the range is upside down: {first} comes after {last}; swap the two"));
         }
         if (b - a) as usize >= MAX_NODES {
-            return findings.mistake(
-                origin,
-                format!("the range {first} to {last} has more than {MAX_NODES} addresses"),
-            );
+            return findings
+                .mistake(origin, format!("the range {first} to {last} has more than {MAX_NODES} addresses"));
         }
         for raw in a..=b {
             let addr = Ipv4Addr::from(raw);
-            self.add_address(
-                number,
-                &addr.to_string(),
-                IpAddr::V4(addr),
-                origin,
-                findings,
-            );
+            self.add_address(number, &addr.to_string(), IpAddr::V4(addr), origin, findings);
             number = number.saturating_add(1);
         }
     }
@@ -207,37 +163,23 @@ impl Draft {
     pub(crate) fn finish(mut self, findings: &mut Findings) -> Option<MachineConfig> {
         self.check_nodes(findings);
         let name = value(&self.name).unwrap_or_else(|| paths::DEFAULT_CLUSTER.into());
-        let only_here =
-            !self.nodes.is_empty() && self.nodes.iter().all(|(n, _)| n.addr.is_loopback());
+        let only_here = !self.nodes.is_empty() && self.nodes.iter().all(|(n, _)| n.addr.is_loopback());
         let address = value(&self.bind_addr).unwrap_or(IpAddr::V4(if only_here {
             Ipv4Addr::LOCALHOST
         } else {
             Ipv4Addr::UNSPECIFIED
         }));
         let stdio_address = value(&self.stdio_addr).unwrap_or(address);
-        let security = self.security(
-            &[
-                (address, &self.bind_addr),
-                (stdio_address, &self.stdio_addr),
-            ],
-            findings,
-        );
+        let security = self.security(&[(address, &self.bind_addr), (stdio_address, &self.stdio_addr)], findings);
         let pids = Pids {
             boundary: value(&self.boundary).unwrap_or(1 << 20),
             lease_block: value(&self.lease_block).unwrap_or(4096),
         };
         if i64::from(pids.boundary) + i64::from(pids.lease_block) > 1 << 22 {
-            let origin = self
-                .boundary
-                .as_ref()
-                .or(self.lease_block.as_ref())
-                .map_or(&self.main, |(_, o)| o);
+            let origin = self.boundary.as_ref().or(self.lease_block.as_ref()).map_or(&self.main, |(_, o)| o);
             findings.mistake(
                 origin,
-                format!(
-                    "pids end at 4194304: a boundary of {} leaves no room for one block of leases",
-                    pids.boundary
-                ),
+                format!("pids end at 4194304: a boundary of {} leaves no room for one block of leases", pids.boundary),
             );
         }
         if !findings.mistakes.is_empty() {
@@ -272,13 +214,7 @@ impl Draft {
         let mut by_number: HashMap<i32, &Origin> = HashMap::new();
         for (node, origin) in &self.nodes {
             if let Some(first) = by_number.insert(node.number, origin) {
-                findings.mistake(
-                    origin,
-                    format!(
-                        "node number {} is given twice; first at {first}",
-                        node.number
-                    ),
-                );
+                findings.mistake(origin, format!("node number {} is given twice; first at {first}", node.number));
             } else if let Some((other, first)) = by_addr.get(&node.addr) {
                 findings.mistake(
                     origin,
@@ -298,9 +234,7 @@ impl Draft {
         let plaintext = match &self.plaintext {
             Some((true, origin)) => {
                 if let Some((addr, said)) = open {
-                    let at = said
-                        .as_ref()
-                        .map_or("by default".into(), |(_, o)| format!("at {o}"));
+                    let at = said.as_ref().map_or("by default".into(), |(_, o)| format!("at {o}"));
                     findings.mistake(
                         origin,
                         format!(
@@ -310,10 +244,7 @@ impl Draft {
                     );
                 }
                 if tls_said {
-                    findings.mistake(
-                        origin,
-                        "plaintext and certificates exclude each other; drop one of them",
-                    );
+                    findings.mistake(origin, "plaintext and certificates exclude each other; drop one of them");
                 }
                 true
             }
@@ -323,8 +254,7 @@ impl Draft {
         if plaintext {
             return Security::Plaintext;
         }
-        let file =
-            |said: &Said<PathBuf>, default: &str| value(said).unwrap_or_else(|| default.into());
+        let file = |said: &Said<PathBuf>, default: &str| value(said).unwrap_or_else(|| default.into());
         Security::Tls(TlsFiles {
             ca: file(&self.tls_ca, "/etc/bproc/tls/ca.pem"),
             cert: file(&self.tls_cert, "/etc/bproc/tls/cert.pem"),

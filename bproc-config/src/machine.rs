@@ -150,14 +150,10 @@ pub struct SlaveOptions {
 
 /// The first of `/etc/bproc/agent.toml`, `/etc/clustermatic/config`, `/etc/bproc.conf` that is there.
 pub fn default_path() -> Option<PathBuf> {
-    [
-        "/etc/bproc/agent.toml",
-        "/etc/clustermatic/config",
-        "/etc/bproc.conf",
-    ]
-    .into_iter()
-    .map(PathBuf::from)
-    .find(|p| p.exists())
+    ["/etc/bproc/agent.toml", "/etc/clustermatic/config", "/etc/bproc.conf"]
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|p| p.exists())
 }
 
 impl MachineConfig {
@@ -173,10 +169,7 @@ impl MachineConfig {
     ///
     /// # Errors
     /// Every mistake in every file, with its line.
-    pub fn load_with(
-        path: &Path,
-        resolver: &dyn Resolver,
-    ) -> Result<(MachineConfig, Vec<Mistake>), ConfigError> {
+    pub fn load_with(path: &Path, resolver: &dyn Resolver) -> Result<(MachineConfig, Vec<Mistake>), ConfigError> {
         let mut findings = Findings::default();
         let config = Self::gather(path, resolver, &mut findings)?;
         match config {
@@ -199,17 +192,13 @@ impl MachineConfig {
                 toml_format::read(path, &text, &mut draft, resolver, findings);
                 for drop_in in toml_format::drop_ins(path, findings) {
                     match read_limited(&drop_in) {
-                        Ok(text) => {
-                            toml_format::read(&drop_in, &text, &mut draft, resolver, findings)
-                        }
+                        Ok(text) => toml_format::read(&drop_in, &text, &mut draft, resolver, findings),
                         Err(e) => findings.mistakes.extend(e.0),
                     }
                     findings.files.push(drop_in);
                 }
             }
-            text_format::Format::BprocConf => {
-                text_format::read_bproc_conf(path, &text, &mut draft, resolver, findings)
-            }
+            text_format::Format::BprocConf => text_format::read_bproc_conf(path, &text, &mut draft, resolver, findings),
             text_format::Format::Clustermatic => {
                 text_format::read_clustermatic(path, &text, &mut draft, resolver, findings);
             }
@@ -226,19 +215,12 @@ fn read_limited(path: &Path) -> Result<String, ConfigError> {
         return Err(fail("is not a regular file".into()));
     }
     let mut bytes = Vec::new();
-    file.take(MAX_FILE + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| fail(format!("cannot be read: {e}")))?;
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| fail(format!("cannot be read: {e}")))?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err(fail(format!(
-            "is larger than {MAX_FILE} bytes: not a configuration"
-        )));
+        return Err(fail(format!("is larger than {MAX_FILE} bytes: not a configuration")));
     }
     String::from_utf8(bytes).map_err(|e| {
-        let line = 1 + e.as_bytes()[..e.utf8_error().valid_up_to()]
-            .iter()
-            .filter(|b| **b == b'\n')
-            .count();
+        let line = 1 + e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
         fail(format!("line {line} is not UTF-8 text"))
     })
 }

@@ -58,13 +58,7 @@ impl fmt::Display for ConfigError {
 
 impl ConfigError {
     pub(crate) fn whole_file(file: &Path, reason: String) -> ConfigError {
-        ConfigError(vec![Mistake {
-            origin: Origin {
-                file: file.into(),
-                line: 0,
-            },
-            reason,
-        }])
+        ConfigError(vec![Mistake { origin: Origin { file: file.into(), line: 0 }, reason }])
     }
 }
 
@@ -79,16 +73,10 @@ pub(crate) struct Findings {
 
 impl Findings {
     pub(crate) fn mistake(&mut self, origin: &Origin, reason: impl Into<String>) {
-        self.mistakes.push(Mistake {
-            origin: origin.clone(),
-            reason: reason.into(),
-        });
+        self.mistakes.push(Mistake { origin: origin.clone(), reason: reason.into() });
     }
 
     pub(crate) fn warning(&mut self, origin: &Origin, reason: impl Into<String>) {
-        self.warnings.push(Mistake {
-            origin: origin.clone(),
-            reason: reason.into(),
-        });
+        self.warnings.push(Mistake { origin: origin.clone(), reason: reason.into() });
     }
 }

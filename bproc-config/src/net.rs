@@ -61,11 +61,7 @@ impl Connected for Conn {
 }
 
 impl AsyncRead for Conn {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.io {
             Io::Plain(s) => Pin::new(s).poll_read(cx, buf),
             Io::Tls(s) => Pin::new(s).poll_read(cx, buf),
@@ -74,11 +70,7 @@ impl AsyncRead for Conn {
 }
 
 impl AsyncWrite for Conn {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.io {
             Io::Plain(s) => Pin::new(s).poll_write(cx, buf),
             Io::Tls(s) => Pin::new(s).poll_write(cx, buf),
@@ -121,17 +113,11 @@ pub struct Gate(Arc<Inner>);
 
 enum Inner {
     Plaintext,
-    Tls {
-        files: TlsFiles,
-        cluster: String,
-        loaded: Mutex<(Vec<Option<SystemTime>>, Arc<Credentials>)>,
-    },
+    Tls { files: TlsFiles, cluster: String, loaded: Mutex<(Vec<Option<SystemTime>>, Arc<Credentials>)> },
 }
 
 fn stamps(files: &TlsFiles) -> Vec<Option<SystemTime>> {
-    [&files.ca, &files.cert, &files.key]
-        .map(|p| std::fs::metadata(p).and_then(|m| m.modified()).ok())
-        .into()
+    [&files.ca, &files.cert, &files.key].map(|p| std::fs::metadata(p).and_then(|m| m.modified()).ok()).into()
 }
 
 impl Gate {
@@ -152,12 +138,7 @@ impl Gate {
 
     /// The credentials as the files are now; the former ones while the new are broken. `None`: plaintext.
     pub fn credentials(&self) -> Option<Arc<Credentials>> {
-        let Inner::Tls {
-            files,
-            cluster,
-            loaded,
-        } = &*self.0
-        else {
+        let Inner::Tls { files, cluster, loaded } = &*self.0 else {
             return None;
         };
         let mut loaded = loaded.lock().unwrap_or_else(|e| e.into_inner());
@@ -165,9 +146,7 @@ impl Gate {
         if now != loaded.0 {
             match Credentials::load(files, cluster) {
                 Ok(fresh) => loaded.1 = Arc::new(fresh),
-                Err(e) => tracing::error!(
-                    "changed certificates are not usable, the former ones stay: {e}"
-                ),
+                Err(e) => tracing::error!("changed certificates are not usable, the former ones stay: {e}"),
             }
             loaded.0 = now;
         }
@@ -196,9 +175,7 @@ pub fn incoming(listener: TcpListener, gate: Gate) -> ReceiverStream<io::Result<
                         match tokio::time::timeout(HANDSHAKE, accept(tcp, address, &gate)).await {
                             Ok(Ok(conn)) => drop(out.send(Ok(conn)).await),
                             Ok(Err(e)) => tracing::warn!("connection from {address} refused: {e}"),
-                            Err(_) => tracing::warn!(
-                                "connection from {address} refused: no TLS handshake in time"
-                            ),
+                            Err(_) => tracing::warn!("connection from {address} refused: no TLS handshake in time"),
                         }
                         drop(place);
                     });
@@ -218,40 +195,18 @@ async fn accept(tcp: TcpStream, address: SocketAddr, gate: &Gate) -> io::Result<
     tcp.set_nodelay(true)?;
     let Some(credentials) = gate.credentials() else {
         if !address.ip().is_loopback() {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                "plaintext is for loop-back only",
-            ));
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "plaintext is for loop-back only"));
         }
-        return Ok(Conn {
-            io: Io::Plain(tcp),
-            info: PeerInfo {
-                address,
-                peer: None,
-            },
-        });
+        return Ok(Conn { io: Io::Plain(tcp), info: PeerInfo { address, peer: None } });
     };
-    let tls = TlsAcceptor::from(credentials.server.clone())
-        .accept(tcp)
-        .await?;
+    let tls = TlsAcceptor::from(credentials.server.clone()).accept(tcp).await?;
     let certs = tls.get_ref().1.peer_certificates().unwrap_or_default();
-    let peer = certs
-        .first()
-        .and_then(|c| Peer::of_certificate(c, credentials.cluster()));
+    let peer = certs.first().and_then(|c| Peer::of_certificate(c, credentials.cluster()));
     let Some(peer) = peer else {
-        let why = format!(
-            "its certificate names nobody in cluster {}",
-            credentials.cluster()
-        );
+        let why = format!("its certificate names nobody in cluster {}", credentials.cluster());
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     };
-    Ok(Conn {
-        io: Io::Tls(Box::new(tls.into())),
-        info: PeerInfo {
-            address,
-            peer: Some(peer),
-        },
-    })
+    Ok(Conn { io: Io::Tls(Box::new(tls.into())), info: PeerInfo { address, peer: Some(peer) } })
 }
 
 /// Connects to `peer` at `address` (`HOST:PORT`), from the local address `from` if one is said. The other end must
@@ -259,26 +214,13 @@ async fn accept(tcp: TcpStream, address: SocketAddr, gate: &Gate) -> io::Result<
 ///
 /// # Errors
 /// Why there is no connection, with the address.
-pub async fn connect(
-    gate: &Gate,
-    address: &str,
-    peer: Peer,
-    from: Option<SocketAddr>,
-) -> io::Result<Conn> {
+pub async fn connect(gate: &Gate, address: &str, peer: Peer, from: Option<SocketAddr>) -> io::Result<Conn> {
     let told = |e: io::Error| io::Error::new(e.kind(), format!("{peer} at {address}: {e}"));
     let late = || told(io::ErrorKind::TimedOut.into());
-    tokio::time::timeout(HANDSHAKE, connect_once(gate, address, peer, from))
-        .await
-        .map_err(|_| late())?
-        .map_err(told)
+    tokio::time::timeout(HANDSHAKE, connect_once(gate, address, peer, from)).await.map_err(|_| late())?.map_err(told)
 }
 
-async fn connect_once(
-    gate: &Gate,
-    address: &str,
-    peer: Peer,
-    from: Option<SocketAddr>,
-) -> io::Result<Conn> {
+async fn connect_once(gate: &Gate, address: &str, peer: Peer, from: Option<SocketAddr>) -> io::Result<Conn> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     let mut found = None;
     for target in tokio::net::lookup_host(address).await? {
@@ -296,38 +238,17 @@ async fn connect_once(
     tcp.set_nodelay(true)?;
     let Some(credentials) = gate.credentials() else {
         if !target.ip().is_loopback() {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                "plaintext is for loop-back only",
-            ));
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "plaintext is for loop-back only"));
         }
-        return Ok(Conn {
-            io: Io::Plain(tcp),
-            info: PeerInfo {
-                address: target,
-                peer: None,
-            },
-        });
+        return Ok(Conn { io: Io::Plain(tcp), info: PeerInfo { address: target, peer: None } });
     };
     let name = credentials.server_name(peer)?;
-    let tls = TlsConnector::from(credentials.client.clone())
-        .connect(name, tcp)
-        .await?;
-    Ok(Conn {
-        io: Io::Tls(Box::new(tls.into())),
-        info: PeerInfo {
-            address: target,
-            peer: Some(peer),
-        },
-    })
+    let tls = TlsConnector::from(credentials.client.clone()).connect(name, tcp).await?;
+    Ok(Conn { io: Io::Tls(Box::new(tls.into())), info: PeerInfo { address: target, peer: Some(peer) } })
 }
 
 async fn connect_tcp(target: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStream> {
-    let socket = if target.is_ipv4() {
-        tokio::net::TcpSocket::new_v4()
-    } else {
-        tokio::net::TcpSocket::new_v6()
-    }?;
+    let socket = if target.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;
     if let Some(from) = from.filter(|f| f.is_ipv4() == target.is_ipv4()) {
         socket.bind(from)?;
     }
@@ -348,15 +269,10 @@ pub async fn dial(
 ) -> io::Result<Channel> {
     let mut ready = Some(connect(gate, address, peer, from).await?);
     let connector = tower::service_fn(move |_: Uri| {
-        let conn = ready
-            .take()
-            .ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset));
+        let conn = ready.take().ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset));
         async move { conn.map(TokioIo::new) }
     });
-    endpoint
-        .connect_with_connector(connector)
-        .await
-        .map_err(io::Error::other)
+    endpoint.connect_with_connector(connector).await.map_err(io::Error::other)
 }
 
 /// An endpoint for [`dial`], to be adjusted.

@@ -51,9 +51,7 @@ pub fn state_files(name: &str, run_dir: &Path) -> Vec<PathBuf> {
 /// an end.
 pub fn is_cluster_name(name: &str) -> bool {
     (1..=40).contains(&name.len())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !name.starts_with('-')
         && !name.ends_with('-')
 }

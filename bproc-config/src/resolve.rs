@@ -30,21 +30,12 @@ impl Resolver for SystemResolver {
         if let Ok(addr) = name.parse() {
             return Ok(vec![addr]);
         }
-        let found: Vec<IpAddr> = (name, 0)
-            .to_socket_addrs()
-            .map_err(|e| e.to_string())?
-            .map(|a| a.ip())
-            .collect();
-        if found.is_empty() {
-            Err("it has no address".into())
-        } else {
-            Ok(found)
-        }
+        let found: Vec<IpAddr> = (name, 0).to_socket_addrs().map_err(|e| e.to_string())?.map(|a| a.ip()).collect();
+        if found.is_empty() { Err("it has no address".into()) } else { Ok(found) }
     }
 
     fn interface(&self, name: &str) -> Result<IpAddr, String> {
-        let all = nix::ifaddrs::getifaddrs()
-            .map_err(|e| format!("the interfaces cannot be listed: {e}"))?;
+        let all = nix::ifaddrs::getifaddrs().map_err(|e| format!("the interfaces cannot be listed: {e}"))?;
         let mut known = false;
         let mut v6 = None;
         for one in all.filter(|i| i.interface_name == name) {
@@ -57,13 +48,7 @@ impl Resolver for SystemResolver {
                 v6.get_or_insert(IpAddr::V6(a.ip()));
             }
         }
-        v6.ok_or_else(|| {
-            if known {
-                "it has no address".into()
-            } else {
-                "there is no such interface".into()
-            }
-        })
+        v6.ok_or_else(|| if known { "it has no address".into() } else { "there is no such interface".into() })
     }
 
     fn service(&self, name: &str) -> Option<u16> {
@@ -77,14 +62,10 @@ impl Resolver for SystemResolver {
     }
 
     fn user(&self, name: &str) -> Option<u32> {
-        nix::unistd::User::from_name(name)
-            .ok()?
-            .map(|u| u.uid.as_raw())
+        nix::unistd::User::from_name(name).ok()?.map(|u| u.uid.as_raw())
     }
 
     fn group(&self, name: &str) -> Option<u32> {
-        nix::unistd::Group::from_name(name)
-            .ok()?
-            .map(|g| g.gid.as_raw())
+        nix::unistd::Group::from_name(name).ok()?.map(|g| g.gid.as_raw())
     }
 }

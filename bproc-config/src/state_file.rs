@@ -22,19 +22,12 @@ pub fn render(nodes: &[(bool, IpAddr)]) -> String {
 /// As the file system has them, with the path; a directory in the way is one.
 pub fn write(path: &Path, nodes: &[(bool, IpAddr)]) -> io::Result<()> {
     let told = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-    let mut name = path
-        .file_name()
-        .ok_or_else(|| told(io::ErrorKind::InvalidInput.into()))?
-        .to_os_string();
+    let mut name = path.file_name().ok_or_else(|| told(io::ErrorKind::InvalidInput.into()))?.to_os_string();
     name.push(format!(".{}.new", std::process::id()));
     let fresh = path.with_file_name(name);
     let _ = fs::remove_file(&fresh);
     let put = || {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o644)
-            .open(&fresh)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&fresh)?;
         file.write_all(render(nodes).as_bytes())?;
         fs::rename(&fresh, path)
     };

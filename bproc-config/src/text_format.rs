@@ -64,49 +64,27 @@ const TAGS: &[&str] = &[
 fn lines<'a>(path: &Path, text: &'a str) -> impl Iterator<Item = (Origin, Vec<&'a str>)> {
     let file: Arc<Path> = path.into();
     text.lines().enumerate().filter_map(move |(i, line)| {
-        let words: Vec<&str> = line
-            .split('#')
-            .next()
-            .unwrap_or("")
-            .split_whitespace()
-            .collect();
-        (!words.is_empty()).then(|| {
-            (
-                Origin {
-                    file: file.clone(),
-                    line: i + 1,
-                },
-                words,
-            )
-        })
+        let words: Vec<&str> = line.split('#').next().unwrap_or("").split_whitespace().collect();
+        (!words.is_empty()).then(|| (Origin { file: file.clone(), line: i + 1 }, words))
     })
 }
 
 fn is_mac(word: &str) -> bool {
     let parts: Vec<&str> = word.split(':').collect();
-    parts.len() == 6
-        && parts
-            .iter()
-            .all(|p| (1..=2).contains(&p.len()) && p.bytes().all(|b| b.is_ascii_hexdigit()))
+    parts.len() == 6 && parts.iter().all(|p| (1..=2).contains(&p.len()) && p.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 impl Format {
     /// By name where the name tells, else by content.
     pub(crate) fn of(path: &Path, text: &str) -> Format {
-        let name = path
-            .file_name()
-            .map(|n| n.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         if name.ends_with(".toml") {
             return Format::Toml;
         }
         let mut bproc_conf = 0;
         for (_, words) in lines(path, text) {
             let tag = words[0].to_ascii_lowercase();
-            if tag.starts_with('[')
-                || tag.contains('=')
-                || words.get(1).is_some_and(|w| w.starts_with('='))
-            {
+            if tag.starts_with('[') || tag.contains('=') || words.get(1).is_some_and(|w| w.starts_with('=')) {
                 return Format::Toml;
             }
             if tag == "bind" || tag == "node" && words.get(1).is_some_and(|w| !is_mac(w)) {
@@ -144,18 +122,13 @@ pub(crate) fn host_port(text: &str) -> Result<MasterAddress, String> {
     if host.is_empty() {
         return Err(bad());
     }
-    Ok(MasterAddress {
-        host: host.into(),
-        port: port.map_or(Ok(DEFAULT_PORT), port_number)?,
-    })
+    Ok(MasterAddress { host: host.into(), port: port.map_or(Ok(DEFAULT_PORT), port_number)? })
 }
 
 fn port_number(text: &str) -> Result<u16, String> {
     match text.parse::<u16>() {
         Ok(port) if port > 0 => Ok(port),
-        _ => Err(format!(
-            "{text} is not a port: a number from 1 to 65535 is wanted"
-        )),
+        _ => Err(format!("{text} is not a port: a number from 1 to 65535 is wanted")),
     }
 }
 
@@ -189,27 +162,15 @@ pub(crate) fn read_bproc_conf(
                     draft.add_node(None, host, &at, resolver, findings);
                 }
             }
-            other => findings.mistake(
-                &at,
-                format!("unknown word {other:?}: a line begins with bind or node"),
-            ),
+            other => findings.mistake(&at, format!("unknown word {other:?}: a line begins with bind or node")),
         }
     }
     if draft.nodes.is_empty() && findings.mistakes.is_empty() {
-        findings.mistake(
-            &draft.main,
-            "no node is given: a line `node HOST...` is wanted",
-        );
+        findings.mistake(&draft.main, "no node is given: a line `node HOST...` is wanted");
     }
 }
 
-fn bind_host(
-    host: &str,
-    at: &Origin,
-    draft: &mut Draft,
-    resolver: &dyn Resolver,
-    findings: &mut Findings,
-) {
+fn bind_host(host: &str, at: &Origin, draft: &mut Draft, resolver: &dyn Resolver, findings: &mut Findings) {
     match resolver.host(host) {
         Ok(found) => match found.iter().find(|a| a.is_ipv4()).or(found.first()) {
             Some(addr) => draft.bind_addr = Some((*addr, at.clone())),
@@ -219,19 +180,11 @@ fn bind_host(
     }
 }
 
-fn set_port(
-    text: &str,
-    at: &Origin,
-    draft: &mut Draft,
-    resolver: &dyn Resolver,
-    findings: &mut Findings,
-) {
+fn set_port(text: &str, at: &Origin, draft: &mut Draft, resolver: &dyn Resolver, findings: &mut Findings) {
     let numeric = text.bytes().all(|b| b.is_ascii_digit());
     let port = match (numeric, resolver.service(text)) {
         (false, Some(port)) => Ok(port),
-        (false, None) => Err(format!(
-            "{text} is neither a port from 1 to 65535 nor a known TCP service"
-        )),
+        (false, None) => Err(format!("{text} is neither a port from 1 to 65535 nor a known TCP service")),
         (true, _) => port_number(text),
     };
     match port {
@@ -255,29 +208,16 @@ pub(crate) fn read_clustermatic(
 
 /// Splits a leading node number off.
 fn numbered<'a, 'b>(words: &'b [&'a str], wanted: usize) -> (Option<&'a str>, &'b [&'a str]) {
-    let first_is_number = words
-        .first()
-        .is_some_and(|w| w.bytes().all(|b| b.is_ascii_digit()));
-    if first_is_number && words.len() > wanted {
-        (Some(words[0]), &words[1..])
-    } else {
-        (None, words)
-    }
+    let first_is_number = words.first().is_some_and(|w| w.bytes().all(|b| b.is_ascii_digit()));
+    if first_is_number && words.len() > wanted { (Some(words[0]), &words[1..]) } else { (None, words) }
 }
 
-fn node_number(
-    text: Option<&str>,
-    at: &Origin,
-    findings: &mut Findings,
-) -> Result<Option<i32>, ()> {
+fn node_number(text: Option<&str>, at: &Origin, findings: &mut Findings) -> Result<Option<i32>, ()> {
     match text.map(str::parse::<i32>) {
         None => Ok(None),
         Some(Ok(n)) => Ok(Some(n)),
         Some(Err(_)) => {
-            findings.mistake(
-                at,
-                format!("{} is not a node number", text.unwrap_or_default()),
-            );
+            findings.mistake(at, format!("{} is not a node number", text.unwrap_or_default()));
             Err(())
         }
     }
@@ -308,9 +248,7 @@ fn clustermatic_line(
                 findings.mistake(at, format!("{mask} is not a network mask"));
             }
         }
-        ("interface", _) => {
-            findings.mistake(at, "interface wants a name: interface IF [ADDRESS MASK]")
-        }
+        ("interface", _) => findings.mistake(at, "interface wants a name: interface IF [ADDRESS MASK]"),
         ("ip", []) => findings.mistake(at, "ip wants at least one address: ip [NODE] ADDRESS..."),
         ("ip", args) => {
             let (number, addrs) = numbered(args, 1);
@@ -331,9 +269,7 @@ fn clustermatic_line(
             }
             _ => findings.mistake(at, "iprange wants two addresses: iprange [NODE] FIRST LAST"),
         },
-        ("master", []) => {
-            findings.mistake(at, "master wants at least one host: master HOST[:PORT]...")
-        }
+        ("master", []) => findings.mistake(at, "master wants at least one host: master HOST[:PORT]..."),
         ("master", hosts) => {
             let mut addresses = Vec::new();
             for host in hosts {
@@ -346,40 +282,25 @@ fn clustermatic_line(
         }
         ("pingtimeout", [text]) => match text.parse::<u32>() {
             Ok(s) if (2..=86_400).contains(&s) => draft.ping_timeout_s = Some((s, at.clone())),
-            _ => findings.mistake(
-                at,
-                format!("pingtimeout {text}: 2 to 86400 seconds are wanted"),
-            ),
+            _ => findings.mistake(at, format!("pingtimeout {text}: 2 to 86400 seconds are wanted")),
         },
         ("pingtimeout", _) => findings.mistake(at, "pingtimeout wants one number of seconds"),
         ("slave", [what, yes_no]) => match (*what, yes_or_no(yes_no)) {
             ("timesync", Some(on)) => draft.slave.timesync = on,
             ("privatefs", Some(on)) => draft.slave.privatefs = on,
-            ("timesync" | "privatefs", None) => {
-                findings.mistake(at, format!("slave {what}: yes or no is wanted"))
-            }
+            ("timesync" | "privatefs", None) => findings.mistake(at, format!("slave {what}: yes or no is wanted")),
             _ => findings.mistake(at, format!("slave {what}: timesync or privatefs is wanted")),
         },
-        ("slave", _) => {
-            findings.mistake(at, "slave wants two words: slave timesync|privatefs yes|no")
-        }
+        ("slave", _) => findings.mistake(at, "slave wants two words: slave timesync|privatefs yes|no"),
         ("logfacility", [_]) => tracing::debug!("{at}: logfacility is left to the journal"),
         ("logfacility", _) => findings.mistake(at, "logfacility wants one facility"),
         ("allowinsecureports", []) => draft.allow_insecure_ports = true,
         ("allowinsecureports", [word]) if yes_or_no(word).is_some() => {
             draft.allow_insecure_ports = yes_or_no(word) == Some(true);
         }
-        ("allowinsecureports", _) => {
-            findings.mistake(at, "allowinsecureports wants yes or no, or nothing")
-        }
-        ("libraries", patterns) => draft
-            .libraries
-            .patterns
-            .extend(patterns.iter().map(|p| p.to_string())),
-        ("librariesfrombinary", files) => draft
-            .libraries
-            .of_binaries
-            .extend(files.iter().map(Into::into)),
+        ("allowinsecureports", _) => findings.mistake(at, "allowinsecureports wants yes or no, or nothing"),
+        ("libraries", patterns) => draft.libraries.patterns.extend(patterns.iter().map(|p| p.to_string())),
+        ("librariesfrombinary", files) => draft.libraries.of_binaries.extend(files.iter().map(Into::into)),
         (tag, _) if BOOT_TAGS.contains(&tag) => {
             tracing::debug!("{at}: {tag} concerns booting; ignored")
         }

@@ -64,10 +64,7 @@ impl Peer {
 
     /// Who a URI names; `None` for another cluster's or anything else.
     pub fn from_uri(uri: &str, cluster: &str) -> Option<Peer> {
-        let role = uri
-            .strip_prefix("bproc://")?
-            .strip_prefix(cluster)?
-            .strip_prefix('/')?;
+        let role = uri.strip_prefix("bproc://")?.strip_prefix(cluster)?.strip_prefix('/')?;
         if role == "master" {
             return Some(Peer::Master);
         }
@@ -79,9 +76,7 @@ impl Peer {
     /// Whom a certificate names. The caller has verified it.
     pub fn of_certificate(cert: &CertificateDer<'_>, cluster: &str) -> Option<Peer> {
         let cert = webpki::EndEntityCert::try_from(cert).ok()?;
-        let mut peers = cert
-            .valid_uri_names()
-            .filter_map(|uri| Peer::from_uri(uri, cluster));
+        let mut peers = cert.valid_uri_names().filter_map(|uri| Peer::from_uri(uri, cluster));
         let peer = peers.next()?;
         // A certificate that names two would be whichever is looked at first.
         peers.next().is_none().then_some(peer)
@@ -143,29 +138,15 @@ impl fmt::Debug for Credentials {
 
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
     use std::io::Read;
-    let fail = |reason: String| TlsError::File {
-        what,
-        path: path.into(),
-        reason,
-    };
+    let fail = |reason: String| TlsError::File { what, path: path.into(), reason };
     let file = std::fs::File::open(path).map_err(|e| fail(e.to_string()))?;
     let mut bytes = Vec::new();
-    file.take(MAX_FILE + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| fail(e.to_string()))?;
-    if bytes.len() as u64 > MAX_FILE {
-        Err(fail(format!("is larger than {MAX_FILE} bytes")))
-    } else {
-        Ok(bytes)
-    }
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| fail(e.to_string()))?;
+    if bytes.len() as u64 > MAX_FILE { Err(fail(format!("is larger than {MAX_FILE} bytes"))) } else { Ok(bytes) }
 }
 
 fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let fail = |reason: String| TlsError::File {
-        what,
-        path: path.into(),
-        reason,
-    };
+    let fail = |reason: String| TlsError::File { what, path: path.into(), reason };
     let found = CertificateDer::pem_slice_iter(&read(what, path)?).collect::<Result<Vec<_>, _>>();
     match found {
         Ok(found) if found.is_empty() => Err(fail("holds no PEM certificate".into())),
@@ -180,11 +161,7 @@ impl Credentials {
     /// # Errors
     /// What is wrong with which file.
     pub fn load(files: &TlsFiles, cluster: &str) -> Result<Credentials, TlsError> {
-        let pair = |reason: String| TlsError::Pair {
-            cert: files.cert.clone(),
-            key: files.key.clone(),
-            reason,
-        };
+        let pair = |reason: String| TlsError::Pair { cert: files.cert.clone(), key: files.key.clone(), reason };
         let mut roots = RootCertStore::empty();
         for ca in certificates("CA certificate", &files.ca)? {
             roots.add(ca).map_err(|e| TlsError::File {
@@ -195,18 +172,13 @@ impl Credentials {
         }
         let roots = Arc::new(roots);
         let chain = certificates("certificate", &files.cert)?;
-        let me = Peer::of_certificate(&chain[0], cluster).ok_or_else(|| TlsError::Nobody {
-            path: files.cert.clone(),
-            cluster: cluster.into(),
+        let me = Peer::of_certificate(&chain[0], cluster)
+            .ok_or_else(|| TlsError::Nobody { path: files.cert.clone(), cluster: cluster.into() })?;
+        let key = PrivateKeyDer::from_pem_slice(&read("private key", &files.key)?).map_err(|e| TlsError::File {
+            what: "private key",
+            path: files.key.clone(),
+            reason: format!("is not a PEM key: {e}"),
         })?;
-        let key =
-            PrivateKeyDer::from_pem_slice(&read("private key", &files.key)?).map_err(|e| {
-                TlsError::File {
-                    what: "private key",
-                    path: files.key.clone(),
-                    reason: format!("is not a PEM key: {e}"),
-                }
-            })?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
             .build()
@@ -225,12 +197,7 @@ impl Credentials {
             .with_client_auth_cert(chain, key)
             .map_err(|e| pair(e.to_string()))?;
         client.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Credentials {
-            cluster: cluster.into(),
-            me,
-            server: Arc::new(server),
-            client: Arc::new(client),
-        })
+        Ok(Credentials { cluster: cluster.into(), me, server: Arc::new(server), client: Arc::new(client) })
     }
 
     /// Who this machine's certificate says that it is.

@@ -30,10 +30,7 @@ pub(crate) fn drop_ins(path: &Path, findings: &mut Findings) -> Vec<PathBuf> {
         .take(MAX_DROP_INS + 1)
         .collect();
     if found.len() > MAX_DROP_INS {
-        let origin = Origin {
-            file: dir.into(),
-            line: 0,
-        };
+        let origin = Origin { file: dir.into(), line: 0 };
         findings.mistake(&origin, format!("holds more than {MAX_DROP_INS} files"));
         return Vec::new();
     }
@@ -42,25 +39,13 @@ pub(crate) fn drop_ins(path: &Path, findings: &mut Findings) -> Vec<PathBuf> {
 }
 
 /// Reads one file into `draft`.
-pub(crate) fn read(
-    path: &Path,
-    text: &str,
-    draft: &mut Draft,
-    resolver: &dyn Resolver,
-    findings: &mut Findings,
-) {
-    let mut reader = Reader {
-        file: path.into(),
-        text,
-        resolver,
-        findings,
-    };
+pub(crate) fn read(path: &Path, text: &str, draft: &mut Draft, resolver: &dyn Resolver, findings: &mut Findings) {
+    let line_ends = text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(i, _)| i).collect();
+    let mut reader = Reader { file: path.into(), line_ends, resolver, findings };
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         let at = reader.at(error.span().map_or(0, |s| s.start));
-        reader
-            .findings
-            .mistake(&at, error.message().trim_end().replace('\n', "; "));
+        reader.findings.mistake(&at, error.message().trim_end().replace('\n', "; "));
     }
     // After a broken line the rest means something else: its mistakes would mislead.
     if errors.is_empty() {
@@ -70,7 +55,8 @@ pub(crate) fn read(
 
 struct Reader<'a> {
     file: Arc<Path>,
-    text: &'a str,
+    /// Offsets of the line ends.
+    line_ends: Vec<usize>,
     resolver: &'a dyn Resolver,
     findings: &'a mut Findings,
 }
@@ -84,11 +70,7 @@ struct Section<'t, 'i> {
 
 impl<'t, 'i> Section<'t, 'i> {
     fn new(name: &'static str, table: &'t DeTable<'i>) -> Self {
-        Section {
-            name,
-            table,
-            known: Vec::new(),
-        }
+        Section { name, table, known: Vec::new() }
     }
 
     fn take(&mut self, key: &'static str) -> Option<&'t Spanned<DeValue<'i>>> {
@@ -99,33 +81,16 @@ impl<'t, 'i> Section<'t, 'i> {
 
 impl Reader<'_> {
     fn at(&self, offset: usize) -> Origin {
-        let line = 1 + self
-            .text
-            .as_bytes()
-            .iter()
-            .take(offset)
-            .filter(|b| **b == b'\n')
-            .count();
-        Origin {
-            file: self.file.clone(),
-            line,
-        }
+        let line = 1 + self.line_ends.partition_point(|end| *end < offset);
+        Origin { file: self.file.clone(), line }
     }
 
     fn close(&mut self, section: Section<'_, '_>) {
         for key in section.table.keys() {
             if !section.known.iter().any(|k| *k == key.get_ref()) {
-                let place = if section.name.is_empty() {
-                    String::new()
-                } else {
-                    format!(" in [{}]", section.name)
-                };
+                let place = if section.name.is_empty() { String::new() } else { format!(" in [{}]", section.name) };
                 let at = self.at(key.span().start);
-                let reason = format!(
-                    "unknown key {:?}{place}; known are {}",
-                    key.get_ref(),
-                    section.known.join(", ")
-                );
+                let reason = format!("unknown key {:?}{place}; known are {}", key.get_ref(), section.known.join(", "));
                 self.findings.mistake(&at, reason);
             }
         }
@@ -166,24 +131,18 @@ impl Reader<'_> {
             }
             None => {
                 let at = self.at(value.span().start);
-                self.findings
-                    .mistake(&at, format!("{key}: a table [{key}] is wanted"));
+                self.findings.mistake(&at, format!("{key}: a table [{key}] is wanted"));
             }
         }
     }
 
-    fn strings(
-        &mut self,
-        section: &mut Section<'_, '_>,
-        key: &'static str,
-    ) -> Vec<(String, Origin)> {
+    fn strings(&mut self, section: &mut Section<'_, '_>, key: &'static str) -> Vec<(String, Origin)> {
         let Some(value) = section.take(key) else {
             return Vec::new();
         };
         let Some(array) = value.get_ref().as_array() else {
             let at = self.at(value.span().start);
-            self.findings
-                .mistake(&at, format!("{key}: a list of strings is wanted"));
+            self.findings.mistake(&at, format!("{key}: a list of strings is wanted"));
             return Vec::new();
         };
         let mut out = Vec::new();
@@ -191,9 +150,7 @@ impl Reader<'_> {
             let at = self.at(item.span().start);
             match item.get_ref().as_str() {
                 Some(text) => out.push((text.into(), at)),
-                None => self
-                    .findings
-                    .mistake(&at, format!("{key}: a string is wanted")),
+                None => self.findings.mistake(&at, format!("{key}: a string is wanted")),
             }
         }
         out
@@ -204,21 +161,12 @@ impl Reader<'_> {
         let resolver = self.resolver;
         keep(&mut draft.name, self.get(s, "name", cluster_name));
         keep(&mut draft.run_dir, self.get(s, "run_dir", absolute));
-        keep(
-            &mut draft.ping_timeout_s,
-            self.get(s, "ping_timeout", |v| number(v, 2, 86_400)),
-        );
+        keep(&mut draft.ping_timeout_s, self.get(s, "ping_timeout", |v| number(v, 2, 86_400)));
         keep(&mut draft.node_up, self.get(s, "node_up", absolute));
         keep(&mut draft.libexec_dir, self.get(s, "libexec_dir", absolute));
-        keep(
-            &mut draft.on_master_loss,
-            self.get(s, "on_master_loss", master_loss),
-        );
+        keep(&mut draft.on_master_loss, self.get(s, "on_master_loss", master_loss));
         self.section(s, "listen", |r, s| {
-            keep(
-                &mut draft.bind_addr,
-                r.get(s, "address", |v| address(v, resolver)),
-            );
+            keep(&mut draft.bind_addr, r.get(s, "address", |v| address(v, resolver)));
             keep(&mut draft.port, r.get(s, "port", |v| number(v, 1, 65_535)));
         });
         self.section(s, "tls", |r, s| {
@@ -228,14 +176,8 @@ impl Reader<'_> {
             keep(&mut draft.plaintext, r.get(s, "plaintext", boolean));
         });
         self.section(s, "pids", |r, s| {
-            keep(
-                &mut draft.boundary,
-                r.get(s, "boundary", |v| number(v, 1000, 4_194_304)),
-            );
-            keep(
-                &mut draft.lease_block,
-                r.get(s, "lease_block", |v| number(v, 16, 1_048_576)),
-            );
+            keep(&mut draft.boundary, r.get(s, "boundary", |v| number(v, 1000, 4_194_304)));
+            keep(&mut draft.lease_block, r.get(s, "lease_block", |v| number(v, 16, 1_048_576)));
         });
         self.section(s, "node_defaults", |r, s| {
             if let Some((mode, _)) = r.get(s, "mode", octal_mode) {
@@ -249,29 +191,13 @@ impl Reader<'_> {
             }
         });
         self.section(s, "stdio", |r, s| {
-            keep(
-                &mut draft.stdio_addr,
-                r.get(s, "address", |v| address(v, resolver)),
-            );
-            keep(
-                &mut draft.stdio_port,
-                r.get(s, "port", |v| number(v, 0, 65_535)),
-            );
-            keep(
-                &mut draft.flush_timeout_s,
-                r.get(s, "flush_timeout", |v| number(v, 0, 86_400)),
-            );
+            keep(&mut draft.stdio_addr, r.get(s, "address", |v| address(v, resolver)));
+            keep(&mut draft.stdio_port, r.get(s, "port", |v| number(v, 0, 65_535)));
+            keep(&mut draft.flush_timeout_s, r.get(s, "flush_timeout", |v| number(v, 0, 86_400)));
         });
         self.section(s, "libraries", |r, s| {
-            draft
-                .libraries
-                .patterns
-                .extend(r.strings(s, "patterns").into_iter().map(|(p, _)| p));
-            draft.libraries.of_binaries.extend(
-                r.strings(s, "of_binaries")
-                    .into_iter()
-                    .map(|(p, _)| p.into()),
-            );
+            draft.libraries.patterns.extend(r.strings(s, "patterns").into_iter().map(|(p, _)| p));
+            draft.libraries.of_binaries.extend(r.strings(s, "of_binaries").into_iter().map(|(p, _)| p.into()));
         });
         self.section(s, "slave", |r, s| {
             if let Some((on, _)) = r.get(s, "timesync", boolean) {
@@ -291,8 +217,7 @@ impl Reader<'_> {
             }
             if addresses.is_empty() {
                 let at = r.at(s.table.values().next().map_or(0, |v| v.span().start));
-                r.findings
-                    .mistake(&at, "master: addresses = [\"HOST:PORT\", ...] is wanted");
+                r.findings.mistake(&at, "master: addresses = [\"HOST:PORT\", ...] is wanted");
             }
             draft.masters.push(addresses);
         });
@@ -305,9 +230,7 @@ impl Reader<'_> {
     fn node(&mut self, s: &mut Section<'_, '_>, draft: &mut Draft) {
         let start = s.table.values().map(|v| v.span().start).min().unwrap_or(0);
         let at = self.at(start);
-        let mut next = self
-            .get(s, "number", |v| number::<i32>(v, 0, 65_535))
-            .map(|(n, _)| n);
+        let mut next = self.get(s, "number", |v| number::<i32>(v, 0, 65_535)).map(|(n, _)| n);
         let hosts = self.strings(s, "hosts");
         let first = self.get(s, "first", string);
         let last = self.get(s, "last", string);
@@ -334,11 +257,7 @@ impl Reader<'_> {
         let Some(value) = parent.take(key) else {
             return;
         };
-        let items = value
-            .get_ref()
-            .as_array()
-            .map(|a| a.iter().collect())
-            .unwrap_or_else(|| vec![value]);
+        let items = value.get_ref().as_array().map(|a| a.iter().collect()).unwrap_or_else(|| vec![value]);
         for item in items {
             match item.get_ref().as_table() {
                 Some(table) => {
@@ -348,8 +267,7 @@ impl Reader<'_> {
                 }
                 None => {
                     let at = self.at(item.span().start);
-                    self.findings
-                        .mistake(&at, format!("{key}: tables [[{key}]] are wanted"));
+                    self.findings.mistake(&at, format!("{key}: tables [[{key}]] are wanted"));
                 }
             }
         }
@@ -363,16 +281,11 @@ fn keep<T>(slot: &mut Option<(T, Origin)>, new: Option<(T, Origin)>) {
 }
 
 fn string(value: &DeValue<'_>) -> Result<String, String> {
-    value
-        .as_str()
-        .map(str::to_owned)
-        .ok_or_else(|| format!("a string is wanted, not {}", value.type_str()))
+    value.as_str().map(str::to_owned).ok_or_else(|| format!("a string is wanted, not {}", value.type_str()))
 }
 
 fn boolean(value: &DeValue<'_>) -> Result<bool, String> {
-    value
-        .as_bool()
-        .ok_or_else(|| format!("true or false is wanted, not {}", value.type_str()))
+    value.as_bool().ok_or_else(|| format!("true or false is wanted, not {}", value.type_str()))
 }
 
 fn number<T: TryFrom<i64>>(value: &DeValue<'_>, least: i64, most: i64) -> Result<T, String> {
@@ -398,17 +311,12 @@ fn id(value: &DeValue<'_>, what: &str, find: impl Fn(&str) -> Option<u32>) -> Re
         return number(value, 0, i64::from(u32::MAX) - 1);
     }
     let name = string(value)?;
-    find(&name)
-        .ok_or_else(|| format!("there is no {what} {name:?} on this machine; give the number"))
+    find(&name).ok_or_else(|| format!("there is no {what} {name:?} on this machine; give the number"))
 }
 
 fn absolute(value: &DeValue<'_>) -> Result<PathBuf, String> {
     let path = PathBuf::from(string(value)?);
-    if path.is_absolute() {
-        Ok(path)
-    } else {
-        Err(format!("{} is not an absolute path", path.display()))
-    }
+    if path.is_absolute() { Ok(path) } else { Err(format!("{} is not an absolute path", path.display())) }
 }
 
 fn cluster_name(value: &DeValue<'_>) -> Result<String, String> {
@@ -416,9 +324,7 @@ fn cluster_name(value: &DeValue<'_>) -> Result<String, String> {
     if paths::is_cluster_name(&name) {
         Ok(name)
     } else {
-        Err(format!(
-            "{name:?}: 1 to 40 lower-case letters, digits and inner hyphens are wanted"
-        ))
+        Err(format!("{name:?}: 1 to 40 lower-case letters, digits and inner hyphens are wanted"))
     }
 }
 
@@ -432,10 +338,7 @@ fn master_loss(value: &DeValue<'_>) -> Result<OnMasterLoss, String> {
 
 fn address(value: &DeValue<'_>, resolver: &dyn Resolver) -> Result<IpAddr, String> {
     let host = string(value)?;
-    let found = resolver
-        .host(&host)
-        .map_err(|why| format!("host {host} cannot be resolved: {why}"))?;
+    let found = resolver.host(&host).map_err(|why| format!("host {host} cannot be resolved: {why}"))?;
     let best = found.iter().find(|a| a.is_ipv4()).or(found.first());
-    best.copied()
-        .ok_or_else(|| format!("host {host} has no address"))
+    best.copied().ok_or_else(|| format!("host {host} has no address"))
 }

@@ -101,7 +101,7 @@ pub enum Body {
     #[prost(bytes, tag = "4")]
     Forget(Vec<u8>),
     /// Slave: the process has exited. The reply comes when all that it wrote is written on the master's side, or
-    /// cannot be any more; at once for an unknown token (all streams had ended).
+    /// cannot be any more. Streams that have ended before count as written: the reply is at once for an unknown token.
     #[prost(bytes, tag = "5")]
     Flush(Vec<u8>),
     /// Master: the terminal of this process has a new size.
