@@ -152,7 +152,9 @@ pub mod kind {
     /// SIGCONT was generated for a process.
     pub const CONT: u32 = 6;
     /// A process was reaped: its pid is free, and has been for up to some milliseconds:
-    /// the number may live again already, so match `start_ns` too.
+    /// the number may live again already, so match `start_ns` too. It is told late, at
+    /// the worst when its kernel memory is used anew. Only `pidns`, `pid`, `host_pid`
+    /// and `start_ns` are set.
     pub const FREE: u32 = 7;
     /// SIGKILL, SIGSTOP or SIGCONT was sent to a ghost.
     pub const SIGNAL: u32 = 8;

@@ -43,10 +43,7 @@ unsafe fn refuse_trace(child: Ptr, mode: u32) -> Option<i32> {
     // SAFETY: typed pointers from the hook and the helper.
     unsafe {
         let tracer = current();
-        if mode & PTRACE_MODE_ATTACH == 0
-            || !is_ghost(task::host_pid(child))
-            || is_keeper(task::host_pid(tracer))
-        {
+        if mode & PTRACE_MODE_ATTACH == 0 || !is_ghost(task::host_pid(child)) || is_keeper(task::host_pid(tracer)) {
             return None;
         }
         if let Some(space) = task::space_of_task(child) {

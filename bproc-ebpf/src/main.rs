@@ -22,7 +22,7 @@ use aya_ebpf::{
 use bproc_common::event::{Event, kind};
 
 use crate::{
-    maps::{EXITED, GHOSTS, KEEPERS, SETTINGS, SPACES, count_loss, emit, off},
+    maps::{EXITED, GHOSTS, KEEPERS, Note, SETTINGS, SPACES, count_loss, emit, off},
     task::{Ptr, Space},
 };
 
@@ -31,6 +31,7 @@ use crate::{
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
+const EEXIST: i32 = -17;
 const SIGKILL: i32 = 9;
 const SIGCONT: i32 = 18;
 const SIGSTOP: i32 = 19;
@@ -90,6 +91,7 @@ unsafe fn on_fork(parent: Ptr, child: Ptr) -> Option<()> {
         event.pid = task::process_in(parent, &space);
         event.host_pid = task::host_pid(parent);
         if reported(&space) {
+            free_at(child);
             emit(&mut event);
         }
         if beyond {
@@ -165,10 +167,17 @@ unsafe fn on_exit(task: Ptr) -> Option<()> {
         }
         let leader = task::follow(task, off!(task_group_leader))?;
         let mut event = task::describe(kind::EXIT, task, &space);
-        let note = (u64::from(space.inum) << 32) | u64::from(event.pid);
-        match EXITED.insert(leader as u64, note, u64::from(BPF_NOEXIST)) {
+        let key = leader as u64;
+        if let Some(note) = EXITED.get_ptr(key) {
+            if same(&*note, &event) {
+                return None;
+            }
+            free(key, &*note);
+        }
+        let note = [(u64::from(event.pidns) << 32) | u64::from(event.pid), u64::from(event.host_pid), event.start_ns];
+        match EXITED.insert(key, note, u64::from(BPF_NOEXIST)) {
             Ok(()) => {}
-            Err(-17) => return None,
+            Err(EEXIST) => return None,
             Err(_) => count_loss(),
         }
         task::add_exit(&mut event, task, signal, leader);
@@ -178,34 +187,44 @@ unsafe fn on_exit(task: Ptr) -> Option<()> {
 }
 
 /// FREE. Runs after a grace period, when nothing but the address is left of the pid.
+/// Under load some kernels pass it over; then the next process at this address
+/// shows that the one before is gone.
 #[btf_tracepoint(function = "sched_process_free")]
 pub fn process_free(ctx: BtfTracePointContext) -> i32 {
-    // SAFETY: first argument of the tracepoint: task.
-    unsafe { on_free(ctx.arg(0)) };
+    free_at(ctx.arg(0));
     0
 }
 
+/// Reports the process that was noted for a `task_struct`, if there is one.
 #[inline(always)]
-unsafe fn on_free(task: Ptr) -> Option<()> {
+fn free_at(task: Ptr) {
     let key = task as u64;
-    // SAFETY: the value is copied at once, and only this task's FREE removes it.
-    let note = unsafe { *EXITED.get_ptr(key)? };
-    let _ = EXITED.remove(key);
+    if let Some(note) = EXITED.get_ptr(key) {
+        // SAFETY: a value of the map, copied at once; entries live until a grace period ends.
+        unsafe { free(key, &*note) };
+    }
+}
+
+#[inline(always)]
+fn free(key: u64, note: &Note) {
     let mut event = Event {
         kind: kind::FREE,
-        pidns: (note >> 32) as u32,
-        pid: note as u32,
+        pidns: (note[0] >> 32) as u32,
+        pid: note[0] as u32,
+        host_pid: note[1] as u32,
+        start_ns: note[2],
         ..Event::default()
     };
-    // SAFETY: a typed pointer from the tracepoint.
-    unsafe {
-        event.host_pid = task::host_pid(task);
-        event.comm0 = task::load(task, off!(task_comm));
-        event.comm1 = task::load(task, off!(task_comm) + 8);
-        event.start_ns = task::load(task, off!(task_start_boottime));
+    // Whoever removes the note reports it.
+    if EXITED.remove(key).is_ok() {
+        emit(&mut event);
     }
-    emit(&mut event);
-    Some(())
+}
+
+/// Whether a note is about the process of an event.
+#[inline(always)]
+fn same(note: &Note, event: &Event) -> bool {
+    note[1] == u64::from(event.host_pid) && note[2] == event.start_ns
 }
 
 /// RENAME of a process (its first thread). An exec renames too, just before its EXEC.
@@ -229,12 +248,8 @@ unsafe fn on_rename(task: Ptr, name: *const u8) -> Option<()> {
         }
         let mut comm = [0u8; 16];
         aya_ebpf::helpers::bpf_probe_read_kernel_str_bytes(name, &mut comm).ok()?;
-        let comm0 = u64::from_ne_bytes([
-            comm[0], comm[1], comm[2], comm[3], comm[4], comm[5], comm[6], comm[7],
-        ]);
-        let comm1 = u64::from_ne_bytes([
-            comm[8], comm[9], comm[10], comm[11], comm[12], comm[13], comm[14], comm[15],
-        ]);
+        let comm0 = u64::from_ne_bytes([comm[0], comm[1], comm[2], comm[3], comm[4], comm[5], comm[6], comm[7]]);
+        let comm1 = u64::from_ne_bytes([comm[8], comm[9], comm[10], comm[11], comm[12], comm[13], comm[14], comm[15]]);
         let mut event = task::describe(kind::RENAME, task, &space);
         if event.comm0 == comm0 && event.comm1 == comm1 {
             return None;
@@ -265,9 +280,7 @@ unsafe fn on_deliver(sig: i32, action: Ptr) -> Option<()> {
         if sig != SIGSTOP {
             let signal = task::follow(task, off!(task_signal))?;
             let handler: u64 = task::load(action, off!(sa_handler));
-            if handler != 0
-                || task::load::<u32>(signal, off!(signal_flags)) & SIGNAL_UNKILLABLE != 0
-            {
+            if handler != 0 || task::load::<u32>(signal, off!(signal_flags)) & SIGNAL_UNKILLABLE != 0 {
                 return None;
             }
         }

@@ -94,10 +94,13 @@ pub(crate) static LEASES: HashMap<u32, u64> = HashMap::with_max_entries(4096, BP
 #[map]
 pub(crate) static SETTINGS: Array<u32> = Array::with_max_entries(2, 0);
 
-/// Processes that exited and were not reaped: leader's `task_struct` to namespace and pid.
+/// Namespace (high half) and pid, pid in the initial namespace, start time.
+pub(crate) type Note = [u64; 3];
+
+/// Processes that exited and were not reaped, by their leader's `task_struct`.
 /// Its pid is detached when it is reaped, so it must be noted before.
 #[map]
-pub(crate) static EXITED: HashMap<u64, u64> = HashMap::with_max_entries(PIDS, BPF_F_NO_PREALLOC);
+pub(crate) static EXITED: HashMap<u64, Note> = HashMap::with_max_entries(PIDS, BPF_F_NO_PREALLOC);
 
 /// Hands an event to user space, or counts that it could not.
 #[inline(always)]

@@ -84,12 +84,7 @@ pub(crate) unsafe fn space_of(pid: Ptr) -> Option<Space> {
     let nr = probe::<u32>(upid + off!(upid_nr) as u64)?;
     let ns = probe::<u64>(upid + off!(upid_ns) as u64)?;
     let inum = probe::<u32>(ns + off!(pidns_inum) as u64)?;
-    Some(Space {
-        level,
-        ns,
-        inum,
-        nr,
-    })
+    Some(Space { level, ns, inum, nr })
 }
 
 /// The active pid namespace of a task and the thread's number there.
@@ -237,10 +232,8 @@ pub(crate) unsafe fn add_exit(event: &mut Event, task: Ptr, signal: Ptr, leader:
         } else {
             load(leader, off!(task_exit_code))
         };
-        event.utime_ns =
-            load::<u64>(signal, off!(signal_utime)) + load::<u64>(task, off!(task_utime));
-        event.stime_ns =
-            load::<u64>(signal, off!(signal_stime)) + load::<u64>(task, off!(task_stime));
+        event.utime_ns = load::<u64>(signal, off!(signal_utime)) + load::<u64>(task, off!(task_utime));
+        event.stime_ns = load::<u64>(signal, off!(signal_stime)) + load::<u64>(task, off!(task_stime));
         // A leader that ended before its threads is a zombie, not yet in the sum.
         if !is_leader(task) {
             event.utime_ns += load::<u64>(leader, off!(task_utime));

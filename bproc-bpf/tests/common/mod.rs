@@ -150,15 +150,30 @@ pub fn collect(monitor: &mut Monitor, mut enough: impl FnMut(&[Event]) -> bool) 
         }
         let left = deadline.saturating_duration_since(Instant::now());
         assert!(!left.is_zero(), "time is up with {}", text(&events));
-        let mut poll = libc::pollfd { fd: monitor.fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one valid record.
-        unsafe { libc::poll(&mut poll, 1, left.as_millis() as i32) };
+        wait_readable(monitor, left);
     }
 }
 
-/// Whether the process `pid` was reaped.
-pub fn freed(pid: u32) -> impl FnMut(&[Event]) -> bool {
-    move |events| events.iter().any(|event| event.kind == kind::FREE && event.pid == pid)
+/// Whether init of the only space has ended, after which nothing but FREE comes.
+pub fn ended(events: &[Event]) -> bool {
+    let mut last = events.iter().rev();
+    last.any(|event| event.kind == kind::EXIT && event.pid == 1)
+}
+
+/// Adds the FREEs that come within some seconds, until there are `count`: the
+/// kernel may be late with them, or pass one over under load.
+pub fn await_free(monitor: &mut Monitor, events: &mut Vec<Event>, count: usize) {
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while of(events, kind::FREE).len() < count && Instant::now() < deadline {
+        wait_readable(monitor, Duration::from_millis(100));
+        monitor.drain(|event| events.push(*event));
+    }
+}
+
+fn wait_readable(monitor: &Monitor, limit: Duration) {
+    let mut poll = libc::pollfd { fd: monitor.fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid record.
+    unsafe { libc::poll(&mut poll, 1, limit.as_millis() as i32) };
 }
 
 pub fn of(events: &[Event], what: u32) -> Vec<Event> {
