@@ -7,15 +7,18 @@
 
 mod control;
 mod error;
+mod logs;
 mod monitor;
 mod offsets;
 mod pins;
+mod probe;
 mod reader;
 
 pub use control::Control;
 pub use error::Error;
 pub use monitor::{Config, Feature, Monitor, Role};
 pub use offsets::resolve as resolve_offsets;
+pub use probe::{Capabilities, Need, Probe, Row, State};
 pub use reader::{Reader, spawn_reader};
 
 /// Result of this crate.

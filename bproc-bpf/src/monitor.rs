@@ -17,6 +17,7 @@ use crate::{
     Error, Result,
     control::{Control, MAPS},
     error::chain,
+    logs::{self, Logs},
     offsets, pins,
 };
 
@@ -101,6 +102,7 @@ const PROGRAMS: [(&str, &str, Kind, bool); 9] = [
 pub struct Monitor {
     control: Control,
     events: RingBuf<MapData>,
+    logs: Option<Logs>,
     features: Vec<Feature>,
     resumed: bool,
     /// Programs and links of a monitor without pins: dropped with it.
@@ -195,6 +197,9 @@ impl Monitor {
                 count += 1;
             }
         }
+        if let Some(logs) = &mut self.logs {
+            logs.flush();
+        }
         count
     }
 
@@ -231,10 +236,12 @@ impl Monitor {
         if let Some((dir, name)) = pin {
             pins::publish(dir, name)?;
         }
+        let logs = logs::of_loaded(&mut ebpf);
         let mut take = |name: &'static str| ebpf.take_map(name).ok_or_else(|| no_map(name));
         Ok(Monitor {
             events: ring(take("EVENTS")?)?,
             control: Control::new(&mut take)?,
+            logs,
             features,
             resumed: false,
             _loaded: set.is_none().then_some(ebpf),
@@ -266,6 +273,7 @@ impl Monitor {
         Ok(Monitor {
             events: ring(take("EVENTS")?)?,
             control: Control::new(&mut take)?,
+            logs: logs::of_pinned(&set.join("link-process_fork")),
             features,
             resumed: true,
             _loaded: None,

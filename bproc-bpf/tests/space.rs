@@ -269,8 +269,22 @@ fn many_forks_are_told_or_counted() {
     assert!(reader.stop().is_some());
 }
 
+/// Collects what is logged.
+#[derive(Clone, Default)]
+struct Sink(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("lock").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 #[test]
-fn a_full_ring_is_counted() {
+fn a_full_ring_is_counted_and_logged() {
     let Some(object) = common::object() else {
         return;
     };
@@ -286,7 +300,12 @@ fn a_full_ring_is_counted() {
     monitor.add_space(space.inum).expect("add");
     space.go();
     space.end();
-    let told = monitor.drain(|_| {}) as u64;
+    let sink = Sink::default();
+    let writer = sink.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    let told = tracing::subscriber::with_default(subscriber, || monitor.drain(|_| {})) as u64;
+    let log = String::from_utf8(sink.0.lock().expect("lock").clone()).expect("text");
+    assert!(log.contains("events lost on one CPU"), "{log}");
     let lost = monitor.dropped().expect("count");
     assert!((1..=34).contains(&told), "{told}");
     // FREEs may still be on their way.

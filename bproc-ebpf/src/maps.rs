@@ -6,6 +6,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
+use aya_log_ebpf::warn;
 use bproc_common::event::{Event, Offsets};
 
 /// More than there can be processes: maps without preallocation cost only what is in them.
@@ -117,6 +118,13 @@ pub(crate) fn emit(event: &mut Event) {
 pub(crate) fn count_loss() {
     if let Some(count) = DROPPED.get_ptr_mut(0) {
         // SAFETY: the slot is this CPU's own; a nested program can at worst lose one count of many.
-        unsafe { *count += 1 };
+        let lost = unsafe {
+            *count += 1;
+            *count
+        };
+        // A ring that is full once is full often: say it less and less.
+        if lost & (lost - 1) == 0 {
+            warn!((), "{} events lost on one CPU: the reader is too slow", lost);
+        }
     }
 }
