@@ -162,7 +162,8 @@ pub async fn serve<T: Send + 'static>(
 ) -> Result<()> {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     // A user's process becomes a ghost with the user's rights: everyone may connect; who it is, is checked.
-    let listener = Listener::bind(path, 0o666).with_context(|| format!("listening for ghosts on {}", path.display()))?;
+    let listener =
+        Listener::bind(path, 0o666).with_context(|| format!("listening for ghosts on {}", path.display()))?;
     let listener = watched(listener, Interest::READABLE).context("watching the ghosts' socket")?;
     tokio::spawn(async move {
         loop {

@@ -128,7 +128,13 @@ async fn start_anew(settings: &Settings) -> Result<Conn> {
     let program = &settings.program;
     let log = File::options().create(true).append(true).open(&settings.log);
     let log = log.with_context(|| format!("opening {}", settings.log.display()))?;
-    let argv = ["bproc-keeper".as_ref(), "--socket".as_ref(), settings.socket.as_os_str(), "--name".as_ref(), settings.name.as_ref()];
+    let argv = [
+        "bproc-keeper".as_ref(),
+        "--socket".as_ref(),
+        settings.socket.as_os_str(),
+        "--name".as_ref(),
+        settings.name.as_ref(),
+    ];
     let fds = [(log.as_fd(), 1), (log.as_fd(), 2)];
     spawn_detached(&Helper { path: program, argv: &argv, env: &[], fds: &fds, life: Life::Detached })
         .with_context(|| format!("starting the keeper {}", program.display()))?;

@@ -125,9 +125,9 @@ fn perform(command: Command) -> Result<ExitCode> {
         }
         Command::Slave { common, node, address, master } => {
             let config = configuration(&common)?;
-            let number = node.or_else(|| own_number(&config, address)).context(
-                "which node is this? No address of this machine is in the configuration; say --node NUMBER",
-            )?;
+            let number = node
+                .or_else(|| own_number(&config, address))
+                .context("which node is this? No address of this machine is in the configuration; say --node NUMBER")?;
             let address = address.or_else(|| config.nodes.iter().find(|n| n.number == number).map(|n| n.addr));
             let masters = match master {
                 Some(master) if master.contains(':') => vec![master],

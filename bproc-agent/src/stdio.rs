@@ -102,7 +102,9 @@ impl Iod {
         let (Ok(token), Ok(client)) = (known(token), self.client().await) else { return };
         match tokio::time::timeout(limit, client.flush(token)).await {
             Ok(Ok(true)) => {}
-            Ok(Ok(false)) | Ok(Err(IodError::Lost(_))) => tracing::warn!("output of a process was lost with its connection"),
+            Ok(Ok(false)) | Ok(Err(IodError::Lost(_))) => {
+                tracing::warn!("output of a process was lost with its connection")
+            }
             Ok(Err(error)) => tracing::warn!(%error, "waiting for the output of a process"),
             Err(_) => tracing::debug!("nobody reads the output of a process that ended"),
         }

@@ -147,7 +147,8 @@ pub mod kind {
     pub const EXIT: u32 = 3;
     /// A process was renamed.
     pub const RENAME: u32 = 4;
-    /// A stop signal is being taken with its default action.
+    /// A stop signal is being taken with its default action. The kernel drops SIGTSTP, SIGTTIN
+    /// and SIGTTOU of an orphaned process group after this: the state in `/proc` tells.
     pub const STOP: u32 = 5;
     /// SIGCONT was generated for a process.
     pub const CONT: u32 = 6;

@@ -20,4 +20,3 @@ pub mod nodeset;
 pub mod perm;
 pub mod wait;
 pub mod wire;
-

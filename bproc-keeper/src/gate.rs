@@ -54,12 +54,7 @@ struct Held {
 
 impl Held {
     fn new(threads: Threads) -> Held {
-        Held {
-            stand: Stand::Running,
-            threads,
-            released: false,
-            detach: None,
-        }
+        Held { stand: Stand::Running, threads, released: false, detach: None }
     }
 }
 
@@ -83,23 +78,12 @@ impl Gate {
     }
 
     fn report(&mut self, op: u32, pid: Pid, value: i32) {
-        self.tell(KeeperMsg {
-            op,
-            pid: pid.get(),
-            value,
-            ..KeeperMsg::default()
-        });
+        self.tell(KeeperMsg { op, pid: pid.get(), value, ..KeeperMsg::default() });
     }
 
     /// Answers a command.
     pub(crate) fn done(&mut self, tag: u32, pid: i32, value: i32) {
-        self.tell(KeeperMsg {
-            op: ev::DONE,
-            tag,
-            pid,
-            value,
-            ..KeeperMsg::default()
-        });
+        self.tell(KeeperMsg { op: ev::DONE, tag, pid, value, ..KeeperMsg::default() });
     }
 
     /// Seizes a process. One that is held already stays as it is.
@@ -153,16 +137,7 @@ impl Gate {
                 Stand::Exiting(_, status) => (state::EXITING, *status),
             };
             let extra = extra as u32 as u64;
-            self.link.tell(
-                KeeperMsg {
-                    op: ev::STATE,
-                    pid: pid.get(),
-                    value,
-                    extra,
-                    ..KeeperMsg::default()
-                },
-                count,
-            );
+            self.link.tell(KeeperMsg { op: ev::STATE, pid: pid.get(), value, extra, ..KeeperMsg::default() }, count);
         }
     }
 
@@ -275,11 +250,7 @@ impl Gate {
             return;
         }
         if let Some(tag) = held.detach {
-            let signal = if let Stop::Signal(signal) = stop {
-                signal
-            } else {
-                0
-            };
+            let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
             if stopped.detach(signal).is_ok() {
                 self.held.remove(&pid);
                 self.done(tag, pid.get(), 0);
@@ -358,10 +329,7 @@ fn others_live(pid: Pid) -> bool {
     };
     for _ in 0..LOOKS {
         let threads = process.threads().unwrap_or_default();
-        if !threads
-            .into_iter()
-            .any(|tid| tid != pid && lives(&process, tid))
-        {
+        if !threads.into_iter().any(|tid| tid != pid && lives(&process, tid)) {
             return false;
         }
         std::thread::sleep(PAUSE);

@@ -43,9 +43,7 @@ fn parse(mut args: impl Iterator<Item = std::ffi::OsString>) -> Result<Command, 
             _ => return Err(format!("unknown argument {}", arg.display())),
         }
     }
-    socket
-        .map(|path| Command::Serve(path.into()))
-        .ok_or_else(|| "--socket is missing".to_owned())
+    socket.map(|path| Command::Serve(path.into())).ok_or_else(|| "--socket is missing".to_owned())
 }
 
 fn main() -> ExitCode {

@@ -30,11 +30,7 @@ pub(crate) fn run(path: &Path) -> io::Result<()> {
     let _ = limits::set_oom_score_adj(None, -1000);
     let mut gate = Gate::default();
     loop {
-        let room = if gate.link.wants_room() {
-            Interest::ReadWrite
-        } else {
-            Interest::Read
-        };
+        let room = if gate.link.wants_room() { Interest::ReadWrite } else { Interest::Read };
         let [new, signal, agent] = poll::wait([
             (Some(listener.as_fd()), Interest::Read),
             (Some(signals.as_fd()), Interest::Read),
@@ -61,17 +57,12 @@ pub(crate) fn run(path: &Path) -> io::Result<()> {
 fn lock(path: &Path) -> io::Result<std::fs::File> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(name)?;
+    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(name)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            "another keeper serves here",
-        )),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(io::Error::new(io::ErrorKind::AddrInUse, "another keeper serves here"))
+        }
         Err(std::fs::TryLockError::Error(e)) => Err(e),
     }
 }

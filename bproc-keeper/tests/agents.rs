@@ -31,10 +31,7 @@ fn a_new_agent_learns_what_it_missed() {
     kill(dying, libc::SIGKILL).unwrap();
     kill(gone, libc::SIGKILL).unwrap();
     assert_eq!(wait(gone, 0), KILLED);
-    assert_eq!(
-        wait(stopped, libc::WUNTRACED),
-        Status::Stopped(libc::SIGTSTP as u8)
-    );
+    assert_eq!(wait(stopped, libc::WUNTRACED), Status::Stopped(libc::SIGTSTP as u8));
     // Its way to the gate is short but nobody tells when it has come there: /proc does.
     let process = Process::open(dying).unwrap();
     while process.stat().unwrap().state != b't' {
@@ -72,10 +69,7 @@ fn only_root_is_heard() {
     let mut agent = keeper.agent();
     assert_eq!(agent.ask_plain(op::PING), 0);
     let path = keeper.socket();
-    assert_eq!(
-        std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).unwrap();
     let pid = child(|| {
         // SAFETY: no pointers. The bare call: of this process only, which has one thread.
@@ -91,11 +85,7 @@ fn only_root_is_heard() {
         }
     });
     assert_eq!(wait(pid, 0), Status::Exited(0));
-    assert_eq!(
-        agent.ask_plain(op::PING),
-        0,
-        "the real agent is not disturbed"
-    );
+    assert_eq!(agent.ask_plain(op::PING), 0, "the real agent is not disturbed");
 }
 
 #[test]
@@ -124,21 +114,14 @@ fn an_agent_that_does_not_read_is_cut_off() {
     let keeper = Keeper::start();
     let deaf = keeper.agent();
     let mut bytes = [0; KeeperMsg::SIZE];
-    KeeperMsg {
-        op: op::PING,
-        ..KeeperMsg::default()
-    }
-    .put(&mut bytes);
+    KeeperMsg { op: op::PING, ..KeeperMsg::default() }.put(&mut bytes);
     let error = loop {
         if let Err(e) = deaf.conn.send(&bytes, &[]) {
             break e;
         }
     };
     // RESET where commands of ours were left unread.
-    assert!(
-        matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)),
-        "{error}"
-    );
+    assert!(matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)), "{error}");
     let mut agent = keeper.agent();
     assert_eq!(agent.ask_plain(op::PING), 0);
 }
@@ -153,10 +136,7 @@ fn if_the_keeper_dies_all_go_free() {
     }
     kill(stopped, libc::SIGSTOP).unwrap();
     agent.expect(ev::STOPPED, stopped);
-    assert_eq!(
-        wait(stopped, libc::WUNTRACED),
-        Status::Stopped(libc::SIGSTOP as u8)
-    );
+    assert_eq!(wait(stopped, libc::WUNTRACED), Status::Stopped(libc::SIGSTOP as u8));
     kill(dying, libc::SIGKILL).unwrap();
     agent.expect(ev::EXITING, dying);
     keeper.kill();
@@ -206,10 +186,7 @@ fn many(count: usize) {
     let mut lap = |what: &str| {
         let stat = process.stat().unwrap();
         let (user, system) = (stat.utime * 10, stat.stime * 10);
-        println!(
-            "{count} {what}: {:?}; keeper so far: user {user} ms, system {system} ms",
-            clock.elapsed()
-        );
+        println!("{count} {what}: {:?}; keeper so far: user {user} ms, system {system} ms", clock.elapsed());
         clock = Instant::now();
     };
     for pid in &pids {

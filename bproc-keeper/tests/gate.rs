@@ -52,13 +52,7 @@ fn an_open_gate_lets_the_end_through_at_once() {
     assert_eq!(agent.ask(op::RELEASE, pid), 0);
     assert!(is_quiet(pid));
     kill(pid, libc::SIGTERM).unwrap();
-    assert_eq!(
-        wait(pid, 0),
-        Status::Killed {
-            signal: 15,
-            core: false
-        }
-    );
+    assert_eq!(wait(pid, 0), Status::Killed { signal: 15, core: false });
     agent.expect(ev::GONE, pid);
     assert!(!agent.has_seen(ev::EXITING, pid));
 }
@@ -90,10 +84,7 @@ fn the_gate_holds_a_stopped_process_too() {
     assert_eq!(agent.ask(op::SEIZE, pid), 0);
     kill(pid, libc::SIGSTOP).unwrap();
     agent.expect(ev::STOPPED, pid);
-    assert_eq!(
-        wait(pid, libc::WUNTRACED),
-        Status::Stopped(libc::SIGSTOP as u8)
-    );
+    assert_eq!(wait(pid, libc::WUNTRACED), Status::Stopped(libc::SIGSTOP as u8));
     kill(pid, libc::SIGKILL).unwrap();
     assert_eq!(agent.expect(ev::EXITING, pid).value, 9);
     assert!(is_quiet(pid));
@@ -108,10 +99,7 @@ fn a_process_that_was_stopped_before_is_found_stopped() {
     let mut agent = keeper.agent();
     let pid = sleeper();
     kill(pid, libc::SIGSTOP).unwrap();
-    assert_eq!(
-        wait(pid, libc::WUNTRACED),
-        Status::Stopped(libc::SIGSTOP as u8)
-    );
+    assert_eq!(wait(pid, libc::WUNTRACED), Status::Stopped(libc::SIGSTOP as u8));
     assert_eq!(agent.ask(op::SEIZE, pid), 0);
     assert_eq!(agent.expect(ev::STOPPED, pid).value, libc::SIGSTOP);
     kill(pid, libc::SIGCONT).unwrap();
@@ -184,13 +172,7 @@ fn an_ordinary_process_gets_its_signals_until_it_executes() {
             libc::dup2(tell.as_raw_fd(), 1);
             let sh = c"sh".as_ptr();
             let script = c"trap 'echo t' USR1; echo r; read x; read y; exec sh -c 'exit 6'";
-            libc::execl(
-                c"/bin/sh".as_ptr(),
-                sh,
-                c"-c".as_ptr(),
-                script.as_ptr(),
-                std::ptr::null::<libc::c_char>(),
-            );
+            libc::execl(c"/bin/sh".as_ptr(), sh, c"-c".as_ptr(), script.as_ptr(), std::ptr::null::<libc::c_char>());
             98
         }
     });
@@ -222,15 +204,7 @@ fn a_thread_may_execute_in_place_of_its_process() {
                 take(&r);
                 let none = std::ptr::null::<libc::c_char>();
                 // SAFETY: constants; the list ends with null.
-                unsafe {
-                    libc::execl(
-                        c"/bin/sh".as_ptr(),
-                        c"sh".as_ptr(),
-                        c"-c".as_ptr(),
-                        c"exit 7".as_ptr(),
-                        none,
-                    )
-                };
+                unsafe { libc::execl(c"/bin/sh".as_ptr(), c"sh".as_ptr(), c"-c".as_ptr(), c"exit 7".as_ptr(), none) };
             });
         });
         98
@@ -268,11 +242,7 @@ fn a_process_with_threads_is_held_at_its_end() {
             take(&r);
         }
         assert_eq!(agent.ask(op::SEIZE, pid), 0);
-        let (raw, status) = if by_kill {
-            (9, KILLED)
-        } else {
-            (0, Status::Exited(0))
-        };
+        let (raw, status) = if by_kill { (9, KILLED) } else { (0, Status::Exited(0)) };
         if by_kill {
             kill(pid, libc::SIGKILL).unwrap();
         } else {
@@ -302,10 +272,7 @@ fn detached_processes_are_nobodys() {
     }
     assert_eq!(agent.list(), []);
     assert_eq!(wait(dying, 0), KILLED);
-    assert_eq!(
-        wait(stopped, libc::WUNTRACED),
-        Status::Stopped(libc::SIGSTOP as u8)
-    );
+    assert_eq!(wait(stopped, libc::WUNTRACED), Status::Stopped(libc::SIGSTOP as u8));
     for pid in [running, stopped] {
         kill(pid, libc::SIGKILL).unwrap();
         assert_eq!(wait(pid, 0), KILLED);

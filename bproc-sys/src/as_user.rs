@@ -9,15 +9,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 ///
 /// # Errors
 /// What open(2) says for that user; EINVAL for a path with NUL.
-pub fn open(
-    uid: u32,
-    gid: u32,
-    groups: &[u32],
-    cwd: &[u8],
-    path: &[u8],
-    flags: i32,
-    mode: u32,
-) -> Result<OwnedFd> {
+pub fn open(uid: u32, gid: u32, groups: &[u32], cwd: &[u8], path: &[u8], flags: i32, mode: u32) -> Result<OwnedFd> {
     let text = |bytes: &[u8]| CString::new(bytes).map_err(|_| Error::new("open", libc::EINVAL));
     let (cwd, path) = (text(cwd)?, text(path)?);
     std::thread::scope(|scope| {
@@ -26,37 +18,19 @@ pub fn open(
             // thread ends after them, so that nobody else sees its credentials or directory.
             let fd = unsafe {
                 check("unshare", libc::unshare(libc::CLONE_FS))?;
-                check(
-                    "setgroups",
-                    libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) as i32,
-                )?;
-                check(
-                    "setresgid",
-                    libc::syscall(libc::SYS_setresgid, gid, gid, gid) as i32,
-                )?;
-                check(
-                    "setresuid",
-                    libc::syscall(libc::SYS_setresuid, uid, uid, uid) as i32,
-                )?;
+                check("setgroups", libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) as i32)?;
+                check("setresgid", libc::syscall(libc::SYS_setresgid, gid, gid, gid) as i32)?;
+                check("setresuid", libc::syscall(libc::SYS_setresuid, uid, uid, uid) as i32)?;
                 libc::umask(0);
                 if libc::chdir(cwd.as_ptr()) != 0 {
                     check("chdir", libc::chdir(c"/".as_ptr()))?;
                 }
-                check(
-                    "open",
-                    libc::open(
-                        path.as_ptr(),
-                        flags | libc::O_CLOEXEC | libc::O_NOCTTY,
-                        mode,
-                    ),
-                )?
+                check("open", libc::open(path.as_ptr(), flags | libc::O_CLOEXEC | libc::O_NOCTTY, mode))?
             };
             // SAFETY: open gave a fresh descriptor that nobody else has.
             Ok(unsafe { OwnedFd::from_raw_fd(fd) })
         });
-        opener
-            .join()
-            .unwrap_or_else(|_| Err(Error::new("open", libc::EIO)))
+        opener.join().unwrap_or_else(|_| Err(Error::new("open", libc::EIO)))
     })
 }
 

@@ -22,10 +22,7 @@ const NAME: &std::ffi::CStr = c"security.capability";
 
 /// The attribute's value for these capabilities: permitted and effective, none inheritable.
 fn value(capabilities: &[u32]) -> [u8; 20] {
-    let bits = capabilities
-        .iter()
-        .filter(|c| **c < 64)
-        .fold(0u64, |bits, c| bits | 1 << c);
+    let bits = capabilities.iter().filter(|c| **c < 64).fold(0u64, |bits, c| bits | 1 << c);
     let mut out = [0; 20];
     out[0..4].copy_from_slice(&MAGIC.to_le_bytes());
     out[4..8].copy_from_slice(&(bits as u32).to_le_bytes());
@@ -34,8 +31,7 @@ fn value(capabilities: &[u32]) -> [u8; 20] {
 }
 
 fn c_path(path: &Path) -> Result<CString> {
-    CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| Error::new("use", libc::EINVAL).path(path))
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| Error::new("use", libc::EINVAL).path(path))
 }
 
 /// Gives the file these capabilities, permitted and effective, and reads them back.
@@ -47,15 +43,7 @@ pub fn set_file_caps(path: &Path, capabilities: &[u32]) -> Result<()> {
     let name = c_path(path)?;
     let value = value(capabilities);
     // SAFETY: both strings are NUL-terminated, the value has the length that is told.
-    let ret = unsafe {
-        libc::setxattr(
-            name.as_ptr(),
-            NAME.as_ptr(),
-            value.as_ptr().cast(),
-            value.len(),
-            0,
-        )
-    };
+    let ret = unsafe { libc::setxattr(name.as_ptr(), NAME.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
     check("setting of file capabilities", ret).map_err(|e| e.path(path))?;
     if has_file_caps(path, capabilities)? {
         Ok(())
@@ -72,32 +60,16 @@ pub fn has_file_caps(path: &Path, capabilities: &[u32]) -> Result<bool> {
     let name = c_path(path)?;
     let mut fs = libc::statvfs::zeroed();
     // SAFETY: the path is NUL-terminated, `fs` lives through the call.
-    check("statvfs", unsafe {
-        libc::statvfs(name.as_ptr(), &raw mut fs)
-    })
-    .map_err(|e| e.path(path))?;
+    check("statvfs", unsafe { libc::statvfs(name.as_ptr(), &raw mut fs) }).map_err(|e| e.path(path))?;
     if fs.f_flag & libc::ST_NOSUID != 0 {
-        return Err(
-            Error::new("use of file capabilities on a nosuid mount", libc::ENOEXEC).path(path),
-        );
+        return Err(Error::new("use of file capabilities on a nosuid mount", libc::ENOEXEC).path(path));
     }
     let mut found = [0u8; 64];
     // SAFETY: both strings are NUL-terminated, the buffer has the length that is told.
-    let len = unsafe {
-        libc::getxattr(
-            name.as_ptr(),
-            NAME.as_ptr(),
-            found.as_mut_ptr().cast(),
-            found.len(),
-        )
-    };
+    let len = unsafe { libc::getxattr(name.as_ptr(), NAME.as_ptr(), found.as_mut_ptr().cast(), found.len()) };
     if len < 0 {
         let error = Error::last("reading of file capabilities").path(path);
-        return if error.errno() == libc::ENODATA {
-            Ok(false)
-        } else {
-            Err(error)
-        };
+        return if error.errno() == libc::ENODATA { Ok(false) } else { Err(error) };
     }
     Ok(found.get(..len as usize) == Some(value(capabilities).as_slice()))
 }

@@ -49,10 +49,7 @@ pub fn spawn_detached(helper: &Helper<'_>) -> Result<PidFd> {
     let (go_r, go_w) = program.pipe()?;
     let me = std::process::id() as i32;
     let signals = launch::quiet();
-    let args = CloneArgs {
-        exit_signal: libc::SIGCHLD as u64,
-        ..CloneArgs::default()
-    };
+    let args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
     // SAFETY: the child makes async-signal-safe calls only and ends by exec or exit_group.
     let first = unsafe { launch::clone3(&args) };
     if first == 0 {
@@ -133,9 +130,7 @@ mod tests {
     }
 
     fn temporary() -> std::fs::File {
-        crate::memfd::create(c"test")
-            .map(std::fs::File::from)
-            .unwrap()
+        crate::memfd::create(c"test").map(std::fs::File::from).unwrap()
     }
 
     fn text(file: &std::fs::File) -> String {
@@ -174,19 +169,11 @@ mod tests {
 
     #[test]
     fn a_tied_helper_dies_with_its_thread() {
-        let helper = std::thread::spawn(|| {
-            run("/bin/sleep", &["sleep", "60"], Life::Tied, &temporary()).unwrap()
-        })
-        .join()
-        .unwrap();
+        let helper = std::thread::spawn(|| run("/bin/sleep", &["sleep", "60"], Life::Tied, &temporary()).unwrap())
+            .join()
+            .unwrap();
         assert!(helper.wait_exit(Duration::from_secs(20)).unwrap());
         use bproc_common::wait::Status;
-        assert_eq!(
-            helper.try_reap().unwrap(),
-            Some(Status::Killed {
-                signal: 9,
-                core: false
-            })
-        );
+        assert_eq!(helper.try_reap().unwrap(), Some(Status::Killed { signal: 9, core: false }));
     }
 }

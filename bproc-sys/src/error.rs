@@ -28,11 +28,7 @@ enum On {
 impl Error {
     /// An error that did not come from `errno`.
     pub(crate) fn new(op: &'static str, errno: i32) -> Error {
-        Error {
-            op,
-            on: On::Nothing,
-            errno,
-        }
+        Error { op, on: On::Nothing, errno }
     }
 
     /// The calling thread's `errno`.
@@ -47,18 +43,12 @@ impl Error {
 
     /// Names the process.
     pub(crate) fn pid(self, pid: Pid) -> Error {
-        Error {
-            on: On::Pid(pid.get()),
-            ..self
-        }
+        Error { on: On::Pid(pid.get()), ..self }
     }
 
     /// Names the file.
     pub(crate) fn path(self, path: &Path) -> Error {
-        Error {
-            on: On::Path(path.to_owned()),
-            ..self
-        }
+        Error { on: On::Path(path.to_owned()), ..self }
     }
 
     /// The errno, positive.
@@ -99,18 +89,10 @@ impl From<Error> for io::Error {
 
 /// `ret` unless it is -1: then the thread's errno.
 pub(crate) fn check(op: &'static str, ret: libc::c_int) -> Result<libc::c_int> {
-    if ret == -1 {
-        Err(Error::last(op))
-    } else {
-        Ok(ret)
-    }
+    if ret == -1 { Err(Error::last(op)) } else { Ok(ret) }
 }
 
 /// The same for what `syscall(2)` returns.
 pub(crate) fn check_long(op: &'static str, ret: libc::c_long) -> Result<libc::c_long> {
-    if ret == -1 {
-        Err(Error::last(op))
-    } else {
-        Ok(ret)
-    }
+    if ret == -1 { Err(Error::last(op)) } else { Ok(ret) }
 }

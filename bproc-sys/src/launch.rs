@@ -30,13 +30,7 @@ pub(crate) struct CloneArgs {
 pub(crate) unsafe fn clone3(args: &CloneArgs) -> libc::c_long {
     // SAFETY: `args` lives through the call and has the size that is told; no CLONE_VM, so the child has a copy of
     // this stack. The rest is the caller's duty.
-    unsafe {
-        libc::syscall(
-            libc::SYS_clone3,
-            std::ptr::from_ref(args),
-            size_of::<CloneArgs>(),
-        )
-    }
+    unsafe { libc::syscall(libc::SYS_clone3, std::ptr::from_ref(args), size_of::<CloneArgs>()) }
 }
 
 /// A program with its arguments, environment and descriptors, ready to be executed after a fork.
@@ -63,30 +57,17 @@ impl Program {
         fds: &[(BorrowedFd<'_>, RawFd)],
     ) -> Result<Program> {
         let c = |bytes: &[u8]| {
-            CString::new(bytes).map_err(|_| {
-                Error::new("start of program (NUL in an argument)", libc::EINVAL).path(path)
-            })
+            CString::new(bytes)
+                .map_err(|_| Error::new("start of program (NUL in an argument)", libc::EINVAL).path(path))
         };
         let floor = fds.iter().map(|(_, to)| *to).max().unwrap_or(2).max(2) + 1;
         if fds.iter().any(|(_, to)| *to < 0) {
-            return Err(
-                Error::new("start of program (negative descriptor)", libc::EINVAL).path(path),
-            );
+            return Err(Error::new("start of program (negative descriptor)", libc::EINVAL).path(path));
         }
-        let args = argv
-            .iter()
-            .map(|a| c(a.as_bytes()))
-            .collect::<Result<Vec<_>>>()?;
-        let envs = env
-            .iter()
-            .map(|(k, v)| c(&[k.as_bytes(), b"=", v.as_bytes()].concat()))
-            .collect::<Result<Vec<_>>>()?;
-        let table = |of: &[CString]| {
-            of.iter()
-                .map(|s| s.as_ptr())
-                .chain([std::ptr::null()])
-                .collect()
-        };
+        let args = argv.iter().map(|a| c(a.as_bytes())).collect::<Result<Vec<_>>>()?;
+        let envs =
+            env.iter().map(|(k, v)| c(&[k.as_bytes(), b"=", v.as_bytes()].concat())).collect::<Result<Vec<_>>>()?;
+        let table = |of: &[CString]| of.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect();
         let (argv, envp) = (table(&args), table(&envs));
         let mut moves = Vec::with_capacity(fds.len());
         for (fd, to) in fds {
@@ -99,30 +80,17 @@ impl Program {
             .map_err(|e| Error::io("open", &e).path(Path::new("/dev/null")))?;
         let null = dup_above(null.as_raw_fd(), floor)?;
         let strings = args.into_iter().chain(envs).collect();
-        Ok(Program {
-            path: c(path.as_os_str().as_bytes())?,
-            _strings: strings,
-            argv,
-            envp,
-            moves,
-            null,
-            floor,
-        })
+        Ok(Program { path: c(path.as_os_str().as_bytes())?, _strings: strings, argv, envp, moves, null, floor })
     }
 
     /// A pipe whose ends no target overwrites: reading end, writing end.
     pub(crate) fn pipe(&self) -> Result<(OwnedFd, OwnedFd)> {
         let mut fds = [-1; 2];
         // SAFETY: `fds` has room for two.
-        check("pipe2", unsafe {
-            libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC)
-        })?;
+        check("pipe2", unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) })?;
         // SAFETY: the call has just made both, nobody else owns them.
         let [r, w] = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
-        Ok((
-            dup_above(r.as_raw_fd(), self.floor)?,
-            dup_above(w.as_raw_fd(), self.floor)?,
-        ))
+        Ok((dup_above(r.as_raw_fd(), self.floor)?, dup_above(w.as_raw_fd(), self.floor)?))
     }
 
     /// In the child: signals to their defaults, descriptors in place, all others closed on exec, exec. Comes back
@@ -138,12 +106,7 @@ impl Program {
             if libc::syscall(libc::SYS_chdir, c"/".as_ptr()) == -1 {
                 return errno();
             }
-            let all = libc::syscall(
-                libc::SYS_close_range,
-                3,
-                u32::MAX,
-                libc::CLOSE_RANGE_CLOEXEC,
-            );
+            let all = libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
             if all == -1 {
                 return errno();
             }
@@ -157,12 +120,7 @@ impl Program {
                     return errno();
                 }
             }
-            libc::syscall(
-                libc::SYS_execve,
-                self.path.as_ptr(),
-                self.argv.as_ptr(),
-                self.envp.as_ptr(),
-            );
+            libc::syscall(libc::SYS_execve, self.path.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr());
             errno()
         }
     }
@@ -171,9 +129,7 @@ impl Program {
 /// A copy of `fd`, closed on exec, with a number not below `floor`.
 fn dup_above(fd: RawFd, floor: RawFd) -> Result<OwnedFd> {
     // SAFETY: no pointers.
-    let new = check("dup of descriptor", unsafe {
-        libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, floor)
-    })?;
+    let new = check("dup of descriptor", unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, floor) })?;
     // SAFETY: the call has just made the descriptor, nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
@@ -195,21 +151,9 @@ unsafe fn default_signals() {
     // SAFETY: the kernel reads structures of the sizes told; null means that the old value is not wanted.
     unsafe {
         for signal in 1..=crate::signal::MAX {
-            libc::syscall(
-                libc::SYS_rt_sigaction,
-                signal,
-                action.as_ptr(),
-                std::ptr::null_mut::<u64>(),
-                8,
-            );
+            libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), std::ptr::null_mut::<u64>(), 8);
         }
-        libc::syscall(
-            libc::SYS_rt_sigprocmask,
-            libc::SIG_SETMASK,
-            &raw const none,
-            std::ptr::null_mut::<u64>(),
-            8,
-        );
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, std::ptr::null_mut::<u64>(), 8);
     }
 }
 
@@ -276,11 +220,7 @@ pub(crate) unsafe fn tie_to(parent: i32, signal: i32) -> i32 {
         }
         // It may have died before. In a new pid namespace the parent always shows as 0.
         let now = libc::syscall(libc::SYS_getppid) as i32;
-        if now != parent && now != 0 {
-            libc::ESRCH
-        } else {
-            0
-        }
+        if now != parent && now != 0 { libc::ESRCH } else { 0 }
     }
 }
 

@@ -48,15 +48,10 @@ impl Resource {
 pub fn raise(resource: Resource) -> Result<u64> {
     let mut now = libc::rlimit::zeroed();
     // SAFETY: `now` lives through the call.
-    check("getrlimit", unsafe {
-        libc::getrlimit(resource.number(), &raw mut now)
-    })?;
+    check("getrlimit", unsafe { libc::getrlimit(resource.number(), &raw mut now) })?;
     let most = resource.most().max(now.rlim_max);
     for wanted in [most, now.rlim_max] {
-        let limit = libc::rlimit {
-            rlim_cur: wanted,
-            rlim_max: wanted.max(now.rlim_max),
-        };
+        let limit = libc::rlimit { rlim_cur: wanted, rlim_max: wanted.max(now.rlim_max) };
         // SAFETY: `limit` lives through the call.
         if unsafe { libc::setrlimit(resource.number(), &raw const limit) } == 0 {
             return Ok(wanted);

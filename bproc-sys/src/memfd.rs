@@ -30,16 +30,9 @@ pub fn create(name: &CStr) -> Result<OwnedFd> {
 /// As [`create`], and ENOMEM while writing.
 pub fn seal_bytes(name: &CStr, bytes: &[u8]) -> Result<OwnedFd> {
     let mut file = File::from(create(name)?);
-    file.write_all(bytes)
-        .map_err(|e| Error::io("write to memfd", &e))?;
+    file.write_all(bytes).map_err(|e| Error::io("write to memfd", &e))?;
     // SAFETY: no pointers.
-    check("seal memfd", unsafe {
-        libc::fcntl(
-            file.as_raw_fd(),
-            libc::F_ADD_SEALS,
-            FINAL | libc::F_SEAL_SEAL,
-        )
-    })?;
+    check("seal memfd", unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, FINAL | libc::F_SEAL_SEAL) })?;
     Ok(file.into())
 }
 
@@ -51,30 +44,19 @@ pub fn seal_bytes(name: &CStr, bytes: &[u8]) -> Result<OwnedFd> {
 pub fn read_all(fd: impl AsFd, limit: u64) -> Result<Vec<u8>> {
     let fd = fd.as_fd();
     // SAFETY: no pointers.
-    let seals = check("read seals of memfd", unsafe {
-        libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS)
-    })?;
+    let seals = check("read seals of memfd", unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) })?;
     if seals & FINAL != FINAL {
         return Err(Error::new("read of unsealed memfd", libc::EPERM));
     }
-    let file = File::from(
-        fd.try_clone_to_owned()
-            .map_err(|e| Error::io("dup of memfd", &e))?,
-    );
-    let size = file
-        .metadata()
-        .map_err(|e| Error::io("fstat of memfd", &e))?
-        .len();
+    let file = File::from(fd.try_clone_to_owned().map_err(|e| Error::io("dup of memfd", &e))?);
+    let size = file.metadata().map_err(|e| Error::io("fstat of memfd", &e))?.len();
     if size > limit {
         return Err(Error::new("read of too large memfd", libc::EFBIG));
     }
     // A sparse memfd costs its sender nothing: take no memory for it that is not there.
     let mut bytes = Vec::new();
-    bytes
-        .try_reserve_exact(size as usize)
-        .map_err(|_| Error::new("read of memfd", libc::ENOMEM))?;
+    bytes.try_reserve_exact(size as usize).map_err(|_| Error::new("read of memfd", libc::ENOMEM))?;
     bytes.resize(size as usize, 0);
-    file.read_exact_at(&mut bytes, 0)
-        .map_err(|e| Error::io("read of memfd", &e))?;
+    file.read_exact_at(&mut bytes, 0).map_err(|e| Error::io("read of memfd", &e))?;
     Ok(bytes)
 }

@@ -61,15 +61,7 @@ impl PidFd {
         let op = "pidfd_send_signal";
         let signal = valid(op, signal).map_err(|e| e.pid(self.pid))?;
         // SAFETY: `info` is null or points to the 128 bytes of a SigInfo that lives through the call.
-        let ret = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.fd.as_raw_fd(),
-                signal,
-                info,
-                0,
-            )
-        };
+        let ret = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.fd.as_raw_fd(), signal, info, 0) };
         check_long(op, ret).map_err(|e| e.pid(self.pid))?;
         Ok(())
     }
@@ -91,15 +83,9 @@ impl PidFd {
         loop {
             let left = end.saturating_duration_since(Instant::now()).as_millis();
             let left = libc::c_int::try_from(left).unwrap_or(libc::c_int::MAX);
-            let mut poll = libc::pollfd {
-                fd: self.fd.as_raw_fd(),
-                events: libc::POLLIN,
-                revents: 0,
-            };
+            let mut poll = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             // SAFETY: one entry that lives through the call.
-            match check("poll of pidfd", unsafe {
-                libc::poll(&raw mut poll, 1, left)
-            }) {
+            match check("poll of pidfd", unsafe { libc::poll(&raw mut poll, 1, left) }) {
                 Ok(n) if n > 0 => return Ok(true),
                 Ok(_) if left == 0 => return Ok(false),
                 Ok(_) => {}
@@ -117,12 +103,7 @@ impl PidFd {
         let mut info = libc::siginfo_t::zeroed();
         // SAFETY: `info` lives through the call.
         let ret = unsafe {
-            libc::waitid(
-                libc::P_PIDFD,
-                self.fd.as_raw_fd() as libc::id_t,
-                &raw mut info,
-                libc::WEXITED | libc::WNOHANG,
-            )
+            libc::waitid(libc::P_PIDFD, self.fd.as_raw_fd() as libc::id_t, &raw mut info, libc::WEXITED | libc::WNOHANG)
         };
         check("waitid", ret).map_err(|e| e.pid(self.pid))?;
         // SAFETY: waitid fills the SIGCHLD fields, or leaves the zeros.
@@ -132,10 +113,7 @@ impl PidFd {
         }
         Ok(Some(match info.si_code {
             libc::CLD_EXITED => Status::Exited(value as u8),
-            code => Status::Killed {
-                signal: value as u8,
-                core: code == libc::CLD_DUMPED,
-            },
+            code => Status::Killed { signal: value as u8, core: code == libc::CLD_DUMPED },
         }))
     }
 

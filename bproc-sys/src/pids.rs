@@ -10,15 +10,13 @@ const LIMIT: i32 = 4_194_304;
 
 fn read(path: &str) -> Result<i32> {
     let told = |errno| Error::new("read", errno).path(Path::new(path));
-    let text =
-        std::fs::read_to_string(path).map_err(|e| told(e.raw_os_error().unwrap_or(libc::EIO)))?;
+    let text = std::fs::read_to_string(path).map_err(|e| told(e.raw_os_error().unwrap_or(libc::EIO)))?;
     text.trim().parse().map_err(|_| told(libc::EINVAL))
 }
 
 fn write(path: &str, value: i32) -> Result<()> {
-    std::fs::write(path, value.to_string()).map_err(|e| {
-        Error::new("write", e.raw_os_error().unwrap_or(libc::EIO)).path(Path::new(path))
-    })
+    std::fs::write(path, value.to_string())
+        .map_err(|e| Error::new("write", e.raw_os_error().unwrap_or(libc::EIO)).path(Path::new(path)))
 }
 
 /// Pids are below this.
@@ -34,11 +32,7 @@ pub fn max() -> Result<i32> {
 /// # Errors
 /// EPERM, EACCES or EROFS without the right to.
 pub fn raise_max() -> Result<()> {
-    if max()? < LIMIT {
-        write(MAX, LIMIT)
-    } else {
-        Ok(())
-    }
+    if max()? < LIMIT { write(MAX, LIMIT) } else { Ok(()) }
 }
 
 /// The pid given last.

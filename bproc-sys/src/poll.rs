@@ -36,9 +36,7 @@ impl Readiness {
 ///
 /// # Errors
 /// ENOMEM, EINVAL.
-pub fn wait<const N: usize>(
-    fds: [(Option<BorrowedFd<'_>>, Interest); N],
-) -> Result<[Readiness; N]> {
+pub fn wait<const N: usize>(fds: [(Option<BorrowedFd<'_>>, Interest); N]) -> Result<[Readiness; N]> {
     let mut polls = fds.map(|(fd, interest)| libc::pollfd {
         fd: fd.map_or(-1, |fd| fd.as_raw_fd()),
         events: match interest {
@@ -48,9 +46,7 @@ pub fn wait<const N: usize>(
         revents: 0,
     });
     // SAFETY: N entries that live through the call.
-    match check("poll", unsafe {
-        libc::poll(polls.as_mut_ptr(), N as libc::nfds_t, -1)
-    }) {
+    match check("poll", unsafe { libc::poll(polls.as_mut_ptr(), N as libc::nfds_t, -1) }) {
         Err(e) if e.errno() != libc::EINTR => Err(e),
         _ => Ok(polls.map(|p| Readiness {
             readable: p.revents & libc::POLLIN != 0,

@@ -61,10 +61,7 @@ impl Process {
             .custom_flags(libc::O_DIRECTORY)
             .open(format!("/proc/{pid}"))
             .map_err(|e| Error::io("open of /proc entry", &e).pid(pid))?;
-        Ok(Process {
-            dir: dir.into(),
-            pid,
-        })
+        Ok(Process { dir: dir.into(), pid })
     }
 
     /// Its number.
@@ -74,34 +71,20 @@ impl Process {
 
     fn read(&self, name: &CStr) -> Result<Vec<u8>> {
         // SAFETY: `name` is NUL-terminated.
-        let ret = unsafe {
-            libc::openat(
-                self.dir.as_raw_fd(),
-                name.as_ptr(),
-                libc::O_RDONLY | libc::O_CLOEXEC,
-            )
-        };
+        let ret = unsafe { libc::openat(self.dir.as_raw_fd(), name.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
         let fd = check("open of /proc file", ret).map_err(|e| e.pid(self.pid))?;
         // SAFETY: the call has just made the descriptor, nobody else owns it.
         let file = unsafe { File::from_raw_fd(fd) };
         let mut bytes = Vec::with_capacity(2048);
-        file.take(MAX_FILE)
-            .read_to_end(&mut bytes)
-            .map_err(|e| Error::io("read of /proc file", &e).pid(self.pid))?;
+        file.take(MAX_FILE).read_to_end(&mut bytes).map_err(|e| Error::io("read of /proc file", &e).pid(self.pid))?;
         Ok(bytes)
     }
 
     fn link(&self, name: &CStr) -> Result<PathBuf> {
         let mut bytes = vec![0u8; 4096];
         // SAFETY: `name` is NUL-terminated, the buffer has the length that is told.
-        let ret = unsafe {
-            libc::readlinkat(
-                self.dir.as_raw_fd(),
-                name.as_ptr(),
-                bytes.as_mut_ptr().cast(),
-                bytes.len(),
-            )
-        };
+        let ret =
+            unsafe { libc::readlinkat(self.dir.as_raw_fd(), name.as_ptr(), bytes.as_mut_ptr().cast(), bytes.len()) };
         if ret < 0 {
             return Err(Error::last("readlink in /proc").pid(self.pid));
         }
@@ -114,10 +97,7 @@ impl Process {
         // SAFETY: `name` is NUL-terminated, `stat` lives through the call.
         let ret = unsafe { libc::fstatat(self.dir.as_raw_fd(), name.as_ptr(), &raw mut stat, 0) };
         check("stat in /proc", ret).map_err(|e| e.pid(self.pid))?;
-        Ok(FileId {
-            dev: stat.st_dev,
-            ino: stat.st_ino,
-        })
+        Ok(FileId { dev: stat.st_dev, ino: stat.st_ino })
     }
 
     /// `/proc/PID/stat`.
@@ -126,8 +106,7 @@ impl Process {
     /// ESRCH when it is gone, EBADMSG when the text is not what is known.
     pub fn stat(&self) -> Result<Stat> {
         let text = self.read(c"stat")?;
-        Stat::try_from(text.as_slice())
-            .map_err(|_| Error::new("parse of /proc stat", libc::EBADMSG).pid(self.pid))
+        Stat::try_from(text.as_slice()).map_err(|_| Error::new("parse of /proc stat", libc::EBADMSG).pid(self.pid))
     }
 
     /// `/proc/PID/status`.
@@ -136,8 +115,7 @@ impl Process {
     /// ESRCH when it is gone, EBADMSG when the text is not what is known.
     pub fn status(&self) -> Result<Status> {
         let text = self.read(c"status")?;
-        Status::try_from(text.as_slice())
-            .map_err(|_| Error::new("parse of /proc status", libc::EBADMSG).pid(self.pid))
+        Status::try_from(text.as_slice()).map_err(|_| Error::new("parse of /proc status", libc::EBADMSG).pid(self.pid))
     }
 
     /// Its threads, itself included, as far as they have not ended.
@@ -148,10 +126,8 @@ impl Process {
         // By number, but of this process: checked afterwards.
         let entries = std::fs::read_dir(format!("/proc/{}/task", self.pid))
             .map_err(|e| Error::io("listing of threads", &e).pid(self.pid))?;
-        let threads = entries
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .filter_map(Pid::new)
-            .collect();
+        let threads =
+            entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).filter_map(Pid::new).collect();
         self.still_there("listing of threads")?;
         Ok(threads)
     }
@@ -227,26 +203,14 @@ impl Process {
         self.read(c"stat").is_ok()
     }
 
-    /// Resource limits by RLIMIT number.
+    /// Resource limits by RLIMIT number, from the text in /proc: prlimit(2) wants CAP_SYS_RESOURCE for another
+    /// user's process, which a machine may withhold from root.
     ///
     /// # Errors
-    /// ESRCH when it is gone, EPERM.
+    /// ESRCH when it is gone, EACCES.
     pub fn limits(&self) -> Result<[Limit; LIMITS]> {
-        let mut all = [Limit::default(); LIMITS];
-        for (number, limit) in all.iter_mut().enumerate() {
-            let mut raw = libc::rlimit64::zeroed();
-            // SAFETY: `raw` lives through the call; null means that nothing is set.
-            let ret = unsafe {
-                libc::prlimit64(self.pid.get(), number as _, std::ptr::null(), &raw mut raw)
-            };
-            check("prlimit", ret).map_err(|e| e.pid(self.pid))?;
-            *limit = Limit {
-                soft: raw.rlim_cur,
-                hard: raw.rlim_max,
-            };
-        }
-        self.still_there("prlimit")?;
-        Ok(all)
+        let text = self.read(c"limits")?;
+        parse::limits(&text).map_err(|_| Error::new("reading of limits", libc::EINVAL).pid(self.pid))
     }
 
     /// Its nice value, -20 to 19.
@@ -256,8 +220,7 @@ impl Process {
     pub fn nice(&self) -> Result<i32> {
         // The system call gives 20 - nice, 1 to 40, so -1 is an error always, unlike from the C function.
         // SAFETY: no pointers.
-        let ret =
-            unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, self.pid.get()) };
+        let ret = unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, self.pid.get()) };
         if ret < 0 {
             return Err(Error::last("getpriority").pid(self.pid));
         }
@@ -267,11 +230,7 @@ impl Process {
 
     /// What was asked by number was of this process if it is there afterwards.
     fn still_there(&self, op: &'static str) -> Result<()> {
-        if self.is_there() {
-            Ok(())
-        } else {
-            Err(Error::new(op, libc::ESRCH).pid(self.pid))
-        }
+        if self.is_there() { Ok(()) } else { Err(Error::new(op, libc::ESRCH).pid(self.pid)) }
     }
 }
 
@@ -290,8 +249,7 @@ fn split_nul(bytes: &[u8]) -> Vec<Vec<u8>> {
 /// ENOENT when `/proc` is not mounted.
 pub fn own_pid_ns() -> Result<u64> {
     use std::os::unix::fs::MetadataExt;
-    let meta = std::fs::metadata("/proc/self/ns/pid")
-        .map_err(|e| Error::io("stat of /proc/self/ns/pid", &e))?;
+    let meta = std::fs::metadata("/proc/self/ns/pid").map_err(|e| Error::io("stat of /proc/self/ns/pid", &e))?;
     Ok(meta.ino())
 }
 

@@ -15,8 +15,7 @@ pub const MAX_FDS: usize = 64;
 /// `SO_PEERPIDFD`, Linux 6.5.
 const SO_PEERPIDFD: libc::c_int = 77;
 /// Room for the descriptors' control message, in words so that it is aligned.
-const CONTROL_WORDS: usize =
-    (size_of::<libc::cmsghdr>() + MAX_FDS * size_of::<RawFd>()).div_ceil(8);
+const CONTROL_WORDS: usize = (size_of::<libc::cmsghdr>() + MAX_FDS * size_of::<RawFd>()).div_ceil(8);
 
 /// A listening socket. Non-blocking, closed on exec.
 #[derive(Debug)]
@@ -55,9 +54,7 @@ pub struct PeerCred {
 
 fn socket() -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
-    let fd = check("socket", unsafe {
-        libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0)
-    })?;
+    let fd = check("socket", unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0) })?;
     // SAFETY: the call has just made the descriptor, nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -79,18 +76,10 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
 
 fn set_nonblocking(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     // SAFETY: no pointers.
-    let old = check("fcntl", unsafe {
-        libc::fcntl(fd.as_raw_fd(), libc::F_GETFL)
-    })?;
-    let new = if on {
-        old | libc::O_NONBLOCK
-    } else {
-        old & !libc::O_NONBLOCK
-    };
+    let old = check("fcntl", unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })?;
+    let new = if on { old | libc::O_NONBLOCK } else { old & !libc::O_NONBLOCK };
     // SAFETY: no pointers.
-    check("fcntl", unsafe {
-        libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, new)
-    })?;
+    check("fcntl", unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, new) })?;
     Ok(())
 }
 
@@ -108,22 +97,15 @@ impl Listener {
         let (addr, len) = address(&temporary)?;
         // The inode of the path gets the mode of the socket, less the umask.
         // SAFETY: no pointers.
-        check("fchmod", unsafe {
-            libc::fchmod(fd.as_raw_fd(), mode as libc::mode_t)
-        })?;
+        check("fchmod", unsafe { libc::fchmod(fd.as_raw_fd(), mode as libc::mode_t) })?;
         match std::fs::remove_file(&temporary) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
         // SAFETY: `addr` lives through the call and `len` does not exceed it.
-        check("bind", unsafe {
-            libc::bind(fd.as_raw_fd(), (&raw const addr).cast(), len)
-        })?;
+        check("bind", unsafe { libc::bind(fd.as_raw_fd(), (&raw const addr).cast(), len) })?;
         let placed = (|| {
-            std::fs::set_permissions(
-                &temporary,
-                std::os::unix::fs::PermissionsExt::from_mode(mode),
-            )?;
+            std::fs::set_permissions(&temporary, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
             // SAFETY: no pointers.
             check("listen", unsafe { libc::listen(fd.as_raw_fd(), 4096) })?;
             set_nonblocking(fd.as_fd(), true)?;
@@ -134,10 +116,7 @@ impl Listener {
             let _ = std::fs::remove_file(&temporary);
             return Err(e);
         }
-        Ok(Listener {
-            fd,
-            path: path.to_owned(),
-        })
+        Ok(Listener { fd, path: path.to_owned() })
     }
 
     /// Takes a connection. It is non-blocking and closed on exec.
@@ -201,9 +180,7 @@ impl Conn {
         let mut fds = [-1; 2];
         let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
         // SAFETY: `fds` has room for two.
-        check("socketpair", unsafe {
-            libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr())
-        })?;
+        check("socketpair", unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()) })?;
         let [a, b] = fds.map(|fd| {
             // SAFETY: the call has just made both, nobody else owns them.
             let fd = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -253,10 +230,7 @@ impl Conn {
         if bytes.is_empty() || fds.len() > MAX_FDS {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        let mut iov = libc::iovec {
-            iov_base: bytes.as_ptr().cast_mut().cast(),
-            iov_len: bytes.len(),
-        };
+        let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         let mut control = [0u64; CONTROL_WORDS];
         let mut msg = libc::msghdr::zeroed();
         msg.msg_iov = &raw mut iov;
@@ -280,8 +254,7 @@ impl Conn {
         }
         loop {
             // SAFETY: `msg` points to `iov`, `bytes` and `control`, which live through the call.
-            let ret =
-                unsafe { libc::sendmsg(self.fd.as_raw_fd(), &raw const msg, libc::MSG_NOSIGNAL) };
+            let ret = unsafe { libc::sendmsg(self.fd.as_raw_fd(), &raw const msg, libc::MSG_NOSIGNAL) };
             if ret >= 0 {
                 return Ok(());
             }
@@ -297,10 +270,7 @@ impl Conn {
     /// # Errors
     /// `WouldBlock`, ECONNRESET and what recvmsg(2) says.
     pub fn recv(&self, buffer: &mut [u8]) -> io::Result<Received> {
-        let mut iov = libc::iovec {
-            iov_base: buffer.as_mut_ptr().cast(),
-            iov_len: buffer.len(),
-        };
+        let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
         let mut control = [0u64; CONTROL_WORDS];
         let mut msg = libc::msghdr::zeroed();
         msg.msg_iov = &raw mut iov;
@@ -309,8 +279,7 @@ impl Conn {
         msg.msg_controllen = size_of_val(&control) as _;
         let len = loop {
             // SAFETY: `msg` points to `iov`, `buffer` and `control`, which live through the call.
-            let ret =
-                unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut msg, libc::MSG_CMSG_CLOEXEC) };
+            let ret = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut msg, libc::MSG_CMSG_CLOEXEC) };
             if ret >= 0 {
                 break ret as usize;
             }
@@ -326,8 +295,7 @@ impl Conn {
             let mut head = libc::CMSG_FIRSTHDR(&raw const msg);
             while !head.is_null() {
                 if (*head).cmsg_level == libc::SOL_SOCKET && (*head).cmsg_type == libc::SCM_RIGHTS {
-                    let bytes =
-                        ((*head).cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+                    let bytes = ((*head).cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
                     let data = libc::CMSG_DATA(head).cast::<RawFd>();
                     for i in 0..bytes / size_of::<RawFd>() {
                         fds.push(OwnedFd::from_raw_fd(data.add(i).read_unaligned()));
@@ -337,24 +305,14 @@ impl Conn {
             }
         }
         let truncated = msg.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
-        Ok(Received {
-            len,
-            fds,
-            truncated,
-        })
+        Ok(Received { len, fds, truncated })
     }
 
     fn option<T>(&self, option: libc::c_int, mut value: T) -> io::Result<T> {
         let mut len = size_of::<T>() as libc::socklen_t;
         // SAFETY: `value` lives through the call and `len` is its size.
         check("getsockopt", unsafe {
-            libc::getsockopt(
-                self.fd.as_raw_fd(),
-                libc::SOL_SOCKET,
-                option,
-                (&raw mut value).cast(),
-                &raw mut len,
-            )
+            libc::getsockopt(self.fd.as_raw_fd(), libc::SOL_SOCKET, option, (&raw mut value).cast(), &raw mut len)
         })?;
         Ok(value)
     }
@@ -365,11 +323,7 @@ impl Conn {
     /// What getsockopt(2) says.
     pub fn peer(&self) -> io::Result<PeerCred> {
         let cred = self.option(libc::SO_PEERCRED, libc::ucred::zeroed())?;
-        Ok(PeerCred {
-            pid: cred.pid,
-            uid: cred.uid,
-            gid: cred.gid,
-        })
+        Ok(PeerCred { pid: cred.pid, uid: cred.uid, gid: cred.gid })
     }
 
     /// A pidfd of the process at the other end: unlike its number it cannot come to mean another one.

@@ -94,11 +94,7 @@ impl std::fmt::Debug for SigInfo {
 
 /// `signal` if it is one, else EINVAL.
 pub(crate) fn valid(op: &'static str, signal: i32) -> Result<i32> {
-    if (1..=MAX).contains(&signal) {
-        Ok(signal)
-    } else {
-        Err(Error::new(op, libc::EINVAL))
-    }
+    if (1..=MAX).contains(&signal) { Ok(signal) } else { Err(Error::new(op, libc::EINVAL)) }
 }
 
 /// kill(2) of one process.
@@ -167,14 +163,7 @@ pub fn sigqueue(pid: Pid, signal: i32, value: u64) -> Result<()> {
 pub fn queue_info(pid: Pid, signal: i32, info: &SigInfo) -> Result<()> {
     let signal = valid("rt_sigqueueinfo", signal).map_err(|e| e.pid(pid))?;
     // SAFETY: the kernel reads 128 bytes, which is what SigInfo has.
-    let ret = unsafe {
-        libc::syscall(
-            libc::SYS_rt_sigqueueinfo,
-            pid.get(),
-            signal,
-            info.0.as_ptr(),
-        )
-    };
+    let ret = unsafe { libc::syscall(libc::SYS_rt_sigqueueinfo, pid.get(), signal, info.0.as_ptr()) };
     check_long("rt_sigqueueinfo", ret).map_err(|e| e.pid(pid))?;
     Ok(())
 }
@@ -186,15 +175,7 @@ pub fn queue_info(pid: Pid, signal: i32, info: &SigInfo) -> Result<()> {
 pub fn queue_info_thread(tgid: Pid, tid: Pid, signal: i32, info: &SigInfo) -> Result<()> {
     let signal = valid("rt_tgsigqueueinfo", signal).map_err(|e| e.pid(tid))?;
     // SAFETY: the kernel reads 128 bytes, which is what SigInfo has.
-    let ret = unsafe {
-        libc::syscall(
-            libc::SYS_rt_tgsigqueueinfo,
-            tgid.get(),
-            tid.get(),
-            signal,
-            info.0.as_ptr(),
-        )
-    };
+    let ret = unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, tgid.get(), tid.get(), signal, info.0.as_ptr()) };
     check_long("rt_tgsigqueueinfo", ret).map_err(|e| e.pid(tid))?;
     Ok(())
 }
@@ -217,10 +198,7 @@ impl AllBlocked {
             libc::sigfillset(&raw mut all);
             libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
         }
-        AllBlocked {
-            before,
-            _here: std::marker::PhantomData,
-        }
+        AllBlocked { before, _here: std::marker::PhantomData }
     }
 }
 
@@ -233,13 +211,7 @@ impl Default for AllBlocked {
 impl Drop for AllBlocked {
     fn drop(&mut self) {
         // SAFETY: the set was filled by the kernel; null means that the present mask is not wanted.
-        unsafe {
-            libc::pthread_sigmask(
-                libc::SIG_SETMASK,
-                &raw const self.before,
-                std::ptr::null_mut(),
-            )
-        };
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
     }
 }
 

@@ -68,10 +68,7 @@ struct Plan<'a> {
 /// namespaces; what execve(2) says of the program.
 pub fn spawn_init(ghost: &Path, socket: &Path, options: Options<'_>) -> Result<Init> {
     let role = (Role::Init as i64).to_string();
-    let env = [
-        (OsStr::new(ENV_SOCKET), socket.as_os_str()),
-        (OsStr::new(ENV_ROLE), OsStr::new(&role)),
-    ];
+    let env = [(OsStr::new(ENV_SOCKET), socket.as_os_str()), (OsStr::new(ENV_ROLE), OsStr::new(&role))];
     let plan = Plan {
         program: Program::new(ghost, &[options.argv0], &env, &[])?,
         oom: options.oom_score_adj.map(|score| score.to_string()),
@@ -85,10 +82,7 @@ pub fn spawn_init(ghost: &Path, socket: &Path, options: Options<'_>) -> Result<I
     let helper = if plan.offsets.is_some() {
         // A time namespace gets its offsets before its first process: from one in between, which makes init as its
         // own sibling, so that the caller is the parent still.
-        let args = CloneArgs {
-            exit_signal: libc::SIGCHLD as u64,
-            ..CloneArgs::default()
-        };
+        let args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
         // SAFETY: the child makes async-signal-safe calls only and ends by exit_group.
         let helper = unsafe { launch::clone3(&args) };
         if helper == 0 {
@@ -119,12 +113,7 @@ pub fn spawn_init(ghost: &Path, socket: &Path, options: Options<'_>) -> Result<I
         return Err(failed(errno));
     }
     // It is our child and not reaped: the number is still its own.
-    let started = PidFd::open(pid).and_then(|pidfd| {
-        Ok(Init {
-            pidfd,
-            pid_ns: Process::open(pid)?.pid_ns()?,
-        })
-    });
+    let started = PidFd::open(pid).and_then(|pidfd| Ok(Init { pidfd, pid_ns: Process::open(pid)?.pid_ns()? }));
     if started.is_err() {
         // Without a handle nobody could ever end it.
         let _ = crate::signal::kill(pid, libc::SIGKILL);
@@ -139,11 +128,7 @@ pub fn spawn_init(ghost: &Path, socket: &Path, options: Options<'_>) -> Result<I
 /// Async-signal-safe; the child does not return.
 unsafe fn make_init(plan: &Plan<'_>, exit_signal: u64, flags: u64, err: i32) -> libc::c_long {
     let flags = flags | (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
-    let args = CloneArgs {
-        flags,
-        exit_signal,
-        ..CloneArgs::default()
-    };
+    let args = CloneArgs { flags, exit_signal, ..CloneArgs::default() };
     // SAFETY: the child makes async-signal-safe calls only and ends by exec or exit_group.
     unsafe {
         let ret = launch::clone3(&args);
@@ -221,11 +206,7 @@ impl TimeOffsets {
     /// As `timens_offsets` wants it: seconds may be negative, nanoseconds not.
     fn text(self) -> String {
         let line = |clock: &str, ns: i64| {
-            format!(
-                "{clock} {} {}\n",
-                ns.div_euclid(1_000_000_000),
-                ns.rem_euclid(1_000_000_000)
-            )
+            format!("{clock} {} {}\n", ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000))
         };
         line("monotonic", self.monotonic) + &line("boottime", self.boottime)
     }

@@ -49,15 +49,7 @@ pub enum Event {
 
 fn ptrace(op: &'static str, request: libc::c_uint, pid: Pid, data: usize) -> Result<()> {
     // SAFETY: none of the requests made here has the kernel write to memory of ours; `data` is a number.
-    let ret = unsafe {
-        libc::syscall(
-            libc::SYS_ptrace,
-            request as libc::c_long,
-            pid.get(),
-            0usize,
-            data,
-        )
-    };
+    let ret = unsafe { libc::syscall(libc::SYS_ptrace, request as libc::c_long, pid.get(), 0usize, data) };
     check_long(op, ret).map_err(|e| e.pid(pid))?;
     Ok(())
 }
@@ -111,12 +103,7 @@ impl Stopped {
     /// # Errors
     /// ESRCH when a SIGKILL was faster.
     pub fn detach(self, signal: i32) -> Result<()> {
-        ptrace(
-            "PTRACE_DETACH",
-            libc::PTRACE_DETACH,
-            self.0,
-            signal as usize,
-        )
+        ptrace("PTRACE_DETACH", libc::PTRACE_DETACH, self.0, signal as usize)
     }
 
     /// What the kernel adds to an event: the child's pid, or the wait status.
@@ -175,14 +162,10 @@ fn wait(which: i32) -> Result<Option<Event>> {
         0 => Stop::Signal(signal),
         PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Stop::Trap,
         PTRACE_EVENT_STOP => Stop::Group(signal),
-        libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE => {
-            Stop::Child
-        }
+        libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE => Stop::Child,
         libc::PTRACE_EVENT_EXEC => Stop::Exec,
         // Without a message it has been killed on its way: it will be so reported.
-        libc::PTRACE_EVENT_EXIT => {
-            Stop::Exit(stopped.message().map_or(libc::SIGKILL, |m| m as i32))
-        }
+        libc::PTRACE_EVENT_EXIT => Stop::Exit(stopped.message().map_or(libc::SIGKILL, |m| m as i32)),
         _ => Stop::Other,
     };
     Ok(Some(Event::Stop(stopped, stop)))

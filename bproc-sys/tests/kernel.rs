@@ -44,14 +44,8 @@ fn packets_keep_their_ends_and_carry_descriptors() {
     let dir = Dir::new("packets");
     let path = dir.0.join("s");
     let listener = Listener::bind(&path, 0o640).unwrap();
-    assert_eq!(
-        std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-        0o640
-    );
-    assert_eq!(
-        listener.accept().unwrap_err().kind(),
-        io::ErrorKind::WouldBlock
-    );
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+    assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
     let client = Conn::connect(&path).unwrap();
     let server = listener.accept().unwrap();
     assert_eq!(server.peer().unwrap().pid, me().get());
@@ -60,24 +54,15 @@ fn packets_keep_their_ends_and_carry_descriptors() {
         Err(e) => assert_eq!(e.raw_os_error(), Some(libc::ENOPROTOOPT)),
     }
     let mut buffer = [0; 16];
-    assert_eq!(
-        server.recv(&mut buffer).unwrap_err().kind(),
-        io::ErrorKind::WouldBlock
-    );
+    assert_eq!(server.recv(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     client.send(b"one", &[]).unwrap();
     let (mut r, mut w) = io::pipe().unwrap();
     client.send(b"two", &[w.as_fd(), r.as_fd()]).unwrap();
     client.send(&[7; 20], &[]).unwrap();
     let got = server.recv(&mut buffer).unwrap();
-    assert_eq!(
-        (&buffer[..got.len], got.fds.len(), got.truncated),
-        (&b"one"[..], 0, false)
-    );
+    assert_eq!((&buffer[..got.len], got.fds.len(), got.truncated), (&b"one"[..], 0, false));
     let mut got = server.recv(&mut buffer).unwrap();
-    assert_eq!(
-        (&buffer[..got.len], got.fds.len(), got.truncated),
-        (&b"two"[..], 2, false)
-    );
+    assert_eq!((&buffer[..got.len], got.fds.len(), got.truncated), (&b"two"[..], 2, false));
     // SAFETY: no pointers.
     let flags = unsafe { libc::fcntl(got.fds[0].as_raw_fd(), libc::F_GETFD) };
     assert_eq!(flags, libc::FD_CLOEXEC);
@@ -96,10 +81,7 @@ fn packets_keep_their_ends_and_carry_descriptors() {
     assert_eq!(server.recv(&mut buffer).unwrap().fds.len(), MAX_FDS);
     drop(client);
     assert_eq!(server.recv(&mut buffer).unwrap().len, 0);
-    assert_eq!(
-        server.send(b"x", &[]).unwrap_err().kind(),
-        io::ErrorKind::BrokenPipe
-    );
+    assert_eq!(server.send(b"x", &[]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
 }
 
 #[test]
@@ -112,20 +94,14 @@ fn a_new_listener_takes_the_path() {
     new.accept().unwrap();
     assert_eq!(std::fs::read_dir(&dir.0).unwrap().count(), 1);
     let long = dir.0.join("x".repeat(200));
-    assert_eq!(
-        Listener::bind(&long, 0o600).unwrap_err().raw_os_error(),
-        Some(libc::ENAMETOOLONG)
-    );
+    assert_eq!(Listener::bind(&long, 0o600).unwrap_err().raw_os_error(), Some(libc::ENAMETOOLONG));
 }
 
 #[test]
 fn only_sealed_memory_is_read() {
     let sealed = memfd::seal_bytes(c"test", b"hello").unwrap();
     assert_eq!(memfd::read_all(&sealed, 5).unwrap(), b"hello");
-    assert_eq!(
-        memfd::read_all(&sealed, 4).unwrap_err().errno(),
-        libc::EFBIG
-    );
+    assert_eq!(memfd::read_all(&sealed, 4).unwrap_err().errno(), libc::EFBIG);
     let mut file = std::fs::File::from(sealed);
     assert!(file.write_all(b"x").is_err());
     assert!(file.set_len(0).is_err());
@@ -140,10 +116,7 @@ fn siginfo_arrives_as_it_was_sent() {
     let number = libc::SIGRTMIN() + 3;
     let signals = SignalFd::block(&[number]).unwrap();
     let info = SigInfo::queued(number, 1234, 5678, 0x1_0000_0002);
-    assert_eq!(
-        (info.signo(), info.code(), info.pid(), info.uid()),
-        (number, libc::SI_QUEUE, 1234, 5678)
-    );
+    assert_eq!((info.signo(), info.code(), info.pid(), info.uid()), (number, libc::SI_QUEUE, 1234, 5678));
     assert_eq!(info.value(), 0x1_0000_0002);
     // To this thread: the others of the test process do not block it.
     // SAFETY: takes nothing, cannot fail.
@@ -154,12 +127,7 @@ fn siginfo_arrives_as_it_was_sent() {
     for bad in [0, -1, 65] {
         assert_eq!(signal::kill(me(), bad).unwrap_err().errno(), libc::EINVAL);
     }
-    assert_eq!(
-        signal::kill_group(Pid::new(1).unwrap(), 9)
-            .unwrap_err()
-            .errno(),
-        libc::EINVAL
-    );
+    assert_eq!(signal::kill_group(Pid::new(1).unwrap(), 9).unwrap_err().errno(), libc::EINVAL);
     signal::probe(me()).unwrap();
 }
 
@@ -197,13 +165,7 @@ fn a_space_has_an_init_of_its_own() {
     );
     std::fs::write(&script, text).unwrap();
     std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
-    for offsets in [
-        None,
-        Some(TimeOffsets {
-            monotonic: 500_000_000_250_000_000,
-            boottime: -1_500_000_000,
-        }),
-    ] {
+    for offsets in [None, Some(TimeOffsets { monotonic: 500_000_000_250_000_000, boottime: -1_500_000_000 })] {
         let options = Options {
             argv0: OsStr::new("bproc-init test node 0"),
             time_offsets: offsets,
@@ -217,10 +179,7 @@ fn a_space_has_an_init_of_its_own() {
         assert_eq!(process.pid_ns().unwrap(), init.pid_ns);
         let (stat, status) = (process.stat().unwrap(), process.status().unwrap());
         assert_eq!(status.ns_pids, [stat.pid, 1]);
-        assert_eq!(
-            (stat.ppid, stat.session, stat.pgrp),
-            (me().get(), stat.pid, stat.pid)
-        );
+        assert_eq!((stat.ppid, stat.session, stat.pgrp), (me().get(), stat.pid, stat.pid));
         let adj = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", stat.pid)).unwrap();
         assert_eq!(adj.trim(), "1");
         // Its script ends by becoming sleep.
@@ -229,40 +188,18 @@ fn a_space_has_an_init_of_its_own() {
         }
         let text = std::fs::read_to_string(&out).unwrap();
         let mut lines = text.lines();
-        assert_eq!(
-            lines.next(),
-            Some(format!("1 2 {}", dir.0.join("sock").display()).as_str())
-        );
+        assert_eq!(lines.next(), Some(format!("1 2 {}", dir.0.join("sock").display()).as_str()));
         assert_eq!(lines.next(), Some("/proc/1"));
         if offsets.is_some() {
             let words: Vec<_> = text.split_whitespace().collect();
-            assert!(
-                words
-                    .windows(3)
-                    .any(|w| w == ["monotonic", "500000000", "250000000"]),
-                "{text}"
-            );
-            assert!(
-                words
-                    .windows(3)
-                    .any(|w| w == ["boottime", "-2", "500000000"]),
-                "{text}"
-            );
+            assert!(words.windows(3).any(|w| w == ["monotonic", "500000000", "250000000"]), "{text}");
+            assert!(words.windows(3).any(|w| w == ["boottime", "-2", "500000000"]), "{text}");
         }
         init.pidfd.send_signal(libc::SIGKILL).unwrap();
         assert!(init.pidfd.wait_exit(Duration::from_secs(30)).unwrap());
-        assert_eq!(
-            init.pidfd.try_reap().unwrap(),
-            Some(Status::Killed {
-                signal: 9,
-                core: false
-            })
-        );
+        assert_eq!(init.pidfd.try_reap().unwrap(), Some(Status::Killed { signal: 9, core: false }));
         let missing = spawn_init(&dir.0.join("none"), &dir.0.join("sock"), options).unwrap_err();
         assert_eq!(missing.errno(), libc::ENOENT);
-        assert!(
-            std::path::Path::new("/proc/1/environ").exists(),
-            "the machine's /proc stays"
-        );
+        assert!(std::path::Path::new("/proc/1/environ").exists(), "the machine's /proc stays");
     }
 }

@@ -107,7 +107,11 @@ async fn attend(conn: Conn, desk: Desk) -> Result<()> {
         let (request, fds) = match decoded {
             Ok((Request { body: Some(body) }, fds)) => (body, fds),
             Ok((Request { body: None }, _)) => {
-                return send(&fd, fail(libc::EINVAL, "the agent does not know this request; is it older than the program?")).await;
+                return send(
+                    &fd,
+                    fail(libc::EINVAL, "the agent does not know this request; is it older than the program?"),
+                )
+                .await;
             }
             Err(error) => {
                 return send(&fd, fail(libc::EPROTO, &format!("the request cannot be read: {error:#}"))).await;
@@ -177,9 +181,11 @@ async fn answer(request: request::Body, peer: PeerCred, fds: Vec<OwnedFd>, desk:
                 Err(_) => ending(),
             }
         }
-        request::Body::Whoami(_) => {
-            reply::Body::Self_(wire::Self_ { node: -1, version: env!("CARGO_PKG_VERSION").into(), master_address: vec![] })
-        }
+        request::Body::Whoami(_) => reply::Body::Self_(wire::Self_ {
+            node: -1,
+            version: env!("CARGO_PKG_VERSION").into(),
+            master_address: vec![],
+        }),
         request::Body::Spawn(spawn) => match start(spawn, peer, fds, desk).await {
             Ok(spawned) => reply::Body::Spawned(spawned),
             Err(failure) => reply::Body::Failure(failure),
@@ -188,20 +194,18 @@ async fn answer(request: request::Body, peer: PeerCred, fds: Vec<OwnedFd>, desk:
     }
 }
 
-async fn start(
-    spawn: wire::Spawn,
-    peer: PeerCred,
-    fds: Vec<OwnedFd>,
-    desk: &Desk,
-) -> Result<wire::Spawned, Failure> {
+async fn start(spawn: wire::Spawn, peer: PeerCred, fds: Vec<OwnedFd>, desk: &Desk) -> Result<wire::Spawned, Failure> {
     let invalid = |message: String| Failure { number: libc::EINVAL, message };
-    let pid = Pid::new(peer.pid).ok_or_else(|| invalid("the caller is in another pid namespace than the agent".into()))?;
+    let pid =
+        Pid::new(peer.pid).ok_or_else(|| invalid("the caller is in another pid namespace than the agent".into()))?;
     let mut spec = spawn.spec.ok_or_else(|| invalid("a spawn without a program".into()))?;
     if spec.path.is_empty() || spec.argv.is_empty() {
         return Err(invalid("a spawn needs a path and at least the zeroth argument".into()));
     }
-    let caller = caller::complete(pid, &mut spec)
-        .map_err(|error| Failure { number: error.errno(), message: format!("process {pid} cannot be read: {error}") })?;
+    let caller = caller::complete(pid, &mut spec).map_err(|error| Failure {
+        number: error.errno(),
+        message: format!("process {pid} cannot be read: {error}"),
+    })?;
     let forwarded: Vec<(i32, bool)> =
         spec.streams.iter().filter(|s| s.kind() == Kind::Forward).map(|s| (s.fd, s.input)).collect();
     if forwarded.len() != fds.len() {
@@ -221,16 +225,17 @@ async fn start(
         })?;
     }
     spec.stdio_token = token.clone();
-    let mut environment = vec![format!("{}={}", bproc_common::ghost::ENV_SOCKET, desk.ghost_socket.display()).into_bytes()];
+    let mut environment =
+        vec![format!("{}={}", bproc_common::ghost::ENV_SOCKET, desk.ghost_socket.display()).into_bytes()];
     if spawn.die_with_parent {
         environment.push(format!("{}={}", bproc_common::ghost::ENV_PDEATH, spec.ppid).into_bytes());
     }
     let (answer, receiver) = oneshot::channel();
     let fact = ClientFact::Spawn { node: NodeId(spawn.node), spec: Box::new(spec), caller, answer };
     desk.facts.send(Fact::Client(fact)).await.ok();
-    let result = receiver.await.unwrap_or_else(|_| {
-        Err(Failure { number: libc::EAGAIN, message: "the agent is ending; try again".into() })
-    });
+    let result = receiver
+        .await
+        .unwrap_or_else(|_| Err(Failure { number: libc::EAGAIN, message: "the agent is ending; try again".into() }));
     if let Err(failure) = result {
         if !token.is_empty() {
             desk.iod.forget(&token).await;

@@ -1,8 +1,8 @@
 //! The master's end of the links: gRPC server, one stream a node. Converts; decides nothing.
 
 use super::Fact;
-use bproc_config::net::PeerInfo;
 use bproc_common::id::{Epoch, NodeId, Pid};
+use bproc_config::net::PeerInfo;
 use bproc_core::lease::Block;
 use bproc_core::master::Order;
 use bproc_core::master::nodes::Attach;
@@ -85,7 +85,10 @@ impl Link for Links {
         let (answer, accepted) = oneshot::channel();
         let facts = self.facts.clone();
         let gone = |_| Status::unavailable("the master's agent is ending");
-        facts.send(Fact::Link(LinkFact::Attach { node, id, hello: Box::new(hello), to, answer })).await.map_err(gone)?;
+        facts
+            .send(Fact::Link(LinkFact::Attach { node, id, hello: Box::new(hello), to, answer }))
+            .await
+            .map_err(gone)?;
         if accepted.await.unwrap_or(false) {
             tokio::spawn(async move {
                 while let Some(Ok(message)) = stream.next().await {

@@ -188,7 +188,9 @@ impl Actor {
                 self.ghosts.insert(pid, ghost);
                 self.core.ghost_connected(pid, parent, out);
             }
-            ghosts::Report::Connected { pid, .. } => tracing::warn!(%pid, "a skeleton connected to the master; ignored"),
+            ghosts::Report::Connected { pid, .. } => {
+                tracing::warn!(%pid, "a skeleton connected to the master; ignored")
+            }
             ghosts::Report::Signal { pid, number, siginfo } => self.core.ghost_signal(pid, number, siginfo, out),
             ghosts::Report::Child { by, pid, .. } => {
                 if let Some(nursery) = self.nursery.as_ref().filter(|_| self.nursery_pid == Some(by)) {
@@ -304,17 +306,17 @@ impl Actor {
                 }
                 return true;
             }
-            Err(Rejected::Unknown) => (errno::BE_INVALIDNODE, format!("node {node} is not in the master's configuration"), false),
+            Err(Rejected::Unknown) => {
+                (errno::BE_INVALIDNODE, format!("node {node} is not in the master's configuration"), false)
+            }
             Err(Rejected::Taken) => (
                 libc::EEXIST,
                 format!("node {node} is attached already, by another agent; is a second one running there?"),
                 true,
             ),
-            Err(Rejected::Fenced) => (
-                libc::ESTALE,
-                format!("this life of node {node} was declared dead; its processes must end"),
-                true,
-            ),
+            Err(Rejected::Fenced) => {
+                (libc::ESTALE, format!("this life of node {node} was declared dead; its processes must end"), true)
+            }
         };
         tracing::warn!(%node, reason = %message, "a node was refused");
         to.send(Ok(link::refused(number, message, retry))).ok();
@@ -646,10 +648,9 @@ fn failure(refusal: Refusal) -> Failure {
             format!("owner, group and mode of node {node} do not let you run there (see bpstat), or it is not up"),
         ),
         Refusal::Busy(pid) => (libc::EBUSY, format!("process {pid} is being moved already")),
-        Refusal::CannotHold(pid, number) => (
-            number,
-            format!("the keeper cannot hold process {pid} (errno {number}); is a debugger attached to it?"),
-        ),
+        Refusal::CannotHold(pid, number) => {
+            (number, format!("the keeper cannot hold process {pid} (errno {number}); is a debugger attached to it?"))
+        }
         Refusal::Failed(_, number, message) => (number, message),
         Refusal::NodeDied(node) => (errno::BE_SLAVEDIED, format!("node {node} went down before the program ran")),
     };

@@ -68,10 +68,13 @@ pub async fn run(config: MachineConfig) -> Result<()> {
     let nursery_pid = nursery(&dir, &ghost, &ghost_socket, ghost_exe, &config.name)?;
     keeper.hold(nursery_pid);
 
-    let listener = TcpListener::bind(config.bind).await.with_context(|| format!("listening for nodes on {}", config.bind))?;
+    let listener =
+        TcpListener::bind(config.bind).await.with_context(|| format!("listening for nodes on {}", config.bind))?;
     let links = Links { facts: facts.clone(), identify: identify(&config) };
     let service = LinkServer::new(links).max_decoding_message_size(crate::MAX_MESSAGE);
-    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming(listener, gate)));
+    tokio::spawn(
+        tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming(listener, gate)),
+    );
 
     let (changes, watched) = watch::channel(0);
     let desk = Desk { facts: facts.clone(), iod: iod.clone(), changes: watched, ghost, ghost_socket };
@@ -182,4 +185,3 @@ async fn run_script(script: &Path, node: NodeId, log: &Path) -> Result<()> {
     }
     Ok(())
 }
-

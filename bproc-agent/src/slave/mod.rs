@@ -208,6 +208,7 @@ impl Actor {
 
     /// An event for the master: kept until it has it.
     fn tell(&mut self, body: event::Body) {
+        tracing::trace!(?body, "event");
         let number = self.events.push(body.clone());
         if let Some(to) = &self.to_master {
             send(to, number, body);
@@ -259,6 +260,7 @@ impl Actor {
     }
 
     fn order(&mut self, number: u64, body: Option<order::Body>) {
+        tracing::trace!(number, ?body, "order");
         match body {
             Some(order::Body::Spawn(spec)) => return self.spawn(number, spec),
             Some(order::Body::Signal(signal)) => return self.signal(number, signal),
@@ -332,6 +334,7 @@ impl Actor {
 
     fn signal(&mut self, number: u64, signal: wire::Signal) {
         if signal.pid <= 1 || !self.table.is_new_signal(signal.pid, signal.ghost_number) {
+            tracing::debug!(pid = signal.pid, number = signal.ghost_number, "a signal told before, or to nobody");
             return self.done(number);
         }
         match self.init.clone() {
@@ -344,10 +347,12 @@ impl Actor {
         let answer = init.ask(op::SIGNAL, pid.into(), 0, siginfo, vec![]);
         let facts = self.facts.clone();
         tokio::spawn(async move {
-            if let Ok(value) = answer.await {
-                if value < 0 && value != -i64::from(libc::ESRCH) {
+            match answer.await {
+                Ok(value) if value < 0 && value != -i64::from(libc::ESRCH) => {
                     tracing::warn!(pid, errno = -value, "a signal could not be delivered");
                 }
+                Ok(_) => {}
+                Err(_) => tracing::warn!(pid, "the connection to init ended in the middle of a signal"),
             }
             facts.send(Fact::Done(number)).await.ok();
         });
@@ -442,4 +447,3 @@ fn send(to: &mpsc::UnboundedSender<FromNode>, number: u64, body: event::Body) {
     // What a broken link loses is sent again on the next.
     let _ = to.send(FromNode { body: Some(from_node::Body::Event(event)) });
 }
-

@@ -53,6 +53,9 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         Fact::Kernel,
     )?;
     kernel.add_space(space.record.pid_ns);
+    let family = Arc::new(Family::default());
+    // A fresh init connects at once; it is waited for like those of a former time.
+    family.await_all(BTreeSet::from([1]));
     let mut table = Table::default();
     let mut events = Outbox::default();
     let mut blocks = Blocks::default();
@@ -67,10 +70,10 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
                 events.push(event);
             }
         }
+        family.await_all(ghosts);
         tracing::info!(processes = table.len(), "took over the space of a former agent");
     }
     ghosts::serve(&space::socket_in(&dir), ghost_exe, None, facts.clone(), Fact::Ghost).await?;
-    let family = Arc::new(Family::default());
     let spawner = Arc::new(Spawner { family: family.clone(), iod: iod.clone(), node: number });
     let patience = Duration::from_secs(config.ping_timeout_s.into());
     let mut orders = Inbox::default();

@@ -18,6 +18,9 @@ use tokio::sync::oneshot;
 pub struct Family {
     members: Mutex<HashMap<i32, Member>>,
     hellos: Mutex<HashMap<i32, oneshot::Sender<Member>>>,
+    /// Those of a former agent's time that have not connected to this one yet.
+    awaited: Mutex<BTreeSet<i32>>,
+    arrived: tokio::sync::Notify,
     /// Skeletons are made by one spawn at a time.
     making: tokio::sync::Mutex<()>,
 }
@@ -39,6 +42,8 @@ impl Family {
     /// A ghost said hello.
     pub fn connected(&self, pid: i32, member: Member) {
         let waiting = lock(&self.hellos).remove(&pid);
+        lock(&self.awaited).remove(&pid);
+        self.arrived.notify_waiters();
         lock(&self.members).insert(pid, member.clone());
         if let Some(waiting) = waiting {
             // Whoever waited may have given up.
@@ -59,12 +64,36 @@ impl Family {
     /// Everybody's gone: a new life begins.
     pub fn clear(&self) {
         lock(&self.members).clear();
+        lock(&self.awaited).clear();
+        self.arrived.notify_waiters();
         lock(&self.hellos).clear();
     }
 
     /// One of them.
     pub fn get(&self, pid: i32) -> Option<Member> {
         lock(&self.members).get(&pid).cloned()
+    }
+
+    /// These live and will connect. Until they have, nothing can be planned.
+    pub fn await_all(&self, pids: BTreeSet<i32>) {
+        *lock(&self.awaited) = pids;
+    }
+
+    /// Returns when all have connected that were awaited, or after five seconds: whoever has not by then is dead.
+    async fn complete(&self) {
+        let all = async {
+            loop {
+                let arrived = self.arrived.notified();
+                if lock(&self.awaited).is_empty() {
+                    return;
+                }
+                arrived.await;
+            }
+        };
+        if tokio::time::timeout(std::time::Duration::from_secs(5), all).await.is_err() {
+            let missing = std::mem::take(&mut *lock(&self.awaited));
+            tracing::warn!(?missing, "skeletons of a former agent's time do not connect; going on without them");
+        }
     }
 
     fn pids(&self) -> BTreeSet<i32> {
@@ -112,7 +141,8 @@ impl Spawner {
         natives: BTreeSet<i32>,
         made: impl FnOnce(i32),
     ) -> Result<(), Failure> {
-        let block = block(spec).ok_or_else(|| failed(libc::EINVAL, "an argument contains a NUL byte, or they are too long".into()))?;
+        let block = block(spec)
+            .ok_or_else(|| failed(libc::EINVAL, "an argument contains a NUL byte, or they are too long".into()))?;
         let member = self.make(spec, natives).await?;
         made(member.host_pid);
         let block = bproc_sys::memfd::seal_bytes(c"bproc-exec", &block)
@@ -143,11 +173,9 @@ impl Spawner {
 
     async fn make(&self, spec: &SpawnSpec, natives: BTreeSet<i32>) -> Result<Member, Failure> {
         let _one_at_a_time = self.family.making.lock().await;
-        let relatives: Vec<Relative> = spec
-            .relatives
-            .iter()
-            .map(|r| Relative { pid: r.pid, ppid: r.ppid, pgid: r.pgid, sid: r.sid })
-            .collect();
+        self.family.complete().await;
+        let relatives: Vec<Relative> =
+            spec.relatives.iter().map(|r| Relative { pid: r.pid, ppid: r.ppid, pgid: r.pgid, sid: r.sid }).collect();
         let new = Relative { pid: spec.pid, ppid: spec.ppid, pgid: spec.pgid, sid: spec.sid };
         let mut here = self.family.pids();
         here.extend(&natives);

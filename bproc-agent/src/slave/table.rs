@@ -198,7 +198,8 @@ impl Table {
         };
         let mut events = Vec::new();
         if !parent_is_ghost {
-            events.push(event::Body::Forked(wire::Forked { parent: found.ppid, child: Some(entry.to_wire(found.pid)) }));
+            events
+                .push(event::Body::Forked(wire::Forked { parent: found.ppid, child: Some(entry.to_wire(found.pid)) }));
         }
         if found.state == b'T' {
             events.push(event::Body::Stopped(wire::Stopped { pid: found.pid, signal: libc::SIGSTOP }));
@@ -348,5 +349,10 @@ pub fn gauges() -> wire::Pong {
     };
     let total = kib("MemTotal:").unwrap_or(0) << 10;
     let free = kib("MemAvailable:").unwrap_or(0) << 10;
-    wire::Pong { load_centi: (load * 100.0) as u32, mem_total: total, mem_used: total.saturating_sub(free), ..Default::default() }
+    wire::Pong {
+        load_centi: (load * 100.0) as u32,
+        mem_total: total,
+        mem_used: total.saturating_sub(free),
+        ..Default::default()
+    }
 }

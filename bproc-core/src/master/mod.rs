@@ -295,7 +295,8 @@ impl Master {
 
     /// All processes that run on nodes, with their node (none while that is not known again).
     pub fn processes(&self) -> Vec<(Pid, Option<NodeId>)> {
-        let mut all: Vec<_> = self.processes.iter().filter(|(_, p)| p.end.is_none()).map(|(pid, p)| (*pid, p.node)).collect();
+        let mut all: Vec<_> =
+            self.processes.iter().filter(|(_, p)| p.end.is_none()).map(|(pid, p)| (*pid, p.node)).collect();
         all.sort_unstable();
         all
     }

@@ -44,17 +44,21 @@ impl Master {
         }
         let resumed = n.epoch == Some(hello.epoch);
         if resumed {
-            n.linked = true;
-            let again = n.orders.resend_after(hello.orders_seen);
             if n.instance != hello.instance {
                 n.instance = hello.instance;
                 n.events = Default::default();
-                let to_come: HashSet<Pid> =
-                    again.iter().filter_map(|(_, o)| if let Order::Spawn(pid) = o { Some(*pid) } else { None }).collect();
-                self.reconcile(node, &hello.inventory.into_iter().chain(to_come).collect(), out);
+                let open = n.orders.resend_after(hello.orders_seen);
+                let to_come =
+                    open.iter().filter_map(|(_, o)| if let Order::Spawn(pid) = o { Some(*pid) } else { None });
+                let there = hello.inventory.into_iter().chain(to_come).collect();
+                self.reconcile(node, &there, out);
             }
+            // Linked only now: what was ordered meanwhile must not overtake what is sent again.
+            let Some(n) = self.nodes.get_mut(&node.0) else { return Err(Rejected::Unknown) };
+            n.linked = true;
+            let again = n.orders.resend_after(hello.orders_seen);
             out.extend(again.into_iter().map(|(number, order)| Action::Send(node, number, order)));
-            return Ok(self.nodes.get(&node.0).map_or(0, |n| n.events.seen()));
+            return Ok(n.events.seen());
         }
         if n.epoch.is_none() && !self.recovering && !hello.inventory.is_empty() {
             return Err(Rejected::Fenced);

@@ -52,9 +52,17 @@ fn the_caller_hears_success_only_when_held_and_started() {
         m.spawn(Ask(7), facts(50), &mut out);
         assert!(orders(&out).contains(&Order::Spawn(pid(50))));
         out.clear();
-        if first { m.held(pid(50), Ok(()), &mut out) } else { m.spawned(pid(50), Ok(()), &mut out) }
+        if first {
+            m.held(pid(50), Ok(()), &mut out)
+        } else {
+            m.spawned(pid(50), Ok(()), &mut out)
+        }
         assert_eq!(out, []);
-        if first { m.spawned(pid(50), Ok(()), &mut out) } else { m.held(pid(50), Ok(()), &mut out) }
+        if first {
+            m.spawned(pid(50), Ok(()), &mut out)
+        } else {
+            m.held(pid(50), Ok(()), &mut out)
+        }
         assert!(out.contains(&Action::Answer(Ask(7), Ok(()))));
     }
 }
@@ -216,4 +224,23 @@ fn a_restarted_agent_of_a_node_tells_what_is_left() {
     m.attach(NODE, hello, "up", &mut out).unwrap();
     assert!(out.contains(&Action::KillGhost(pid(50))), "{out:?}");
     assert!(!out.contains(&Action::KillGhost(pid(51))), "{out:?}");
+}
+
+#[test]
+fn orders_are_sent_again_in_order() {
+    let mut m = up();
+    running(&mut m, 50);
+    running(&mut m, 51);
+    let mut out = vec![];
+    m.orders_acknowledged(NODE, 3, &mut out);
+    m.link_broken(NODE);
+    m.ghost_signal(pid(51), 1, siginfo(10), &mut out);
+    m.ghost_gone(pid(50), &mut out);
+    out.clear();
+    // Seen so far: a lease and two spawns. The loss of 50 makes an order of its own.
+    let hello = Attach { instance: 2, orders_seen: 3, ..hello(1, vec![pid(51)]) };
+    m.attach(NODE, hello, "up", &mut out).unwrap();
+    let numbers: Vec<u64> =
+        out.iter().filter_map(|a| if let Action::Send(_, n, _) = a { Some(*n) } else { None }).collect();
+    assert!(numbers.len() > 1 && numbers.is_sorted(), "{out:?}");
 }

@@ -36,15 +36,10 @@ impl Keeper {
         // SAFETY: takes a number.
         unsafe { libc::alarm(LIMIT) };
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir =
-            std::env::temp_dir().join(format!("bproc-keeper-test-{}-{number}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("bproc-keeper-test-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let socket = dir.join("s");
-        let argv = [
-            OsStr::new("bproc-keeper"),
-            OsStr::new("--socket"),
-            socket.as_os_str(),
-        ];
+        let argv = [OsStr::new("bproc-keeper"), OsStr::new("--socket"), socket.as_os_str()];
         let pidfd = spawn_detached(&Helper {
             path: Path::new(env!("CARGO_BIN_EXE_bproc-keeper")),
             argv: &argv,
@@ -66,11 +61,7 @@ impl Keeper {
         loop {
             match Conn::connect(&self.socket()) {
                 Ok(conn) => {
-                    return Agent {
-                        conn,
-                        seen: VecDeque::new(),
-                        tag: 0,
-                    };
+                    return Agent { conn, seen: VecDeque::new(), tag: 0 };
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => std::thread::yield_now(),
                 Err(e) => panic!("connect: {e}"),
@@ -105,13 +96,7 @@ impl Agent {
     pub(crate) fn send(&mut self, op: u32, pid: i32) -> u32 {
         self.tag += 1;
         let mut bytes = [0; KeeperMsg::SIZE];
-        KeeperMsg {
-            op,
-            pid,
-            tag: self.tag,
-            ..KeeperMsg::default()
-        }
-        .put(&mut bytes);
+        KeeperMsg { op, pid, tag: self.tag, ..KeeperMsg::default() }.put(&mut bytes);
         self.conn.send(&bytes, &[]).unwrap();
         self.tag
     }
@@ -160,9 +145,7 @@ impl Agent {
     /// Whether such an event has come; all that the keeper has seen so far is in.
     pub(crate) fn has_seen(&mut self, event: u32, pid: Pid) -> bool {
         self.ask_plain(op::PING);
-        self.seen
-            .iter()
-            .any(|m| m.op == event && m.pid == pid.get())
+        self.seen.iter().any(|m| m.op == event && m.pid == pid.get())
     }
 
     /// A command without a pid.
@@ -175,12 +158,8 @@ impl Agent {
     pub(crate) fn list(&mut self) -> Vec<(i32, i32, u64)> {
         self.seen.retain(|m| m.op != ev::STATE);
         self.ask_plain(op::LIST);
-        let mut all: Vec<_> = self
-            .seen
-            .iter()
-            .filter(|m| m.op == ev::STATE)
-            .map(|m| (m.pid, m.value, m.extra))
-            .collect();
+        let mut all: Vec<_> =
+            self.seen.iter().filter(|m| m.op == ev::STATE).map(|m| (m.pid, m.value, m.extra)).collect();
         all.sort_unstable();
         all
     }
@@ -221,12 +200,7 @@ pub(crate) fn wait(pid: Pid, flags: i32) -> Status {
     let mut raw = 0;
     // SAFETY: `raw` lives through the call.
     let ret = unsafe { libc::waitpid(pid.get(), &raw mut raw, flags) };
-    assert_eq!(
-        ret,
-        pid.get(),
-        "waitpid: {}",
-        std::io::Error::last_os_error()
-    );
+    assert_eq!(ret, pid.get(), "waitpid: {}", std::io::Error::last_os_error());
     Status::from_raw(raw)
 }
 
@@ -239,10 +213,7 @@ pub(crate) fn is_quiet(pid: Pid) -> bool {
 }
 
 /// Ended by SIGKILL.
-pub(crate) const KILLED: Status = Status::Killed {
-    signal: 9,
-    core: false,
-};
+pub(crate) const KILLED: Status = Status::Killed { signal: 9, core: false };
 
 /// A pipe that children inherit across fork: reading end, writing end.
 pub(crate) fn pipe() -> (OwnedFd, OwnedFd) {

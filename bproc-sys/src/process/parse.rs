@@ -1,5 +1,7 @@
 //! `/proc/PID/stat` and `/proc/PID/status` as types.
 
+use super::{LIMITS, Limit};
+
 /// The text was not what the kernel writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed;
@@ -199,34 +201,39 @@ impl TryFrom<&[u8]> for Status {
     }
 }
 
+/// The lines of `/proc/PID/limits`, which the kernel writes in the order of the RLIMIT numbers. Names hold spaces and
+/// have a width of 25.
+pub(super) fn limits(text: &[u8]) -> Result<[Limit; LIMITS], Malformed> {
+    let mut all = [Limit::default(); LIMITS];
+    let mut lines = text.split(|b| *b == b'\n').skip(1);
+    for limit in &mut all {
+        let mut values = words(lines.next().and_then(|l| l.get(25..)).ok_or(Malformed)?);
+        let mut value = || match values.next() {
+            Some(b"unlimited") => Ok(u64::MAX),
+            Some(digits) => number(digits),
+            None => Err(Malformed),
+        };
+        *limit = Limit { soft: value()?, hard: value()? };
+    }
+    Ok(all)
+}
+
 fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split(u8::is_ascii_whitespace)
-        .filter(|w| !w.is_empty())
+    text.split(u8::is_ascii_whitespace).filter(|w| !w.is_empty())
 }
 
 fn number<T: std::str::FromStr>(text: &[u8]) -> Result<T, Malformed> {
-    std::str::from_utf8(text.trim_ascii())
-        .ok()
-        .and_then(|t| t.parse().ok())
-        .ok_or(Malformed)
+    std::str::from_utf8(text.trim_ascii()).ok().and_then(|t| t.parse().ok()).ok_or(Malformed)
 }
 
 fn radix(text: &[u8], radix: u32) -> Result<u64, Malformed> {
-    std::str::from_utf8(text)
-        .ok()
-        .and_then(|t| u64::from_str_radix(t, radix).ok())
-        .ok_or(Malformed)
+    std::str::from_utf8(text).ok().and_then(|t| u64::from_str_radix(t, radix).ok()).ok_or(Malformed)
 }
 
 fn ids(text: &[u8]) -> Result<Ids, Malformed> {
     let mut of = words(text);
     let mut next = || of.next().ok_or(Malformed).and_then(number);
-    Ok(Ids {
-        real: next()?,
-        effective: next()?,
-        saved: next()?,
-        fs: next()?,
-    })
+    Ok(Ids { real: next()?, effective: next()?, saved: next()?, fs: next()? })
 }
 
 #[cfg(test)]
@@ -240,14 +247,8 @@ mod tests {
     fn a_name_with_parentheses_ends_at_the_last_one() {
         let s = Stat::try_from(STAT).unwrap();
         assert_eq!(s.comm, b"a) b (c)");
-        assert_eq!(
-            (s.pid, s.state, s.ppid, s.session, s.tty),
-            (4711, b't', 17, 4700, 34816)
-        );
-        assert_eq!(
-            (s.utime, s.stime, s.nice, s.threads, s.starttime),
-            (12, 34, -5, 3, 9143)
-        );
+        assert_eq!((s.pid, s.state, s.ppid, s.session, s.tty), (4711, b't', 17, 4700, 34816));
+        assert_eq!((s.utime, s.stime, s.nice, s.threads, s.starttime), (12, 34, -5, 3, 9143));
         assert_eq!((s.vsize, s.rss), (2_301_952, 181));
     }
 
@@ -258,21 +259,10 @@ mod tests {
             SigIgn:\t0000000000001000\nCapInh:\t0\nCapPrm:\t000001ffffffffff\nCapEff:\t1\nCapBnd:\t2\nCapAmb:\t3\n\
             NoNewPrivs:\t1\nSeccomp:\t2\n";
         let s = Status::try_from(&text[..]).unwrap();
-        assert_eq!(
-            s.uids,
-            Ids {
-                real: 1,
-                effective: 2,
-                saved: 3,
-                fs: 4
-            }
-        );
+        assert_eq!(s.uids, Ids { real: 1, effective: 2, saved: 3, fs: 4 });
         assert_eq!(s.gids.fs, 8);
         assert_eq!((s.groups, s.ns_pids), (vec![10, 20], vec![900, 9]));
-        assert_eq!(
-            (s.umask, s.tracer, s.sig_blocked, s.sig_ignored),
-            (0o27, 3, 0x10000, 0x1000)
-        );
+        assert_eq!((s.umask, s.tracer, s.sig_blocked, s.sig_ignored), (0o27, 3, 0x10000, 0x1000));
         assert_eq!((s.caps.permitted, s.caps.ambient), (0x1ff_ffff_ffff, 3));
         assert!(s.no_new_privs);
     }
