@@ -118,7 +118,13 @@ pub fn probe(json: bool) -> Result<ExitCode> {
     let own = std::env::current_exe().context("finding this program")?;
     let libexec = own.parent().and_then(Path::parent).map(|p| p.join("libexec/bproc"));
     let object = libexec.unwrap_or_default().join("bproc.bpf.o");
-    anyhow::bail!("{json} {}", object.display())
+    let probe = bproc_bpf::Capabilities::probe(&object);
+    if json {
+        println!("{}", probe.json());
+    } else {
+        print!("{probe}");
+    }
+    Ok(if probe.usable() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Release of the running kernel.
