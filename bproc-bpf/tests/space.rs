@@ -186,6 +186,9 @@ fn stops_and_names_are_told() {
         let child = fork(|| {
             // SAFETY: a static name; SIGTTIN is ignored and so must not be told.
             unsafe {
+                // Stop signals of the terminal are dropped in an orphaned group, so
+                // this is one whose parent is in another group of the session.
+                libc::setpgid(0, 0);
                 libc::prctl(libc::PR_SET_NAME, c"newname".as_ptr());
                 libc::prctl(libc::PR_SET_NAME, c"newname".as_ptr());
                 libc::signal(libc::SIGTTIN, libc::SIG_IGN);

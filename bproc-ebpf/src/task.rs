@@ -14,6 +14,8 @@ pub(crate) type Ptr = *const u8;
 
 /// Deepest nesting of pid namespaces (`MAX_PID_NS_LEVEL`).
 const MAX_LEVEL: u32 = 32;
+/// More bytes than the numbers of one pid take at the deepest nesting.
+const MAX_NUMBERS: u64 = 4096;
 /// `signal->flags`: the group exits with `group_exit_code`.
 const SIGNAL_GROUP_EXIT: u32 = 4;
 /// `enum pid_type`.
@@ -68,7 +70,12 @@ unsafe fn number_at(pid: Ptr, level: u32) -> Option<u64> {
     if level > deepest || level > MAX_LEVEL {
         return None;
     }
-    Some(pid as u64 + off!(pid_numbers) as u64 + u64::from(level) * off!(upid_size) as u64)
+    let within = u64::from(level) * off!(upid_size) as u64;
+    // Linux 6.1 forgets all bounds in a product and then refuses to add it.
+    if within > MAX_NUMBERS {
+        return None;
+    }
+    Some(pid as u64 + off!(pid_numbers) as u64 + within)
 }
 
 /// The active pid namespace of a `struct pid` and its number there.
