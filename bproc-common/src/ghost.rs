@@ -18,6 +18,9 @@ pub const ENV_ROLE: &str = "BPROC_ROLE";
 /// Environment entry `BPROC_PDEATH=PPID`: die (SIGKILL, gated like any other) when
 /// the parent, which must still be PPID, dies.
 pub const ENV_PDEATH: &str = "BPROC_PDEATH";
+/// Environment entry `BPROC_LEASE=SECONDS` of an init: without a connection to its agent for this long it ends, and
+/// its space with it. By then the master has declared the node dead.
+pub const ENV_LEASE: &str = "BPROC_LEASE";
 /// Longest packet in bytes: header and payload. Longer payloads travel as memfd.
 pub const MAX_PACKET: usize = 8192;
 

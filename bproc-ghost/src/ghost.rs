@@ -28,6 +28,8 @@ const NOW: Timespec = Timespec::from_millis(0);
 pub(crate) struct Start {
     pub(crate) socket: &'static [u8],
     pub(crate) role: Role,
+    /// Seconds that an init lives without its agent; 0: for ever.
+    pub(crate) lease_s: u32,
 }
 
 pub(crate) struct Ghost {
@@ -42,6 +44,8 @@ pub(crate) struct Ghost {
     retry: Timespec,
     /// Left before the next look at children.
     rest: Timespec,
+    /// Seconds that an init lives without its agent; 0: for ever.
+    lease_s: u32,
 }
 
 impl Ghost {
@@ -56,12 +60,14 @@ impl Ghost {
             signals: 0,
             retry: NOW,
             rest: NOW,
+            lease_s: 0,
         }
     }
 
     pub(crate) fn start(&mut self, start: &Start) -> Result<(), Errno> {
         self.signals = sys::signalfd(u64::MAX)?;
         self.link.set_path(start.socket);
+        self.lease_s = start.lease_s;
         self.take_role(start.role);
         Ok(())
     }
@@ -99,6 +105,9 @@ impl Ghost {
         let done = self.link.connect();
         self.retry = self.link.pause();
         if done.is_err() {
+            if self.role == Role::Init && self.lease_s > 0 && self.link.away_ms() / 1000 >= self.lease_s {
+                sys::exit(0);
+            }
             return;
         }
         let hello = Msg {

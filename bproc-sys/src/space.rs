@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
-use bproc_common::ghost::{ENV_ROLE, ENV_SOCKET, Role};
+use bproc_common::ghost::{ENV_LEASE, ENV_ROLE, ENV_SOCKET, Role};
 use bproc_common::id::Pid;
 
 use crate::error::{Error, Result};
@@ -27,6 +27,8 @@ pub struct Options<'a> {
     pub mount_proc: bool,
     /// `oom_score_adj` of init. Where the kernel refuses it is left: ask by `/proc` when it matters.
     pub oom_score_adj: Option<i16>,
+    /// Seconds that init lives on without its agent; 0: for ever.
+    pub lease_s: u32,
     /// Kills the space when the calling *thread* ends. For tests: a space outlives its agent.
     pub tied: bool,
 }
@@ -68,7 +70,12 @@ struct Plan<'a> {
 /// namespaces; what execve(2) says of the program.
 pub fn spawn_init(ghost: &Path, socket: &Path, options: Options<'_>) -> Result<Init> {
     let role = (Role::Init as i64).to_string();
-    let env = [(OsStr::new(ENV_SOCKET), socket.as_os_str()), (OsStr::new(ENV_ROLE), OsStr::new(&role))];
+    let lease = options.lease_s.to_string();
+    let env = [
+        (OsStr::new(ENV_SOCKET), socket.as_os_str()),
+        (OsStr::new(ENV_ROLE), OsStr::new(&role)),
+        (OsStr::new(ENV_LEASE), OsStr::new(&lease)),
+    ];
     let plan = Plan {
         program: Program::new(ghost, &[options.argv0], &env, &[])?,
         oom: options.oom_score_adj.map(|score| score.to_string()),

@@ -167,6 +167,7 @@ fn a_space_has_an_init_of_its_own() {
     std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
     for offsets in [None, Some(TimeOffsets { monotonic: 500_000_000_250_000_000, boottime: -1_500_000_000 })] {
         let options = Options {
+            lease_s: 0,
             argv0: OsStr::new("bproc-init test node 0"),
             time_offsets: offsets,
             mount_proc: true,

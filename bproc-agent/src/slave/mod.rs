@@ -105,9 +105,9 @@ impl Actor {
         }
     }
 
-    /// The master gives the node up after the same time: by then nothing of this life may run on.
+    /// The master gives the node up a little later: by then nothing of this life may run on.
     async fn look_at_clock(&mut self) {
-        if self.heard.elapsed() < self.patience || self.keep_on_loss || self.table.is_empty() {
+        if self.heard.elapsed() < lease(self.patience) || self.keep_on_loss || self.table.is_empty() {
             return;
         }
         tracing::error!(seconds = self.patience.as_secs(), "the master stays away: ending this life of the node");
@@ -128,7 +128,7 @@ impl Actor {
         self.orders = Inbox::default();
         self.under_way.clear();
         self.newest_order = 0;
-        match Space::make(&self.dir, &self.ghost, &self.title) {
+        match Space::make(&self.dir, &self.ghost, &self.title, lease(self.patience).as_secs() as u32) {
             Ok(space) => {
                 self.kernel.add_space(space.record.pid_ns);
                 self.space = space;
@@ -440,6 +440,12 @@ impl Actor {
             self.tell(body);
         }
     }
+}
+
+/// How long a node goes on without its master: less than the time after which the master declares its processes dead,
+/// counted by each side's own clock from the last word.
+pub fn lease(patience: Duration) -> Duration {
+    (patience * 4 / 5).max(Duration::from_secs(1))
 }
 
 fn send(to: &mpsc::UnboundedSender<FromNode>, number: u64, body: event::Body) {

@@ -45,8 +45,9 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
     let (facts, inbox) = mpsc::channel(4096);
     let iod = Arc::new(Iod::start(&config, dir.join("iod.sock"), Role::Slave).await?);
 
+    let patience = Duration::from_secs(config.ping_timeout_s.into());
     let title = format!("bproc-init --name {} --node {number}", config.name);
-    let (space, former) = Space::find_or_make(&dir, &ghost, ghost_exe, &title)?;
+    let (space, former) = Space::find_or_make(&dir, &ghost, ghost_exe, &title, super::lease(patience).as_secs() as u32)?;
     let kernel = Kernel::start(
         kernel::Settings { object: config.libexec_dir.join("bproc.bpf.o"), pins: dir.join("bpf"), master: false },
         facts.clone(),
@@ -75,7 +76,6 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
     }
     ghosts::serve(&space::socket_in(&dir), ghost_exe, None, facts.clone(), Fact::Ghost).await?;
     let spawner = Arc::new(Spawner { family: family.clone(), iod: iod.clone(), node: number });
-    let patience = Duration::from_secs(config.ping_timeout_s.into());
     let mut orders = Inbox::default();
     orders.accept(space.orders_noted());
     let actor = Actor {
