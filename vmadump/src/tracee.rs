@@ -260,6 +260,23 @@ impl Tracee {
         self.gone = true;
     }
 
+    /// Waits for the end of a thread that was killed: a traced thread that nobody waits for keeps its process
+    /// from ever being reaped.
+    pub fn bury(mut self) {
+        self.gone = true;
+        while let Ok(status) = pt::wait(self.tid) {
+            match status {
+                Status::Exited(_) | Status::Killed(_) => break,
+                // Already dying; nothing to deliver.
+                Status::Stopped(..) => {
+                    if pt::cont(self.tid, 0).is_err() {
+                        continue;
+                    }
+                }
+            }
+        }
+    }
+
     /// Registration of restartable sequences.
     pub fn rseq(&self) -> Rseq {
         pt::rseq(self.tid)

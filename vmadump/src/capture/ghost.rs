@@ -55,9 +55,23 @@ impl Frozen {
         batch.may(libc::SYS_execve, &[path, argv, envp], "execute");
         pt::set_options(pid, pt::SYSGOOD | pt::TRACEEXEC)?;
         leader.start(memory.memory(), &scratch, &batch)?;
-        // A failing exec ends in the batch's own stop, a good one in the exec event.
+        // A failing exec ends in the batch's own stop, a good one in the exec event, which comes only once the
+        // ends of all other threads have been waited for.
+        let others: Vec<i32> = self.threads[1..].iter().map(Tracee::tid).collect();
+        let leader = &mut self.threads[0];
         loop {
-            match pt::wait(pid)? {
+            let status = match pt::poll(pid)? {
+                Some(status) => status,
+                None => {
+                    for tid in &others {
+                        // Not there any more, or not dead yet.
+                        let _: Result<_, crate::SysError> = pt::poll(*tid);
+                    }
+                    std::thread::yield_now();
+                    continue;
+                }
+            };
+            match status {
                 Status::Stopped(_, pt::EVENT_EXEC) => return Ok(()),
                 Status::Stopped(libc::SIGSTOP, 0) => {
                     let errno = -(pt_result(memory.memory(), &batch)?) as i32;

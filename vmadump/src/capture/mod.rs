@@ -231,10 +231,19 @@ impl Frozen {
         self.pid
     }
 
+    fn own_child(&self) -> bool {
+        let text = std::fs::read(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        procfs::status(&text).ppid == std::process::id() as i32
+    }
+
     /// Ends the process by SIGKILL (its image has gone elsewhere and nothing may stand in its place).
     pub fn kill(self) -> Result<(), Error> {
         sys::process::kill(self.pid, libc::SIGKILL)?;
-        self.threads.into_iter().for_each(Tracee::forget);
+        let own_child = self.own_child();
+        for tracee in self.threads.into_iter().rev() {
+            // The status of our own child is for whoever waits for it.
+            if tracee.tid() == self.pid && own_child { tracee.forget() } else { tracee.bury() }
+        }
         Ok(())
     }
 }

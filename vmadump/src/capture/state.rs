@@ -114,9 +114,13 @@ pub(super) fn ask(
             pt::set_mask(thread.tid(), !0)?;
         }
     }
-    // Pending signals first: the batch's own SIGSTOP would end a pending SIGCONT.
-    let shared_pending = pt::pending(pid, true)?;
-    let pendings: Vec<Vec<Bytes>> = threads.iter().map(|t| pt::pending(t.tid(), false)).collect::<Result<_, _>>()?;
+    // The batch's own SIGSTOP ends a pending SIGCONT: those are noted before it, all others after it, for a
+    // timer that goes off meanwhile is told by its signal only.
+    let continues = continues(&pt::pending(pid, true)?);
+    let mut each_continues = Vec::new();
+    for thread in threads.iter() {
+        each_continues.push(self::continues(&pt::pending(thread.tid(), false)?));
+    }
     let xstates: Vec<Vec<u8>> = threads.iter().map(|t| pt::xstate(t.tid())).collect::<Result<_, _>>()?;
     threads[0].lay(memory, gate, scratch)?;
     let mut batches = Vec::new();
@@ -147,6 +151,14 @@ pub(super) fn ask(
     if let Some(e) = failed {
         return Err(e);
     }
+    let mut shared_pending = pt::pending(pid, true)?;
+    shared_pending.extend(continues);
+    let mut pendings = Vec::new();
+    for (thread, more) in threads.iter().zip(each_continues) {
+        let mut own = pt::pending(thread.tid(), false)?;
+        own.extend(more);
+        pendings.push(own);
+    }
     let mut creds: Vec<Creds> = Vec::new();
     let mut list = Vec::new();
     let mut ids = Vec::new();
@@ -159,6 +171,18 @@ pub(super) fn ask(
     }
     let Some(whole) = &batches[0].2 else { return Err(Error::Gone(pid)) };
     assemble(pid, survey, layout, list, creds, whole, &results[0], shared_pending, &ids, memory, threads[0].in_group_stop())
+}
+
+fn continues(pending: &[Bytes]) -> Vec<Bytes> {
+    pending.iter().filter(|info| info.first() == Some(&(libc::SIGCONT as u8))).cloned().collect()
+}
+
+/// An interval timer that has gone off, and whose signal is not delivered yet, shows no time left.
+fn still_running(mut timer: [u64; 4]) -> [u64; 4] {
+    if timer[2] == 0 && timer[3] == 0 && (timer[0] != 0 || timer[1] != 0) {
+        timer[3] = 1;
+    }
+    timer
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -250,7 +274,7 @@ fn assemble(
         value: t.value,
         tid: ids.iter().find(|(outer, _)| *outer == t.tid).map_or(0, |i| i.1),
         interval_ns: time(*at),
-        left_ns: time(*at + 16),
+        left_ns: time(*at + 16).max(u64::from(time(*at) != 0)),
     });
     let vdso = match procfs::vdso_of(&layout.maps) {
         Some((data_start, code)) => {
@@ -299,7 +323,7 @@ fn assemble(
         creds,
         threads,
         signals: Signals { actions: actions.collect(), pending },
-        timers: Timers { itimers: asked.itimers.map(|at| [0, 8, 16, 24].map(|o| got.word(at + o))), posix },
+        timers: Timers { itimers: asked.itimers.map(|at| still_running([0, 8, 16, 24].map(|o| got.word(at + o)))), posix },
         process: Process {
             limits: process::limits(pid)?,
             umask: status.umask,

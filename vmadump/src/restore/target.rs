@@ -36,8 +36,9 @@ impl Drop for Target {
         }
         // It may have died by itself.
         let _: Result<(), _> = process::kill(self.pid, libc::SIGKILL);
-        self.threads.drain(1.min(self.threads.len())..).for_each(Tracee::forget);
-        self.threads.drain(..).for_each(Tracee::forget);
+        for tracee in self.threads.drain(..).rev() {
+            if tracee.tid() == self.pid && self.child { tracee.forget() } else { tracee.bury() }
+        }
         if self.child {
             let _: std::io::Result<i32> = process::reap(self.pid);
         }
