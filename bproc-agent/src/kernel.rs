@@ -54,14 +54,25 @@ impl Kernel {
         Ok(Kernel { control, _reader: reader })
     }
 
+    /// Records lost since the load; only ever grows.
+    pub fn dropped(&self) -> u64 {
+        self.control.dropped().unwrap_or_default()
+    }
+
     fn noted(&self, what: &str, result: bproc_bpf::Result<()>) {
         if let Err(error) = result {
             tracing::warn!(%error, "{what}");
         }
     }
 
-    /// Report the processes of a pid namespace.
+    /// Report the processes of this pid namespace, and of no other: numbers of namespaces are used again, and a
+    /// former agent may have left one.
     pub fn add_space(&self, pid_ns: u64) {
+        for former in self.control.spaces().unwrap_or_default() {
+            if u64::from(former) != pid_ns {
+                self.noted("leaving a former space", self.control.remove_space(former));
+            }
+        }
         self.noted("watching a space", self.control.add_space(pid_ns as u32));
     }
 
@@ -70,7 +81,7 @@ impl Kernel {
         self.noted("leaving a space", self.control.remove_space(pid_ns as u32));
     }
 
-    /// Report what a ghost cannot see.
+    /// Report what a ghost cannot see, and let nobody trace it.
     pub fn add_ghost(&self, pid: Pid) {
         self.noted("watching a ghost", self.control.add_ghost(pid.get() as u32));
     }
@@ -86,7 +97,7 @@ impl Kernel {
         self.noted("the boundary of local pids", self.control.set_boundary(boundary as u32));
     }
 
-    /// Let the process trace ghosts.
+    /// Let the process trace ghosts and choose pids.
     pub fn add_keeper(&self, pid: i32) {
         self.noted("letting the keeper trace", self.control.add_keeper(pid as u32));
     }

@@ -6,6 +6,7 @@ mod ghosts;
 mod keeper;
 mod kernel;
 mod master;
+mod names;
 mod slave;
 mod stdio;
 mod watched;
@@ -72,6 +73,9 @@ enum Command {
         #[arg(long)]
         nodes: i32,
     },
+    /// Done already
+    #[command(skip)]
+    Nothing,
     /// End everything of a cluster on this machine that outlives its agents
     Cleanup {
         /// Name of the cluster
@@ -91,9 +95,16 @@ struct Common {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let command = match names::old_name() {
+        Ok(Some(command)) => command,
+        Ok(None) => Cli::parse().command,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
     log();
-    match perform(cli.command) {
+    match perform(command) {
         Ok(code) => code,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -148,6 +159,7 @@ fn perform(command: Command) -> Result<ExitCode> {
             bproc_config::certs::make_cluster_certs(&dir, &name, &numbers)
                 .with_context(|| format!("making certificates in {}", dir.display()))?;
         }
+        Command::Nothing => {}
         Command::Cleanup { name } => return runtime()?.block_on(cleanup::run(&name)),
     }
     Ok(ExitCode::SUCCESS)

@@ -190,7 +190,7 @@ async fn answer(request: request::Body, peer: PeerCred, fds: Vec<OwnedFd>, desk:
             Ok(spawned) => reply::Body::Spawned(spawned),
             Err(failure) => reply::Body::Failure(failure),
         },
-        request::Body::Watch(_) | request::Body::Trace(_) => fail(libc::ENOSYS, "not served here"),
+        _ => fail(libc::ENOSYS, "not served here"),
     }
 }
 

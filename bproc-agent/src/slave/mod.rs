@@ -58,6 +58,10 @@ pub enum Fact {
     Stop,
 }
 
+/// Pauses between looks at processes that ended and are not known to be reaped.
+const FIRST_LOOK: Duration = Duration::from_millis(10);
+const SLOWEST_LOOK: Duration = Duration::from_secs(1);
+
 /// The task that owns the state.
 pub struct Actor {
     node: i32,
@@ -69,6 +73,8 @@ pub struct Actor {
     facts: mpsc::Sender<Fact>,
     space: Space,
     kernel: Kernel,
+    /// Records lost that have been made up for.
+    dropped: u64,
     family: Arc<Family>,
     spawner: Arc<Spawner>,
     init: Option<Ghost>,
@@ -93,15 +99,50 @@ impl Actor {
     async fn serve(mut self, mut facts: mpsc::Receiver<Fact>) {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut zombies = FIRST_LOOK;
+        let mut next_look = tokio::time::Instant::now();
         loop {
             tokio::select! {
                 fact = facts.recv() => match fact {
                     None | Some(Fact::Stop) => return,
                     Some(fact) => self.learn(fact).await,
                 },
-                // Only while the master is away is there a clock to look at.
-                _ = tick.tick(), if self.to_master.is_none() => self.look_at_clock().await,
+                // Without processes and with the master there, nothing is to be looked at.
+                // The kernel tells of reaped processes late or not at all: zombies are looked after.
+                () = tokio::time::sleep_until(next_look), if self.table.has_zombies() => {
+                    let events = self.table.sweep();
+                    zombies = if events.is_empty() { (zombies * 2).min(SLOWEST_LOOK) } else { FIRST_LOOK };
+                    next_look = tokio::time::Instant::now() + zombies;
+                    for body in events {
+                        self.tell(body);
+                    }
+                }
+                _ = tick.tick(), if self.to_master.is_none() || !self.table.is_empty() => self.look_around().await,
             }
+        }
+    }
+
+    async fn look_around(&mut self) {
+        let dropped = self.kernel.dropped();
+        if dropped != self.dropped {
+            tracing::warn!(lost = dropped - self.dropped, "records of the kernel were lost; looking at the processes");
+            self.dropped = dropped;
+            self.reconcile();
+        }
+        if self.to_master.is_none() {
+            self.look_at_clock().await;
+        }
+    }
+
+    fn reconcile(&mut self) {
+        match space::inventory(self.space.record.pid_ns, self.ghost_exe) {
+            Ok(found) => {
+                let ghosts = found.iter().filter(|f| f.ghost).map(|f| f.pid).collect();
+                for body in self.table.reconcile(&found, &ghosts) {
+                    self.tell(body);
+                }
+            }
+            Err(error) => tracing::error!(error = %format!("{error:#}"), "looking at the processes"),
         }
     }
 
@@ -380,6 +421,7 @@ impl Actor {
                         tracing::warn!(host_pid, "an init of another space connected; ignored");
                         return;
                     }
+                    self.kernel.add_keeper(host_pid);
                     self.init = Some(ghost.clone());
                     for (number, pid, siginfo) in std::mem::take(&mut self.for_init) {
                         self.deliver(&ghost, number, pid, siginfo);
@@ -387,6 +429,9 @@ impl Actor {
                     if let Some(block) = self.blocks.held().first() {
                         self.move_cursor(Cursor::MoveTo(*block));
                     }
+                }
+                if let (Role::Skeleton, Some(host)) = (role, Pid::new(host_pid)) {
+                    self.kernel.add_ghost(host);
                 }
                 self.family.connected(pid.get(), Member { ghost, host_pid });
             }
@@ -399,8 +444,14 @@ impl Actor {
             }
             ghosts::Report::Child { by, pid, status, rusage } => self.child(by, pid, status, rusage),
             ghosts::Report::Closed { pid, id } => {
-                if self.family.closed(pid.get(), id) && pid.get() == 1 {
-                    self.init = None;
+                let host = self.family.get(pid.get()).and_then(|m| Pid::new(m.host_pid));
+                if self.family.closed(pid.get(), id) {
+                    match (pid.get(), host) {
+                        (1, _) => self.init = None,
+                        // Dead, or a program now.
+                        (_, Some(host)) => self.kernel.remove_ghost(host),
+                        _ => {}
+                    }
                 }
             }
         }

@@ -47,7 +47,8 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
 
     let patience = Duration::from_secs(config.ping_timeout_s.into());
     let title = format!("bproc-init --name {} --node {number}", config.name);
-    let (space, former) = Space::find_or_make(&dir, &ghost, ghost_exe, &title, super::lease(patience).as_secs() as u32)?;
+    let (space, former) =
+        Space::find_or_make(&dir, &ghost, ghost_exe, &title, super::lease(patience).as_secs() as u32)?;
     let kernel = Kernel::start(
         kernel::Settings { object: config.libexec_dir.join("bproc.bpf.o"), pins: dir.join("bpf"), master: false },
         facts.clone(),
@@ -88,6 +89,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         newest_order: orders.seen(),
         orders,
         space,
+        dropped: 0,
         kernel,
         family,
         spawner,

@@ -43,7 +43,13 @@ pub struct Record {
 
 impl Space {
     /// Takes over the space that a former agent left in `dir`, or makes a new one. The flag is true for a former one.
-    pub fn find_or_make(dir: &Path, ghost: &Path, ghost_exe: FileId, title: &str, lease_s: u32) -> Result<(Space, bool)> {
+    pub fn find_or_make(
+        dir: &Path,
+        ghost: &Path,
+        ghost_exe: FileId,
+        title: &str,
+        lease_s: u32,
+    ) -> Result<(Space, bool)> {
         std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         if let Some(space) = Space::find(dir, ghost_exe) {
             return Ok((space, true));
@@ -65,8 +71,14 @@ impl Space {
     /// A new life: a namespace with nothing but init.
     pub fn make(dir: &Path, ghost: &Path, title: &str, lease_s: u32) -> Result<Space> {
         let title = OsString::from(title);
-        let options =
-            Options { argv0: &title, time_offsets: None, mount_proc: true, oom_score_adj: Some(-900), lease_s, tied: false };
+        let options = Options {
+            argv0: &title,
+            time_offsets: None,
+            mount_proc: true,
+            oom_score_adj: Some(-900),
+            lease_s,
+            tied: false,
+        };
         let init = spawn_init(ghost, &socket_in(dir), options).context("making the space's pid namespace")?;
         let pid = init.pidfd.pid();
         let mut epoch = [0; 8];

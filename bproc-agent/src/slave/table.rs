@@ -15,6 +15,8 @@ use std::collections::{BTreeSet, HashMap};
 #[derive(Debug, Default)]
 pub struct Table {
     entries: HashMap<i32, Entry>,
+    /// Those that their own parents have yet to reap, or a few more.
+    zombies: usize,
 }
 
 #[derive(Debug, Default)]
@@ -32,6 +34,8 @@ struct Entry {
     state: State,
     /// Who holds its zombie, if that is one of ours.
     held_by: Option<i32>,
+    /// Start in clock ticks after boot, once it has ended.
+    started: u64,
     /// Its streams at the stdio service; empty for none.
     token: Vec<u8>,
 }
@@ -194,8 +198,10 @@ impl Table {
             comm: found.comm.clone(),
             cmdline,
             state: if natural_end { State::Ended } else { State::Running },
+            started: start_of(found.host_pid).unwrap_or(0),
             ..Entry::default()
         };
+        self.zombies += usize::from(natural_end);
         let mut events = Vec::new();
         if !parent_is_ghost {
             events
@@ -209,6 +215,57 @@ impl Table {
         }
         self.entries.insert(found.pid, entry);
         events
+    }
+
+    /// Sets the table right by what is found in the namespace, when records of the kernel were lost. `ghosts` are the
+    /// pids of skeletons and init. Returns what the master is told.
+    pub fn reconcile(&mut self, found: &[Found], ghosts: &BTreeSet<i32>) -> Vec<event::Body> {
+        let mut events = Vec::new();
+        for process in found.iter().filter(|f| !f.ghost) {
+            let parent_is_ghost = ghosts.contains(&process.ppid);
+            let zombie = matches!(process.state, b'Z' | b'X');
+            match self.entries.get_mut(&process.pid) {
+                None if !parent_is_ghost => events.extend(self.adopt(process, false)),
+                Some(entry) if zombie && !parent_is_ghost && entry.state == State::Running => {
+                    entry.state = State::Ended;
+                    entry.started = start_of(entry.host_pid).unwrap_or(0);
+                    self.zombies += 1;
+                    let (pid, status) = (process.pid, process.status);
+                    events.push(event::Body::Exited(wire::Exited { pid, status, rusage: None }));
+                }
+                _ => {}
+            }
+        }
+        let there: BTreeSet<i32> = found.iter().map(|f| f.pid).collect();
+        let natural = |e: &Entry| e.held_by.is_none() && matches!(e.state, State::Running | State::Ended);
+        let gone: Vec<i32> =
+            self.entries.iter().filter(|(pid, e)| natural(e) && !there.contains(pid)).map(|(pid, _)| *pid).collect();
+        for pid in gone {
+            // Nobody saw how it ended.
+            if self.entries.remove(&pid).is_some_and(|e| e.state == State::Running) {
+                events.push(event::Body::Exited(wire::Exited { pid, status: libc::SIGKILL, rusage: None }));
+            }
+            events.push(event::Body::Reaped(pid));
+        }
+        events
+    }
+
+    /// True while some have ended that their own parents have yet to reap.
+    pub fn has_zombies(&self) -> bool {
+        self.zombies > 0
+    }
+
+    /// Finds those that were reaped meanwhile.
+    pub fn sweep(&mut self) -> Vec<event::Body> {
+        let is_zombie = |e: &Entry| e.state == State::Ended && e.held_by.is_none();
+        let there = |e: &Entry| start_of(e.host_pid).is_some_and(|start| start == e.started);
+        let zombies = self.entries.iter().filter(|(_, e)| is_zombie(e));
+        self.zombies = zombies.clone().count();
+        let reaped: Vec<i32> = zombies.filter(|(_, e)| !there(e)).map(|(pid, _)| *pid).collect();
+        for pid in &reaped {
+            self.entries.remove(pid);
+        }
+        reaped.into_iter().map(event::Body::Reaped).collect()
     }
 
     /// What lives here, as a hello tells it.
@@ -234,10 +291,12 @@ impl Table {
             kind::EXEC | kind::RENAME => entry.rename(pid, event, &mut told),
             kind::EXIT if !is_ghost(event.ppid as i32) && entry.state == State::Running => {
                 entry.state = State::Ended;
+                entry.started = start_of(entry.host_pid).unwrap_or(0);
+                self.zombies += 1;
                 let exited = wire::Exited { pid, status: event.arg as i32, rusage: None };
                 told.events.push(event::Body::Exited(exited));
             }
-            kind::FREE if entry.state == State::Ended => {
+            kind::FREE if entry.state == State::Ended && entry.host_pid == event.host_pid as i32 => {
                 self.entries.remove(&pid);
                 told.events.push(event::Body::Reaped(pid));
             }
@@ -254,6 +313,10 @@ impl Table {
 
     fn fork(&mut self, event: &Event, told: &mut Told) {
         let (parent, child) = (event.pid as i32, event.arg as i32);
+        if self.entries.get(&child).is_some_and(|e| e.host_pid == event.arg2 as i32) {
+            // Found by a look at the processes before its record was read.
+            return;
+        }
         let mut entry = Entry {
             host_pid: event.arg2 as i32,
             ppid: parent,
@@ -310,6 +373,10 @@ impl Entry {
             ..wire::Process::default()
         }
     }
+}
+
+fn start_of(host_pid: i32) -> Option<u64> {
+    Pid::new(host_pid).and_then(|pid| Process::open(pid).ok()).and_then(|p| p.stat().ok()).map(|s| s.starttime)
 }
 
 fn joined(words: &[Vec<u8>]) -> Vec<u8> {
