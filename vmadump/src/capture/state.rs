@@ -54,6 +54,7 @@ struct Whole {
     thp: Index,
     subreaper: u64,
     clocks: [u64; 2],
+    limits: [u64; 16],
 }
 
 fn whole(batch: &mut Batch, pid: i32) -> Result<Whole, Error> {
@@ -88,7 +89,13 @@ fn whole(batch: &mut Batch, pid: i32) -> Result<Whole, Error> {
         batch.may(libc::SYS_clock_gettime, &[clock as u64, at], "read a clock");
         at
     });
-    Ok(Whole { actions, itimers, timers, brk, dumpable, thp, subreaper, clocks })
+    // From outside this would need CAP_SYS_RESOURCE for another user's process.
+    let limits = std::array::from_fn(|which| {
+        let at = batch.room(16);
+        batch.must(libc::SYS_prlimit64, &[0, which as u64, 0, at], "read a limit");
+        at
+    });
+    Ok(Whole { actions, itimers, timers, brk, dumpable, thp, subreaper, clocks, limits })
 }
 
 /// Asks everything and makes the image without pages. Leaves the scratch memory mapped.
@@ -325,7 +332,7 @@ fn assemble(
         signals: Signals { actions: actions.collect(), pending },
         timers: Timers { itimers: asked.itimers.map(|at| still_running([0, 8, 16, 24].map(|o| got.word(at + o)))), posix },
         process: Process {
-            limits: process::limits(pid)?,
+            limits: asked.limits.map(|at| [got.word(at), got.word(at + 8)]),
             umask: status.umask,
             cwd: cwd.into(),
             subreaper: got.half(asked.subreaper) == 1,

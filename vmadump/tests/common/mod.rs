@@ -64,11 +64,10 @@ pub fn dir() -> PathBuf {
 /// Compiles tests/programs/NAME.c.
 pub fn compile(name: &str, flags: &[&str]) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(format!("{name}.c"));
-    let out = dir().join(format!("{name}{}", flags.concat()));
-    let partial = dir().join(format!("{name}{}.{}", flags.concat(), std::process::id()));
-    let status = Command::new("gcc").args(["-O1", "-g", "-Wall", "-Wextra", "-pthread"]).args(flags).arg("-o").arg(&partial).arg(source).status().unwrap();
+    // Pids are the same in every test's namespace: its name tells files apart.
+    let out = dir().join(format!("{name}{}-{}", flags.concat(), std::env::var(INNER).unwrap_or_default()));
+    let status = Command::new("gcc").args(["-O1", "-g", "-Wall", "-Wextra", "-pthread"]).args(flags).arg("-o").arg(&out).arg(source).status().unwrap();
     assert!(status.success(), "gcc {name}");
-    std::fs::rename(&partial, &out).unwrap();
     out
 }
 

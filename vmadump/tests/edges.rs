@@ -1,0 +1,221 @@
+//! Refusals with their reasons, other bodies, other users, and ways back.
+
+mod common;
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Traveller, compile, dir, in_namespace};
+use vmadump::capture::{Options, freeze};
+use vmadump::restore::{Body, RestoreOptions, Restorer, Through};
+use vmadump::{Error, Refusal};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn counting() -> Traveller {
+    let mut program = Traveller::start(Command::new(compile("count", &[])).arg("30"));
+    assert_eq!(program.line(), "0");
+    program
+}
+
+fn rest(mut program: Traveller, from: u32) {
+    for i in from..30 {
+        assert_eq!(program.line(), i.to_string());
+    }
+    let (rest, status) = program.end();
+    assert_eq!((rest.as_str(), status), ("", 7 << 8));
+}
+
+#[test]
+fn a_freeze_leaves_no_trace() {
+    in_namespace("a_freeze_leaves_no_trace", LIMIT, || {
+        let program = counting();
+        for _ in 0..100 {
+            let mut frozen = freeze(program.pid, &Options::default()).unwrap();
+            let maps = std::fs::read(format!("/proc/{}/maps", program.pid)).unwrap();
+            assert!(frozen.write_image(std::io::sink()).unwrap() > 0);
+            frozen.resume().unwrap();
+            assert_eq!(std::fs::read(format!("/proc/{}/maps", program.pid)).unwrap(), maps);
+        }
+        rest(program, 1);
+    });
+}
+
+#[test]
+fn a_failing_writer_leaves_the_process_running() {
+    in_namespace("a_failing_writer_leaves_the_process_running", LIMIT, || {
+        struct Full(usize);
+        impl Write for Full {
+            fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+                self.0 = self.0.checked_sub(buf.len()).ok_or(std::io::ErrorKind::StorageFull)?;
+                Ok(buf.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let program = counting();
+        for room in [0, 100, 10_000, 50_000] {
+            let mut frozen = freeze(program.pid, &Options::default()).unwrap();
+            assert!(matches!(frozen.write_image(Full(room)), Err(Error::Io { .. })));
+        }
+        rest(program, 1);
+    });
+}
+
+#[test]
+fn into_another_process_through_a_reader() {
+    in_namespace("into_another_process_through_a_reader", LIMIT, || {
+        let mut program = counting();
+        program.dump_and_end();
+        let mut body = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = body.id() as i32;
+        let options = RestoreOptions { body: Body::Into(pid), ..RestoreOptions::default() };
+        let mut image = File::open(&program.image).unwrap();
+        let null = File::open("/dev/null").unwrap();
+        let out = File::create(dir().join("into")).unwrap();
+        let options = RestoreOptions { fds: vec![(0, null.as_fd()), (1, out.as_fd())], ..options };
+        let prepared = Restorer::prepare(Through(&mut image), &options).unwrap();
+        assert_eq!(prepared.go().unwrap(), pid);
+        assert_eq!(body.wait().unwrap().code(), Some(7));
+        let text = std::fs::read_to_string(dir().join("into")).unwrap();
+        assert!(text.ends_with("28\n29\n"), "{text}");
+        // And by the target itself, from a descriptor that is handed over.
+        let mut body = Command::new("sleep").arg("60").spawn().unwrap();
+        let options = RestoreOptions { body: Body::Into(body.id() as i32), ..options };
+        Restorer::prepare(File::open(&program.image).unwrap(), &options).unwrap().go().unwrap();
+        assert_eq!(body.wait().unwrap().code(), Some(7));
+    });
+}
+
+#[test]
+fn becomes_another_program_in_place() {
+    in_namespace("becomes_another_program_in_place", LIMIT, || {
+        for (name, arg) in [("count", "1000"), ("threads", "6")] {
+            let mut program = Traveller::start(Command::new(compile(name, &[])).arg(arg));
+            program.line();
+            let frozen = freeze(program.pid, &program.options).unwrap();
+            let (why, frozen) = frozen.become_exec(b"/no/such/ghost", &[b"x"], &[]).err().unwrap();
+            assert_eq!(why.errno(), libc::ENOENT);
+            let ghost = frozen.unwrap().become_exec(b"/bin/sh", &[b"sh", b"-c", b"echo $0 $GHOST; exit 5"], &[b"GHOST=yes"]).map_err(|e| e.0);
+            ghost.unwrap().release().unwrap();
+            let status = program.reap();
+            assert_eq!(status, 5 << 8, "{name}");
+            let mut line = program.line();
+            while line.chars().next().is_some_and(|c| c.is_ascii_digit() || c == 'r') {
+                line = program.line();
+            }
+            assert_eq!(line, "sh yes");
+        }
+    });
+}
+
+#[test]
+fn aborted_before_it_runs() {
+    in_namespace("aborted_before_it_runs", LIMIT, || {
+        let mut program = counting();
+        program.dump_and_end();
+        let options = RestoreOptions { body: Body::Pid(program.pid), ..RestoreOptions::default() };
+        let prepared = program.prepare(File::open(&program.image).unwrap(), options);
+        prepared.abort();
+        assert!(!std::path::Path::new(&format!("/proc/{}", program.pid)).exists());
+        // A damaged image leaves nothing behind either.
+        let mut bytes = std::fs::read(&program.image).unwrap();
+        let at = bytes.len() - 5000;
+        bytes[at] ^= 1;
+        std::fs::write(&program.image, &bytes).unwrap();
+        let options = RestoreOptions { body: Body::Pid(program.pid), ..RestoreOptions::default() };
+        assert!(matches!(Restorer::prepare(File::open(&program.image).unwrap(), &options), Err(Error::Format(_))));
+        assert!(!std::path::Path::new(&format!("/proc/{}", program.pid)).exists());
+    });
+}
+
+#[test]
+fn another_user_keeps_what_he_is() {
+    in_namespace("another_user_keeps_what_he_is", LIMIT, || {
+        let bin = "/tmp/vmadump-test-count";
+        std::fs::copy(compile("count", &[]), bin).unwrap();
+        let command = format!("umask 027; ulimit -n 77; cd /usr; exec setpriv --reuid=1234 --regid=2345 --groups=11,12 --no-new-privs --bounding-set=-sys_admin nice -n 5 {bin} 30");
+        let mut program = Traveller::start(Command::new("sh").args(["-c", &command]));
+        program.line();
+        let look = |pid: i32| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            let keys = ["Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "Umask", "Sig", "Name"];
+            let kept: Vec<&str> = status.lines().filter(|l| keys.iter().any(|k| l.starts_with(k)) && !l.starts_with("SigQ")).collect();
+            let nice = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().split(' ').nth(18).unwrap().to_owned();
+            let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+            let links = ["cwd", "exe"].map(|l| std::fs::read_link(format!("/proc/{pid}/{l}")).unwrap());
+            let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+            format!("{kept:?} {nice} {limits} {links:?} {cmdline:?}")
+        };
+        let before = look(program.pid);
+        program.travel();
+        assert_eq!(look(program.pid), before);
+        std::fs::remove_file(bin).unwrap();
+        for i in 1..30 {
+            assert_eq!(program.line(), i.to_string());
+        }
+        assert_eq!(program.end().1, 7 << 8);
+    });
+}
+
+#[test]
+fn an_image_gives_nobody_more_than_he_has() {
+    in_namespace("an_image_gives_nobody_more_than_he_has", LIMIT, || {
+        let mut program = counting();
+        program.dump_and_end();
+        let owner = vmadump::plan::Owner { uid: 1234, gid: 1234, groups: vec![] };
+        let options = RestoreOptions { owner: Some(owner), ..RestoreOptions::default() };
+        let refused = Restorer::prepare(File::open(&program.image).unwrap(), &options).err().unwrap();
+        assert!(matches!(refused, Error::Refused(Refusal::Rights(_))), "{refused}");
+    });
+}
+
+#[test]
+fn open_files_go_along_or_are_named() {
+    in_namespace("open_files_go_along_or_are_named", LIMIT, || {
+        let file = dir().join("carried");
+        std::fs::write(&file, "").unwrap();
+        let code = format!("exec 5>>{f} 6</dev/null 7>&5; i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo $i; echo $i >&5; echo $i >&7; sleep 0.005; done", f = file.display());
+        let mut program = Traveller::start(Command::new("bash").args(["-c", &code]));
+        for i in 1..=20 {
+            assert_eq!(program.line(), i.to_string());
+            if i % 6 == 0 {
+                program.travel();
+            }
+        }
+        assert_eq!(program.end().1, 0);
+        let expected: String = (1..=20).flat_map(|i| [format!("{i}\n"), format!("{i}\n")]).collect();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), expected);
+        let program = Traveller::start(Command::new("bash").args(["-c", "exec 9< <(sleep 60); sleep 60"]));
+        let refused = loop {
+            match freeze(program.pid, &program.options) {
+                Err(e) => break e.to_string(),
+                Ok(frozen) => frozen.resume().unwrap(),
+            }
+        };
+        assert!(refused.contains("(pipe)"), "{refused}");
+    });
+}
+
+#[test]
+fn a_changed_file_is_refused() {
+    in_namespace("a_changed_file_is_refused", LIMIT, || {
+        let bin = dir().join("changing");
+        std::fs::copy(compile("count", &[]), &bin).unwrap();
+        let mut program = Traveller::start(Command::new(&bin).arg("30"));
+        program.options.flags = 0;
+        program.line();
+        program.dump_and_end();
+        std::fs::remove_file(&bin).unwrap();
+        let options = RestoreOptions::default();
+        let refused = Restorer::prepare(File::open(&program.image).unwrap(), &options).err().unwrap();
+        assert!(matches!(&refused, Error::Refused(Refusal::FileMissing { path, .. }) if path.ends_with("changing")), "{refused}");
+        std::fs::copy(compile("count", &["-g0"]), &bin).unwrap();
+        let refused = Restorer::prepare(File::open(&program.image).unwrap(), &options).err().unwrap();
+        assert!(matches!(refused, Error::Refused(Refusal::FileDiffers { .. })), "{refused}");
+    });
+}
