@@ -177,7 +177,9 @@ impl Batch {
         let mut rets = Vec::with_capacity(self.entries.len());
         for (i, e) in self.entries.iter().enumerate() {
             let at = first + i * ENTRY + RESULT_AT;
-            let ret = memory.get(at..at + 8).map_or(NOT_RUN, |b| i64::from_ne_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]));
+            let ret = memory
+                .get(at..at + 8)
+                .map_or(NOT_RUN, |b| i64::from_ne_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]));
             if ret == NOT_RUN {
                 return Err((e.what, libc::EINTR));
             }

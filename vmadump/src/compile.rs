@@ -46,7 +46,11 @@ impl<'a> Compiler<'a> {
             Op::Trampoline { data_start, start, code } => {
                 let anon = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | FIXED) as u64;
                 if start > data_start {
-                    self.batch.must(libc::SYS_mmap, &[*data_start, start - data_start, 1, anon, u64::MAX, 0], "map the old vdso's data");
+                    self.batch.must(
+                        libc::SYS_mmap,
+                        &[*data_start, start - data_start, 1, anon, u64::MAX, 0],
+                        "map the old vdso's data",
+                    );
                 }
                 let len = code.len() as u64;
                 self.batch.must(libc::SYS_mmap, &[*start, len, 3, anon, u64::MAX, 0], "map the old vdso");
@@ -63,7 +67,11 @@ impl<'a> Compiler<'a> {
 
     fn map(&mut self, map: &MapAt, more: i32, fd: i32) {
         let flags = (map.flags | FIXED | more) as u64;
-        self.batch.must(libc::SYS_mmap, &[map.start, map.len, u64::from(map.prot), flags, fd as u64, map.offset], "map an area");
+        self.batch.must(
+            libc::SYS_mmap,
+            &[map.start, map.len, u64::from(map.prot), flags, fd as u64, map.offset],
+            "map an area",
+        );
     }
 
     fn shared(&mut self, size: u64, maps: &[MapAt]) {
@@ -82,7 +90,8 @@ impl<'a> Compiler<'a> {
     }
 
     fn path(&mut self, file: u32) -> u64 {
-        let path = self.instead.iter().find(|(i, _)| *i == file).map_or(&self.image.files[file as usize].path.0, |(_, p)| p);
+        let path =
+            self.instead.iter().find(|(i, _)| *i == file).map_or(&self.image.files[file as usize].path.0, |(_, p)| p);
         self.batch.text(path)
     }
 
@@ -93,7 +102,11 @@ impl<'a> Compiler<'a> {
         }
         let path = self.path(file);
         let slot = self.slot as u64;
-        let open = self.batch.must(libc::SYS_openat, &[libc::AT_FDCWD as u64, path, libc::O_RDONLY as u64], "open a mapped file");
+        let open = self.batch.must(
+            libc::SYS_openat,
+            &[libc::AT_FDCWD as u64, path, libc::O_RDONLY as u64],
+            "open a mapped file",
+        );
         let (stat, head) = (self.batch.room(STAT), self.batch.room(HEAD));
         self.batch.must(libc::SYS_fstat, &[slot, stat], "look at a mapped file");
         let read = self.batch.may(libc::SYS_pread64, &[slot, head, HEAD as u64, 0], "read a mapped file");
@@ -160,7 +173,11 @@ impl<'a> Compiler<'a> {
                 // Needs CAP_CHECKPOINT_RESTORE; without it /proc/PID/exe shows the restorer's.
                 let path = self.path(file);
                 let slot = self.slot as u64;
-                self.batch.may(libc::SYS_openat, &[libc::AT_FDCWD as u64, path, libc::O_RDONLY as u64], "open the program");
+                self.batch.may(
+                    libc::SYS_openat,
+                    &[libc::AT_FDCWD as u64, path, libc::O_RDONLY as u64],
+                    "open the program",
+                );
                 map(self.batch, self.slot as u32);
                 self.batch.may(libc::SYS_close, &[slot], "close the program");
             }
@@ -232,7 +249,11 @@ impl<'a> Compiler<'a> {
         }
         let rseq = &thread.rseq;
         if rseq.address != 0 {
-            batch.must(libc::SYS_rseq, &[rseq.address, rseq.size.into(), rseq.flags.into(), rseq.signature.into()], "register rseq");
+            batch.must(
+                libc::SYS_rseq,
+                &[rseq.address, rseq.size.into(), rseq.flags.into(), rseq.signature.into()],
+                "register rseq",
+            );
         }
         let name = batch.text(&thread.comm);
         batch.may(libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name], "set the name");
@@ -268,19 +289,30 @@ impl<'a> Compiler<'a> {
         let header = batch.words(&[0x2008_0522]);
         let caps = |p: u64, e: u64| -> Vec<u8> {
             let i = inheritable & p;
-            [e as u32, p as u32, i as u32, (e >> 32) as u32, (p >> 32) as u32, (i >> 32) as u32].iter().flat_map(|w| w.to_ne_bytes()).collect()
+            [e as u32, p as u32, i as u32, (e >> 32) as u32, (p >> 32) as u32, (i >> 32) as u32]
+                .iter()
+                .flat_map(|w| w.to_ne_bytes())
+                .collect()
         };
         // Secure bits need CAP_SETPCAP, which the final set may lack.
         let setpcap = 1u64 << 8;
         if creds.securebits != 0 {
             let first = batch.data(&caps(permitted | setpcap, effective | setpcap));
             batch.may(libc::SYS_capset, &[header, first], "set the capabilities");
-            batch.may(libc::SYS_prctl, &[libc::PR_SET_SECUREBITS as u64, creds.securebits.into()], "set the secure bits");
+            batch.may(
+                libc::SYS_prctl,
+                &[libc::PR_SET_SECUREBITS as u64, creds.securebits.into()],
+                "set the secure bits",
+            );
         }
         let last = batch.data(&caps(permitted, effective));
         batch.must(libc::SYS_capset, &[header, last], "set the capabilities");
         for cap in (0..41u64).filter(|c| ambient >> c & 1 == 1) {
-            batch.may(libc::SYS_prctl, &[libc::PR_CAP_AMBIENT as u64, libc::PR_CAP_AMBIENT_RAISE as u64, cap], "raise an ambient capability");
+            batch.may(
+                libc::SYS_prctl,
+                &[libc::PR_CAP_AMBIENT as u64, libc::PR_CAP_AMBIENT_RAISE as u64, cap],
+                "raise an ambient capability",
+            );
         }
         if creds.securebits & 16 == 0 {
             batch.may(libc::SYS_prctl, &[KEEP_CAPS, 0], "keep capabilities");
@@ -325,7 +357,9 @@ pub(crate) fn as_root(batch: &mut Batch) {
 
 /// Is the opened file the one that the image means?
 pub(crate) fn same_file(file: &FileRef, stat: &[u8], head: &[u8]) -> Result<(), String> {
-    let word = |at: usize| stat.get(at..at + 8).map_or(0, |b| u64::from_ne_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]));
+    let word = |at: usize| {
+        stat.get(at..at + 8).map_or(0, |b| u64::from_ne_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
+    };
     let (size, mtime_s, mtime_ns) = (word(48), word(88) as i64, word(96) as u32);
     if size != file.size {
         return Err(format!("it has {size} bytes, not {}", file.size));

@@ -20,16 +20,68 @@ pub const LEAVES: [(u32, u32, usize); 9] = [
 
 /// Features that user programs pick code paths by: word, bit, name as in /proc/cpuinfo.
 const FEATURES: [(usize, u8, &str); 62] = [
-    (0, 0, "pni"), (0, 1, "pclmulqdq"), (0, 9, "ssse3"), (0, 12, "fma"), (0, 13, "cx16"), (0, 19, "sse4_1"), (0, 20, "sse4_2"),
-    (0, 22, "movbe"), (0, 23, "popcnt"), (0, 25, "aes"), (0, 26, "xsave"), (0, 28, "avx"), (0, 29, "f16c"), (0, 30, "rdrand"),
-    (1, 4, "tsc"), (1, 8, "cx8"), (1, 15, "cmov"), (1, 23, "mmx"), (1, 24, "fxsr"), (1, 25, "sse"), (1, 26, "sse2"),
-    (2, 0, "fsgsbase"), (2, 3, "bmi1"), (2, 4, "hle"), (2, 5, "avx2"), (2, 8, "bmi2"), (2, 9, "erms"), (2, 11, "rtm"), (2, 16, "avx512f"),
-    (2, 17, "avx512dq"), (2, 18, "rdseed"), (2, 19, "adx"), (2, 21, "avx512ifma"), (2, 28, "avx512cd"), (2, 29, "sha_ni"),
-    (2, 30, "avx512bw"), (2, 31, "avx512vl"), (3, 1, "avx512vbmi"), (3, 3, "pku"), (3, 5, "waitpkg"), (3, 6, "avx512_vbmi2"), (3, 8, "gfni"),
-    (3, 9, "vaes"), (3, 10, "vpclmulqdq"), (3, 11, "avx512_vnni"), (3, 12, "avx512_bitalg"), (3, 14, "avx512_vpopcntdq"), (3, 22, "rdpid"),
-    (4, 8, "avx512_vp2intersect"), (4, 22, "amx_bf16"), (4, 23, "avx512_fp16"), (4, 24, "amx_tile"), (4, 25, "amx_int8"),
-    (5, 4, "avx_vnni"), (5, 5, "avx512_bf16"), (6, 0, "lahf_lm"), (6, 5, "abm"), (6, 6, "sse4a"), (6, 16, "fma4"), (7, 27, "rdtscp"),
-    (8, 1, "xsavec"), (8, 0, "xsaveopt"),
+    (0, 0, "pni"),
+    (0, 1, "pclmulqdq"),
+    (0, 9, "ssse3"),
+    (0, 12, "fma"),
+    (0, 13, "cx16"),
+    (0, 19, "sse4_1"),
+    (0, 20, "sse4_2"),
+    (0, 22, "movbe"),
+    (0, 23, "popcnt"),
+    (0, 25, "aes"),
+    (0, 26, "xsave"),
+    (0, 28, "avx"),
+    (0, 29, "f16c"),
+    (0, 30, "rdrand"),
+    (1, 4, "tsc"),
+    (1, 8, "cx8"),
+    (1, 15, "cmov"),
+    (1, 23, "mmx"),
+    (1, 24, "fxsr"),
+    (1, 25, "sse"),
+    (1, 26, "sse2"),
+    (2, 0, "fsgsbase"),
+    (2, 3, "bmi1"),
+    (2, 4, "hle"),
+    (2, 5, "avx2"),
+    (2, 8, "bmi2"),
+    (2, 9, "erms"),
+    (2, 11, "rtm"),
+    (2, 16, "avx512f"),
+    (2, 17, "avx512dq"),
+    (2, 18, "rdseed"),
+    (2, 19, "adx"),
+    (2, 21, "avx512ifma"),
+    (2, 28, "avx512cd"),
+    (2, 29, "sha_ni"),
+    (2, 30, "avx512bw"),
+    (2, 31, "avx512vl"),
+    (3, 1, "avx512vbmi"),
+    (3, 3, "pku"),
+    (3, 5, "waitpkg"),
+    (3, 6, "avx512_vbmi2"),
+    (3, 8, "gfni"),
+    (3, 9, "vaes"),
+    (3, 10, "vpclmulqdq"),
+    (3, 11, "avx512_vnni"),
+    (3, 12, "avx512_bitalg"),
+    (3, 14, "avx512_vpopcntdq"),
+    (3, 22, "rdpid"),
+    (4, 8, "avx512_vp2intersect"),
+    (4, 22, "amx_bf16"),
+    (4, 23, "avx512_fp16"),
+    (4, 24, "amx_tile"),
+    (4, 25, "amx_int8"),
+    (5, 4, "avx_vnni"),
+    (5, 5, "avx512_bf16"),
+    (6, 0, "lahf_lm"),
+    (6, 5, "abm"),
+    (6, 6, "sse4a"),
+    (6, 16, "fma4"),
+    (7, 27, "rdtscp"),
+    (8, 1, "xsavec"),
+    (8, 0, "xsaveopt"),
 ];
 
 /// The CPU that this program runs on.
@@ -41,7 +93,8 @@ pub fn here() -> Cpu {
     brand.retain(|b| *b != 0);
     let features = LEAVES.iter().map(|(leaf, sub, reg)| cpuid(*leaf, *sub)[*reg]).collect();
     let xcr0 = xcr0();
-    let mut components = vec![XComponent { bit: 0, offset: 0, size: 160 }, XComponent { bit: 1, offset: 160, size: 256 }];
+    let mut components =
+        vec![XComponent { bit: 0, offset: 0, size: 160 }, XComponent { bit: 1, offset: 160, size: 256 }];
     for bit in (2..63).filter(|b| xcr0 >> b & 1 == 1) {
         let [size, offset, ..] = cpuid(0xd, bit);
         components.push(XComponent { bit: bit as u8, offset, size });
@@ -62,7 +115,9 @@ const SW_RESERVED: usize = 464;
 /// Lays the extended state of a thread out for `target`. `None` when it uses a component that the target lacks,
 /// or the bytes are no extended state.
 pub fn relayout(xstate: &[u8], image: &Cpu, target: &Cpu) -> Option<Vec<u8>> {
-    let word = |at: usize| xstate.get(at..at + 8).map(|b| u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]));
+    let word = |at: usize| {
+        xstate.get(at..at + 8).map(|b| u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
+    };
     let used = word(HEADER)?;
     // Compacted or supervisor state never comes out of ptrace.
     if used & !target.xcr0 != 0 || word(HEADER + 8)? != 0 {
@@ -73,7 +128,8 @@ pub fn relayout(xstate: &[u8], image: &Cpu, target: &Cpu) -> Option<Vec<u8>> {
     out[SW_RESERVED..HEADER].fill(0);
     out[HEADER..HEADER + 8].copy_from_slice(&used.to_le_bytes());
     for bit in (2..63u8).filter(|b| used >> b & 1 == 1) {
-        let find = |cpu: &Cpu| cpu.components.iter().find(|c| c.bit == bit).map(|c| (c.offset as usize, c.size as usize));
+        let find =
+            |cpu: &Cpu| cpu.components.iter().find(|c| c.bit == bit).map(|c| (c.offset as usize, c.size as usize));
         let ((from, from_len), (to, to_len)) = (find(image)?, find(target)?);
         if from_len != to_len {
             return None;

@@ -77,7 +77,8 @@ fn table(code: &[u8]) -> Option<Vec<(Vec<u8>, u64)>> {
     let mut found = Vec::new();
     for i in 0..count.min(256) {
         let at = symbols.checked_add(i * 24)?;
-        let (name, info, section, value) = (u32_at(code, at)?, *code.get(at + 4)?, u16_at(code, at + 6)?, u64_at(code, at + 8)?);
+        let (name, info, section, value) =
+            (u32_at(code, at)?, *code.get(at + 4)?, u16_at(code, at + 6)?, u64_at(code, at + 8)?);
         let offset = place(value)?;
         if info & 15 == 2 && section != 0 && offset < code.len() {
             let text = code.get(strings.checked_add(name)?..)?;

@@ -172,10 +172,14 @@ impl Error {
     pub fn errno(&self) -> i32 {
         match self {
             Error::Sys(e) => e.errno,
-            Error::Format(FormatError::Io(e)) | Error::Io { why: e, .. } | Error::Inside { why: e, .. } => e.raw_os_error().unwrap_or(libc::EIO),
+            Error::Format(FormatError::Io(e)) | Error::Io { why: e, .. } | Error::Inside { why: e, .. } => {
+                e.raw_os_error().unwrap_or(libc::EIO)
+            }
             Error::Format(FormatError::NotAnImage | FormatError::Architecture(_)) => libc::ENOEXEC,
             Error::Format(_) => libc::EINVAL,
-            Error::Refused(Refusal::Traced(_) | Refusal::Rights(_) | Refusal::ThreadIds(_) | Refusal::Seccomp) => libc::EPERM,
+            Error::Refused(Refusal::Traced(_) | Refusal::Rights(_) | Refusal::ThreadIds(_) | Refusal::Seccomp) => {
+                libc::EPERM
+            }
             Error::Refused(Refusal::FileMissing { .. }) => libc::ENOENT,
             Error::Refused(Refusal::FileDiffers { .. }) => libc::ESTALE,
             Error::Refused(_) => libc::EOPNOTSUPP,

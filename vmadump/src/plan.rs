@@ -108,7 +108,7 @@ pub enum Op {
     /// Descriptors.
     Fds,
     /// Limits: soft and hard by number.
-    Limits([[u64; 2]; 16]),
+    Limits(Box<[[u64; 2]; 16]>),
     /// Other threads.
     Threads,
     /// Signals pending for the process.
@@ -159,7 +159,11 @@ pub fn plan(image: &Image, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refus
     if !missing.is_empty() {
         return Err(Refusal::CpuFeatures(missing));
     }
-    let xstate = image.threads.iter().map(|t| cpu::relayout(&t.xstate, &image.cpu, &facts.cpu).ok_or(Refusal::CpuState(t.tid))).collect::<Result<_, _>>()?;
+    let xstate = image
+        .threads
+        .iter()
+        .map(|t| cpu::relayout(&t.xstate, &image.cpu, &facts.cpu).ok_or(Refusal::CpuState(t.tid)))
+        .collect::<Result<_, _>>()?;
     if image.threads.len() > 1 && !facts.can_choose_pids() {
         return Err(Refusal::ThreadIds(image.threads.len()));
     }
@@ -177,7 +181,7 @@ pub fn plan(image: &Image, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refus
     ops.push(Op::Pages);
     finish_areas(&image.areas, &mut ops);
     ops.extend([Op::Marks, Op::Actions, Op::Surroundings, Op::Fds]);
-    ops.push(Op::Limits(limits(image, facts)));
+    ops.push(Op::Limits(Box::new(limits(image, facts))));
     ops.push(Op::Threads);
     ops.extend([Op::Pending, Op::ThreadState, Op::Timers(timers(&image.timers.posix, facts.timer_ids)?)]);
     if creds {
@@ -188,7 +192,13 @@ pub fn plan(image: &Image, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refus
     let size = size.next_multiple_of(PAGE);
     used.extend(&wishes.avoid);
     let base = find_hole(&mut used, size).ok_or(Refusal::NoRoom)?;
-    Ok(Plan { ops, xstate, regs: image.threads.iter().map(|t| leave_call(t.regs)).collect(), creds, scratch: (base, size) })
+    Ok(Plan {
+        ops,
+        xstate,
+        regs: image.threads.iter().map(|t| leave_call(t.regs)).collect(),
+        creds,
+        scratch: (base, size),
+    })
 }
 
 /// No right that the owner has not: his uid everywhere, groups of his, no capabilities unless he is root.

@@ -41,7 +41,8 @@ pub fn unescape(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut at = 0;
     while at < text.len() {
-        let octal = text.get(at + 1..at + 4).filter(|_| text[at] == b'\\').and_then(|d| number(d, 8)).filter(|v| *v < 256);
+        let octal =
+            text.get(at + 1..at + 4).filter(|_| text[at] == b'\\').and_then(|d| number(d, 8)).filter(|v| *v < 256);
         match octal {
             Some(v) => {
                 out.push(v as u8);
@@ -187,7 +188,12 @@ pub fn status(text: &[u8]) -> Status {
 pub fn stat(text: &[u8]) -> Vec<u64> {
     let after = text.iter().rposition(|b| *b == b')').map_or(0, |p| p + 1);
     let words = text[after..].split(u8::is_ascii_whitespace).filter(|w| !w.is_empty());
-    let values = words.map(|w| std::str::from_utf8(w).ok().and_then(|t| t.parse::<i64>().map(|v| v as u64).or_else(|_| t.parse()).ok()).unwrap_or(0));
+    let values = words.map(|w| {
+        std::str::from_utf8(w)
+            .ok()
+            .and_then(|t| t.parse::<i64>().map(|v| v as u64).or_else(|_| t.parse()).ok())
+            .unwrap_or(0)
+    });
     [0; 3].into_iter().chain(values).collect()
 }
 

@@ -53,13 +53,31 @@ impl Tracee {
             }
         }
         let (regs, mask) = (pt::regs(tid)?, pt::mask(tid)?);
-        Ok(Some(Tracee { tid, regs, mask, borrowed: false, at_signal: false, group_stop, stop_owed: false, gone: false }))
+        Ok(Some(Tracee {
+            tid,
+            regs,
+            mask,
+            borrowed: false,
+            at_signal: false,
+            group_stop,
+            stop_owed: false,
+            gone: false,
+        }))
     }
 
     /// A thread that has just executed another program and stands in the event of it.
     pub(crate) fn after_exec(tid: i32) -> Result<Self, Error> {
         let (regs, mask) = (pt::regs(tid)?, pt::mask(tid)?);
-        Ok(Tracee { tid, regs, mask, borrowed: false, at_signal: false, group_stop: false, stop_owed: false, gone: false })
+        Ok(Tracee {
+            tid,
+            regs,
+            mask,
+            borrowed: false,
+            at_signal: false,
+            group_stop: false,
+            stop_owed: false,
+            gone: false,
+        })
     }
 
     /// Its id.
@@ -175,9 +193,14 @@ impl Tracee {
                     self.stop_owed = true;
                     pt::cont(self.tid, 0)?;
                 }
-                Status::Stopped(sig, 0) if sig == libc::SIGSEGV || sig == libc::SIGBUS || sig == libc::SIGILL || sig == libc::SIGSYS => {
+                Status::Stopped(sig, 0)
+                    if sig == libc::SIGSEGV || sig == libc::SIGBUS || sig == libc::SIGILL || sig == libc::SIGSYS =>
+                {
                     self.at_signal = true;
-                    return Err(Error::Unexpected { pid: self.tid, what: format!("signal {sig} in the table of calls") });
+                    return Err(Error::Unexpected {
+                        pid: self.tid,
+                        what: format!("signal {sig} in the table of calls"),
+                    });
                 }
                 Status::Stopped(_, event) => {
                     if event == pt::EVENT_CLONE {
@@ -191,7 +214,11 @@ impl Tracee {
         let mut back = vec![0; batch.size() as usize];
         memory.read(batch.at(), &mut back)?;
         let tid = self.tid;
-        batch.results(back).map_err(|(op, errno)| Error::Inside { op, pid: tid, why: std::io::Error::from_raw_os_error(errno) })
+        batch.results(back).map_err(|(op, errno)| Error::Inside {
+            op,
+            pid: tid,
+            why: std::io::Error::from_raw_os_error(errno),
+        })
     }
 
     /// [`Self::start`] and [`Self::finish`].
@@ -203,9 +230,17 @@ impl Tracee {
     /// Maps the scratch area and puts the batch program there.
     pub fn lay(&mut self, memory: &MemFile, gate: u64, scratch: &Scratch) -> Result<(), Error> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
-        let got = self.call(gate, "map room for the table of calls", libc::SYS_mmap, &[scratch.base, scratch.size, 7, flags as u64, u64::MAX, 0])?;
+        let got = self.call(
+            gate,
+            "map room for the table of calls",
+            libc::SYS_mmap,
+            &[scratch.base, scratch.size, 7, flags as u64, u64::MAX, 0],
+        )?;
         if got != scratch.base {
-            return Err(Error::Unexpected { pid: self.tid, what: "the kernel chose another place for the table of calls".into() });
+            return Err(Error::Unexpected {
+                pid: self.tid,
+                what: "the kernel chose another place for the table of calls".into(),
+            });
         }
         memory.write(scratch.base, blob::code())?;
         Ok(())

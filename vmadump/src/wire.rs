@@ -99,7 +99,10 @@ pub struct Bytes(pub Vec<u8>);
 impl Bytes {
     /// As text for people; odd bytes are replaced, control characters escaped.
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0).chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+        String::from_utf8_lossy(&self.0)
+            .chars()
+            .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+            .collect()
     }
 }
 

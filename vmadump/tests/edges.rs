@@ -98,9 +98,10 @@ fn becomes_another_program_in_place() {
             let mut program = Traveller::start(Command::new(compile(name, &[])).arg(arg));
             program.line();
             let frozen = freeze(program.pid, &program.options).unwrap();
-            let (why, frozen) = frozen.become_exec(b"/no/such/ghost", &[b"x"], &[]).err().unwrap();
-            assert_eq!(why.errno(), libc::ENOENT);
-            let ghost = frozen.unwrap().become_exec(b"/bin/sh", &[b"sh", b"-c", b"echo $0 $GHOST; exit 5"], &[b"GHOST=yes"]).map_err(|e| e.0);
+            let failed = frozen.become_exec(b"/no/such/ghost", &[b"x"], &[]).err().unwrap();
+            assert_eq!(failed.why.errno(), libc::ENOENT);
+            let argv: [&[u8]; 3] = [b"sh", b"-c", b"echo $0 $GHOST; exit 5"];
+            let ghost = failed.frozen.unwrap().become_exec(b"/bin/sh", &argv, &[b"GHOST=yes"]).map_err(|e| e.why);
             ghost.unwrap().release().unwrap();
             let status = program.reap();
             assert_eq!(status, 5 << 8, "{name}");
@@ -138,14 +139,18 @@ fn another_user_keeps_what_he_is() {
     in_namespace("another_user_keeps_what_he_is", LIMIT, || {
         let bin = "/tmp/vmadump-test-count";
         std::fs::copy(compile("count", &[]), bin).unwrap();
-        let command = format!("umask 027; ulimit -n 77; cd /usr; exec setpriv --reuid=1234 --regid=2345 --groups=11,12 --no-new-privs --bounding-set=-sys_admin nice -n 5 {bin} 30");
+        let command = format!(
+            "umask 027; ulimit -n 77; cd /usr; exec setpriv --reuid=1234 --regid=2345 --groups=11,12 --no-new-privs --bounding-set=-sys_admin nice -n 5 {bin} 30"
+        );
         let mut program = Traveller::start(Command::new("sh").args(["-c", &command]));
         program.line();
         let look = |pid: i32| {
             let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
             let keys = ["Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "Umask", "Sig", "Name"];
-            let kept: Vec<&str> = status.lines().filter(|l| keys.iter().any(|k| l.starts_with(k)) && !l.starts_with("SigQ")).collect();
-            let nice = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().split(' ').nth(18).unwrap().to_owned();
+            let kept: Vec<&str> =
+                status.lines().filter(|l| keys.iter().any(|k| l.starts_with(k)) && !l.starts_with("SigQ")).collect();
+            let nice =
+                std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().split(' ').nth(18).unwrap().to_owned();
             let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
             let links = ["cwd", "exe"].map(|l| std::fs::read_link(format!("/proc/{pid}/{l}")).unwrap());
             let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
@@ -179,7 +184,10 @@ fn open_files_go_along_or_are_named() {
     in_namespace("open_files_go_along_or_are_named", LIMIT, || {
         let file = dir().join("carried");
         std::fs::write(&file, "").unwrap();
-        let code = format!("exec 5>>{f} 6</dev/null 7>&5; i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo $i; echo $i >&5; echo $i >&7; sleep 0.005; done", f = file.display());
+        let code = format!(
+            "exec 5>>{f} 6</dev/null 7>&5; i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo $i; echo $i >&5; echo $i >&7; sleep 0.005; done",
+            f = file.display()
+        );
         let mut program = Traveller::start(Command::new("bash").args(["-c", &code]));
         for i in 1..=20 {
             assert_eq!(program.line(), i.to_string());
@@ -213,7 +221,10 @@ fn a_changed_file_is_refused() {
         std::fs::remove_file(&bin).unwrap();
         let options = RestoreOptions::default();
         let refused = Restorer::prepare(File::open(&program.image).unwrap(), &options).err().unwrap();
-        assert!(matches!(&refused, Error::Refused(Refusal::FileMissing { path, .. }) if path.ends_with("changing")), "{refused}");
+        assert!(
+            matches!(&refused, Error::Refused(Refusal::FileMissing { path, .. }) if path.ends_with("changing")),
+            "{refused}"
+        );
         std::fs::copy(compile("count", &["-g0"]), &bin).unwrap();
         let refused = Restorer::prepare(File::open(&program.image).unwrap(), &options).err().unwrap();
         assert!(matches!(refused, Error::Refused(Refusal::FileDiffers { .. })), "{refused}");

@@ -74,7 +74,11 @@ fn hostile_sections_do_no_harm() {
     in_namespace("hostile_sections_do_no_harm", Duration::from_secs(100), || {
         let whole = image();
         let all = sections(&whole);
-        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() });
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+            cases: 4000,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        });
         let strategy = (0..12usize, prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8));
         runner
             .run(&strategy, |(section, changes)| {

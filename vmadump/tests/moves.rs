@@ -17,12 +17,16 @@ fn everything_at_once_dynamic() {
 
 #[test]
 fn everything_at_once_static() {
-    in_namespace("everything_at_once_static", LIMIT, || around(&mut Command::new(compile("all", &["-static", "-mavx2"])), 12));
+    in_namespace("everything_at_once_static", LIMIT, || {
+        around(&mut Command::new(compile("all", &["-static", "-mavx2"])), 12)
+    });
 }
 
 #[test]
 fn everything_at_once_position_dependent() {
-    in_namespace("everything_at_once_position_dependent", LIMIT, || around(&mut Command::new(compile("all", &["-no-pie"])), 12));
+    in_namespace("everything_at_once_position_dependent", LIMIT, || {
+        around(&mut Command::new(compile("all", &["-no-pie"])), 12)
+    });
 }
 
 #[test]
@@ -32,7 +36,9 @@ fn threads() {
 
 #[test]
 fn sixty_four_threads_static() {
-    in_namespace("sixty_four_threads_static", LIMIT, || around(Command::new(compile("threads", &["-static"])).arg("64"), 5));
+    in_namespace("sixty_four_threads_static", LIMIT, || {
+        around(Command::new(compile("threads", &["-static"])).arg("64"), 5)
+    });
 }
 
 #[test]
@@ -48,7 +54,8 @@ fn python() {
 #[test]
 fn perl() {
     in_namespace("perl", LIMIT, || {
-        let code = "$| = 1; for (my $i = 0; $i < 20; $i++) { print \"$i\\n\"; select(undef, undef, undef, 0.01) } exit 7";
+        let code =
+            "$| = 1; for (my $i = 0; $i < 20; $i++) { print \"$i\\n\"; select(undef, undef, undef, 0.01) } exit 7";
         if has("perl") {
             counter(Command::new("perl").args(["-e", code]), 20);
         }
@@ -58,7 +65,8 @@ fn perl() {
 #[test]
 fn awk() {
     in_namespace("awk", LIMIT, || {
-        let code = "BEGIN { for (i = 0; i < 20; i++) { print i; fflush(); for (j = 0; j < 200000; j++) s += j } exit 7 }";
+        let code =
+            "BEGIN { for (i = 0; i < 20; i++) { print i; fflush(); for (j = 0; j < 200000; j++) s += j } exit 7 }";
         if has("awk") {
             counter(Command::new("awk").arg(code), 20);
         }

@@ -57,7 +57,12 @@ fn refuse(map: &Map) -> Result<(), Refusal> {
         return Err(Refusal::SecretMemory);
     }
     let device = map.name.starts_with(b"/dev/") && map.name != b"/dev/zero" && !map.name.starts_with(b"/dev/shm/");
-    if map.has(b"io") || map.has(b"pf") || device || map.name.starts_with(b"anon_inode:") || map.name.starts_with(b"socket:") {
+    if map.has(b"io")
+        || map.has(b"pf")
+        || device
+        || map.name.starts_with(b"anon_inode:")
+        || map.name.starts_with(b"socket:")
+    {
         return Err(Refusal::DeviceMapping(name()));
     }
     Ok(())
@@ -65,7 +70,8 @@ fn refuse(map: &Map) -> Result<(), Refusal> {
 
 /// Which dump flag decides about a file.
 fn class(path: &[u8], exe: &[u8]) -> u32 {
-    let below = |dir: &[u8]| path.strip_prefix(dir).is_some_and(|rest| matches!(rest.first(), Some(b'/' | b'3' | b'6' | b'x')));
+    let below =
+        |dir: &[u8]| path.strip_prefix(dir).is_some_and(|rest| matches!(rest.first(), Some(b'/' | b'3' | b'6' | b'x')));
     if path == exe {
         DUMP_EXEC
     } else if below(b"/lib") || below(b"/usr/lib") {
@@ -76,7 +82,12 @@ fn class(path: &[u8], exe: &[u8]) -> u32 {
 }
 
 impl Layout {
-    pub(crate) fn new(maps: Vec<Map>, known: &HashMap<Vec<u8>, FileRef>, exe: &[u8], flags: u32) -> Result<Self, Refusal> {
+    pub(crate) fn new(
+        maps: Vec<Map>,
+        known: &HashMap<Vec<u8>, FileRef>,
+        exe: &[u8],
+        flags: u32,
+    ) -> Result<Self, Refusal> {
         let mut out = Layout::default();
         let vdso = procfs::vdso_of(&maps).map(|(first, code)| (first, code.end));
         for map in &maps {
@@ -113,7 +124,11 @@ impl Layout {
         let len = map.end - map.start;
         let mut readable = len;
         let known = known.get(&map.name).filter(|_| !map.deleted);
-        let memory = map.deleted || map.name.starts_with(b"/dev/shm/") || map.name.starts_with(b"/dev/zero") || map.name.starts_with(b"/memfd:") || map.name.starts_with(b"[anon_shmem");
+        let memory = map.deleted
+            || map.name.starts_with(b"/dev/shm/")
+            || map.name.starts_with(b"/dev/zero")
+            || map.name.starts_with(b"/memfd:")
+            || map.name.starts_with(b"[anon_shmem");
         let kind = if map.inode == 0 {
             AreaKind::Anon
         } else if map.shared && (memory || map.name.starts_with(b"/SYSV")) {
@@ -142,7 +157,16 @@ impl Layout {
         }
         let shared = map.shared && kind != AreaKind::Data;
         self.readable.push(readable);
-        self.areas.push(Area { start: map.start, end: map.end, prot: map.prot, shared, advice: bits, kind, pages: 0, name: Bytes(map.name.clone()) });
+        self.areas.push(Area {
+            start: map.start,
+            end: map.end,
+            prot: map.prot,
+            shared,
+            advice: bits,
+            kind,
+            pages: 0,
+            name: Bytes(map.name.clone()),
+        });
         Ok(())
     }
 

@@ -3,9 +3,9 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
+use super::FdPolicy;
 use super::areas::Layout;
 use super::survey::file_ref;
-use super::FdPolicy;
 use crate::error::{Error, Refusal, Uncarried};
 use crate::image::{Fd, FdKind};
 use crate::procfs::fdinfo;
@@ -18,7 +18,8 @@ struct Seen {
 }
 
 fn all(pid: i32) -> Result<Vec<Seen>, Error> {
-    let dir = fs::read_dir(format!("/proc/{pid}/fd")).map_err(|e| crate::sys::SysError::from_io("read the descriptors of", pid, &e))?;
+    let dir = fs::read_dir(format!("/proc/{pid}/fd"))
+        .map_err(|e| crate::sys::SysError::from_io("read the descriptors of", pid, &e))?;
     let mut seen: Vec<Seen> = dir
         .flatten()
         .filter_map(|entry| {
@@ -90,7 +91,8 @@ fn kind(pid: i32, seen: &Seen, layout: &mut Layout) -> FdKind {
     if let Some(name) = link.strip_prefix("anon_inode:") {
         return match name {
             "[eventfd]" => {
-                let count = fdinfo(&seen.info, "eventfd-count").and_then(|c| u64::from_str_radix(c, 16).ok()).unwrap_or(0);
+                let count =
+                    fdinfo(&seen.info, "eventfd-count").and_then(|c| u64::from_str_radix(c, 16).ok()).unwrap_or(0);
                 FdKind::Eventfd { count, semaphore: fdinfo(&seen.info, "eventfd-semaphore") == Some("1") }
             }
             _ => lost(name.trim_matches(['[', ']'])),

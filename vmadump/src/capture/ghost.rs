@@ -7,24 +7,28 @@ use crate::error::{Error, Refusal};
 use crate::sys::ptrace::{self as pt, Status};
 use crate::tracee::Tracee;
 
+/// An exec that failed (missing file, no permission).
+pub struct NotExecuted {
+    /// Why.
+    pub why: Error,
+    /// The process, frozen as before; `None` if it is gone.
+    pub frozen: Option<Box<Frozen>>,
+}
+
 impl Frozen {
     /// Makes the process execute `path` with `argv` and `envp`, all signals blocked, interval timers disarmed. On
     /// success it is left in the stop after its exec, traced by this thread, and is returned; the caller
-    /// releases or keeps it. A failing exec (missing file, no permission) leaves the process frozen in `Err`'s
-    /// second part.
-    pub fn become_exec(mut self, path: &[u8], argv: &[&[u8]], envp: &[&[u8]]) -> Result<Tracee, (Error, Option<Frozen>)> {
+    /// releases or keeps it.
+    pub fn become_exec(mut self, path: &[u8], argv: &[&[u8]], envp: &[&[u8]]) -> Result<Tracee, NotExecuted> {
         match self.exec(path, argv, envp) {
             Ok(()) => {}
-            Err(e @ Error::Gone(_)) => return Err((e, None)),
-            Err(e) => return Err((e, Some(self))),
+            Err(why @ Error::Gone(_)) => return Err(NotExecuted { why, frozen: None }),
+            Err(why) => return Err(NotExecuted { why, frozen: Some(Box::new(self)) }),
         }
         // The exec ended all other threads, and the main thread's registers are the new program's.
         let pid = self.pid;
         self.threads.into_iter().for_each(Tracee::forget);
-        match Tracee::after_exec(pid) {
-            Ok(tracee) => Ok(tracee),
-            Err(e) => Err((e, None)),
-        }
+        Tracee::after_exec(pid).map_err(|why| NotExecuted { why, frozen: None })
     }
 
     fn exec(&mut self, path: &[u8], argv: &[&[u8]], envp: &[&[u8]]) -> Result<(), Error> {
@@ -78,7 +82,11 @@ impl Frozen {
                     leader.call(gate, "unmap the table of calls", libc::SYS_munmap, &[scratch.base, scratch.size])?;
                     leader.pristine()?;
                     pt::set_options(pid, pt::SYSGOOD)?;
-                    return Err(Error::Inside { op: "execute the program", pid, why: std::io::Error::from_raw_os_error(errno) });
+                    return Err(Error::Inside {
+                        op: "execute the program",
+                        pid,
+                        why: std::io::Error::from_raw_os_error(errno),
+                    });
                 }
                 Status::Stopped(..) => pt::cont(pid, 0)?,
                 Status::Exited(_) | Status::Killed(_) => return Err(Error::Gone(pid)),

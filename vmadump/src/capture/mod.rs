@@ -18,6 +18,7 @@ mod survey;
 use std::io::Write;
 
 pub(crate) use areas::Layout;
+pub use ghost::NotExecuted;
 pub(crate) use pages::Source;
 pub(crate) use survey::Survey;
 
@@ -90,7 +91,9 @@ pub fn freeze(pid: i32, options: &Options) -> Result<Frozen, Error> {
     // Threads that are left in the middle of anything are put right by Tracee's drop.
     let asked = state::ask(pid, &survey, &layout, &mut threads, &memory, gate, &scratch);
     let cleared = match &asked {
-        Ok(_) => threads[0].call(gate, "unmap the table of calls", libc::SYS_munmap, &[scratch.base, scratch.size]).map(drop),
+        Ok(_) => {
+            threads[0].call(gate, "unmap the table of calls", libc::SYS_munmap, &[scratch.base, scratch.size]).map(drop)
+        }
         Err(_) if state::laid(pid, &scratch) => {
             threads[0].call(gate, "unmap the table of calls", libc::SYS_munmap, &[scratch.base, scratch.size]).map(drop)
         }

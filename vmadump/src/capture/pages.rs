@@ -61,7 +61,10 @@ impl Source {
         for (from, to, hidden, zero) in &self.ranges {
             let mut at = *from;
             while at < *to {
-                if block.len == BLOCK || block.pieces.len() == RUNS || (!block.pieces.is_empty() && block.hidden != *hidden) {
+                if block.len == BLOCK
+                    || block.pieces.len() == RUNS
+                    || (!block.pieces.is_empty() && block.hidden != *hidden)
+                {
                     done += self.flush(&mut block, out)?;
                     progress(done, self.pages);
                 }
@@ -123,7 +126,10 @@ struct Block {
 
 fn is_zero(page: &[u8]) -> bool {
     // Eight words at a time; most pages differ from zero in the first.
-    page.as_chunks::<64>().0.iter().all(|c| c.as_chunks::<8>().0.iter().fold(0, |all, w| all | u64::from_ne_bytes(*w)) == 0)
+    page.as_chunks::<64>()
+        .0
+        .iter()
+        .all(|c| c.as_chunks::<8>().0.iter().fold(0, |all, w| all | u64::from_ne_bytes(*w)) == 0)
 }
 
 impl Block {

@@ -1,8 +1,8 @@
 //! What only the process itself can ask: run in all its threads at once, one batch each.
 
 use super::Layout;
-use super::survey::{Survey, proc_file};
 use super::fds;
+use super::survey::{Survey, proc_file};
 use crate::batch::{Batch, Index, Results, Scratch};
 use crate::error::{Error, Refusal};
 use crate::image::{Action, AltStack, Creds, Image, Meta, Mm, PosixTimer, Process, Signals, Thread, Timers, Vdso};
@@ -173,11 +173,33 @@ pub(super) fn ask(
         let status = procfs::status(&proc_file(pid, &format!("task/{}/status", thread.tid()))?);
         let tid = status.ns_pid.last().copied().unwrap_or(thread.tid());
         ids.push((thread.tid(), tid));
-        let made = make_thread(thread, tid, &status, &mut creds, &batches[i].1, &results[i], pending, xstates[i].clone(), survey.filtered)?;
+        let made = make_thread(
+            thread,
+            tid,
+            &status,
+            &mut creds,
+            &batches[i].1,
+            &results[i],
+            pending,
+            xstates[i].clone(),
+            survey.filtered,
+        )?;
         list.push(made);
     }
     let Some(whole) = &batches[0].2 else { return Err(Error::Gone(pid)) };
-    assemble(pid, survey, layout, list, creds, whole, &results[0], shared_pending, &ids, memory, threads[0].in_group_stop())
+    assemble(
+        pid,
+        survey,
+        layout,
+        list,
+        creds,
+        whole,
+        &results[0],
+        shared_pending,
+        &ids,
+        memory,
+        threads[0].in_group_stop(),
+    )
 }
 
 fn continues(pending: &[Bytes]) -> Vec<Bytes> {
@@ -231,7 +253,11 @@ fn make_thread(
         xstate: xstate.into(),
         blocked: thread.mask(),
         pending,
-        altstack: AltStack { sp: got.word(asked.altstack), flags: got.half(asked.altstack + 8), size: got.word(asked.altstack + 16) },
+        altstack: AltStack {
+            sp: got.word(asked.altstack),
+            flags: got.half(asked.altstack + 8),
+            size: got.word(asked.altstack + 16),
+        },
         robust: process::robust_list(outer).unwrap_or_default(),
         tid_address: got.word(asked.tid_address),
         rseq: thread.rseq(),
@@ -291,9 +317,12 @@ fn assemble(
         }
         None => None,
     };
-    let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).map(|p| p.into_os_string().into_encoded_bytes()).unwrap_or_else(|_| b"/".to_vec());
+    let cwd = std::fs::read_link(format!("/proc/{pid}/cwd"))
+        .map(|p| p.into_os_string().into_encoded_bytes())
+        .unwrap_or_else(|_| b"/".to_vec());
     let cwd = if cwd.ends_with(b" (deleted)") || cwd.first() != Some(&b'/') { b"/".to_vec() } else { cwd };
-    let oom = proc_file(pid, "oom_score_adj").ok().and_then(|t| String::from_utf8(t).ok()?.trim().parse().ok()).unwrap_or(0);
+    let oom =
+        proc_file(pid, "oom_score_adj").ok().and_then(|t| String::from_utf8(t).ok()?.trim().parse().ok()).unwrap_or(0);
     let mut posix: Vec<PosixTimer> = posix.collect();
     posix.sort_by_key(|t| t.id);
     Ok(Image {
@@ -318,7 +347,19 @@ fn assemble(
         },
         cpu: cpu::here(),
         mm: Mm {
-            marks: [mark(26), mark(27), mark(45), mark(46), mark(47), brk, mark(28), mark(48), mark(49), mark(50), mark(51)],
+            marks: [
+                mark(26),
+                mark(27),
+                mark(45),
+                mark(46),
+                mark(47),
+                brk,
+                mark(28),
+                mark(48),
+                mark(49),
+                mark(50),
+                mark(51),
+            ],
             auxv: proc_file(pid, "auxv").unwrap_or_default().into(),
             exe,
             dumpable: got.ret(asked.dumpable).clamp(0, 2) as u32,
@@ -330,7 +371,10 @@ fn assemble(
         creds,
         threads,
         signals: Signals { actions: actions.collect(), pending },
-        timers: Timers { itimers: asked.itimers.map(|at| still_running([0, 8, 16, 24].map(|o| got.word(at + o)))), posix },
+        timers: Timers {
+            itimers: asked.itimers.map(|at| still_running([0, 8, 16, 24].map(|o| got.word(at + o)))),
+            posix,
+        },
         process: Process {
             limits: asked.limits.map(|at| [got.word(at), got.word(at + 8)]),
             umask: status.umask,

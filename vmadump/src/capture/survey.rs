@@ -45,7 +45,9 @@ impl Survey {
         if status.tracer != 0 {
             return Err(Refusal::Traced(status.tracer).into());
         }
-        let exe = fs::read_link(format!("/proc/{pid}/exe")).map(|p| p.into_os_string().into_encoded_bytes()).unwrap_or_default();
+        let exe = fs::read_link(format!("/proc/{pid}/exe"))
+            .map(|p| p.into_os_string().into_encoded_bytes())
+            .unwrap_or_default();
         let maps = procfs::maps(&proc_file(pid, "smaps")?);
         if maps.is_empty() || matches!(status.state, b'Z' | b'X') {
             return Err(Refusal::NoMemory.into());
@@ -56,7 +58,8 @@ impl Survey {
         }
         waits_for_vfork(pid)?;
         shares_space(pid, status.ppid)?;
-        let mut survey = Survey { pid, options: *options, status, exe, filtered, known: HashMap::new(), layout: Layout::default() };
+        let mut survey =
+            Survey { pid, options: *options, status, exe, filtered, known: HashMap::new(), layout: Layout::default() };
         survey.layout = survey.lay_out(maps)?;
         survey.layout.alone(pid)?;
         if options.fds != FdPolicy::StdioOnly {
@@ -70,7 +73,15 @@ impl Survey {
     pub(crate) fn of_own(pid: i32, options: &Options) -> Result<Self, Error> {
         let status = procfs::status(&proc_file(pid, "status")?);
         let exe = fs::read_link("/proc/self/exe").map(|p| p.into_os_string().into_encoded_bytes()).unwrap_or_default();
-        let mut survey = Survey { pid, options: *options, status, exe, filtered: false, known: HashMap::new(), layout: Layout::default() };
+        let mut survey = Survey {
+            pid,
+            options: *options,
+            status,
+            exe,
+            filtered: false,
+            known: HashMap::new(),
+            layout: Layout::default(),
+        };
         fds::refuse_kinds(pid)?;
         survey.layout = survey.lay_out(procfs::maps(&proc_file(pid, "smaps")?))?;
         survey.layout.alone(pid)?;
@@ -112,7 +123,8 @@ impl Survey {
     fn again(&self, now: &[Map], pid: i32) -> Result<(Layout, bool), Error> {
         let same = now.len() == self.layout.maps.len()
             && now.iter().zip(&self.layout.maps).all(|(a, b)| {
-                (a.start, a.end, a.prot, a.shared, a.offset, a.inode, a.deleted) == (b.start, b.end, b.prot, b.shared, b.offset, b.inode, b.deleted)
+                (a.start, a.end, a.prot, a.shared, a.offset, a.inode, a.deleted)
+                    == (b.start, b.end, b.prot, b.shared, b.offset, b.inode, b.deleted)
                     && a.name == b.name
             });
         if same {
@@ -182,7 +194,12 @@ fn shares_space(pid: i32, ppid: i32) -> Result<(), Error> {
     let mut relatives = vec![ppid];
     for tid in tids(pid)? {
         let children = proc_file(pid, &format!("task/{tid}/children")).unwrap_or_default();
-        relatives.extend(std::str::from_utf8(&children).unwrap_or_default().split_ascii_whitespace().filter_map(|w| w.parse::<i32>().ok()));
+        relatives.extend(
+            std::str::from_utf8(&children)
+                .unwrap_or_default()
+                .split_ascii_whitespace()
+                .filter_map(|w| w.parse::<i32>().ok()),
+        );
     }
     for other in relatives.into_iter().filter(|p| *p > 0) {
         if sys::process::shares_space(pid, other) {

@@ -60,10 +60,18 @@ pub(crate) fn check(image: &Image) -> Result<(), Unsound> {
     ensure(!image.creds.is_empty() && image.creds.iter().all(|c| c.groups.len() <= 65536), Unsound::Creds)?;
     let cpu = &image.cpu;
     ensure(cpu.xsize <= 1 << 16 && cpu.features.len() <= 64 && cpu.components.len() <= 64, Unsound::Cpu)?;
-    ensure(cpu.components.iter().all(|c| c.bit < 64 && c.offset <= 1 << 16 && c.size <= 1 << 16 && c.offset + c.size <= cpu.xsize), Unsound::Cpu)?;
+    ensure(
+        cpu.components
+            .iter()
+            .all(|c| c.bit < 64 && c.offset <= 1 << 16 && c.size <= 1 << 16 && c.offset + c.size <= cpu.xsize),
+        Unsound::Cpu,
+    )?;
     ensure(image.signals.actions.iter().all(|a| (1..=64).contains(&a.signal)), Unsound::Signals)?;
     let mut pending = image.signals.pending.iter().chain(image.threads.iter().flat_map(|t| &t.pending));
-    ensure(pending.all(|p| p.len() == 128 && (1..=64).contains(&i32::from_le_bytes([p[0], p[1], p[2], p[3]]))), Unsound::Signals)?;
+    ensure(
+        pending.all(|p| p.len() == 128 && (1..=64).contains(&i32::from_le_bytes([p[0], p[1], p[2], p[3]]))),
+        Unsound::Signals,
+    )?;
     let timers = &image.timers;
     ensure(timers.itimers.iter().all(|t| t[1] < 1_000_000 && t[3] < 1_000_000), Unsound::Timers)?;
     let far = i64::MAX as u64;
@@ -80,7 +88,8 @@ pub(crate) fn check(image: &Image) -> Result<(), Unsound> {
             && !vdso.code.is_empty()
             && (vdso.code.len() as u64).is_multiple_of(PAGE)
             && vdso.code.len() as u64 <= 64 * PAGE
-            && end.is_some_and(|e| e <= TASK_END && image.areas.iter().all(|a| a.end <= vdso.data_start || a.start >= e));
+            && end
+                .is_some_and(|e| e <= TASK_END && image.areas.iter().all(|a| a.end <= vdso.data_start || a.start >= e));
         ensure(fine, Unsound::Vdso)?;
     }
     Ok(())
@@ -101,12 +110,20 @@ fn areas(image: &Image) -> Result<(), Unsound> {
         match area.kind {
             AreaKind::File { file, offset } => {
                 ensure((file as usize) < image.files.len(), Unsound::FileIndex)?;
-                ensure(offset.is_multiple_of(PAGE) && offset.checked_add(area.end - area.start).is_some_and(|e| e < 1 << 62), Unsound::Areas)?;
+                ensure(
+                    offset.is_multiple_of(PAGE)
+                        && offset.checked_add(area.end - area.start).is_some_and(|e| e < 1 << 62),
+                    Unsound::Areas,
+                )?;
                 ensure(!area.shared || area.prot & 2 == 0, Unsound::Areas)?;
             }
             AreaKind::Shared { offset, .. } => {
                 ensure(area.shared, Unsound::Areas)?;
-                ensure(offset.is_multiple_of(PAGE) && offset.checked_add(area.end - area.start).is_some_and(|e| e < 1 << 62), Unsound::Areas)?;
+                ensure(
+                    offset.is_multiple_of(PAGE)
+                        && offset.checked_add(area.end - area.start).is_some_and(|e| e < 1 << 62),
+                    Unsound::Areas,
+                )?;
             }
             AreaKind::Anon | AreaKind::Data => ensure(!area.shared, Unsound::Areas)?,
         }
@@ -123,7 +140,10 @@ fn threads(image: &Image) -> Result<(), Unsound> {
         ensure((thread.creds as usize) < image.creds.len(), Unsound::Creds)?;
         ensure(thread.comm.len() < 16 && !thread.comm.contains(&0), Unsound::Threads)?;
         ensure((576..=1 << 16).contains(&thread.xstate.len()), Unsound::Cpu)?;
-        ensure(thread.filters.iter().all(|f| f.len().is_multiple_of(8) && (8..=8 * 4096).contains(&f.len())), Unsound::Threads)?;
+        ensure(
+            thread.filters.iter().all(|f| f.len().is_multiple_of(8) && (8..=8 * 4096).contains(&f.len())),
+            Unsound::Threads,
+        )?;
         ensure(thread.pdeathsig <= 64 && thread.priority < 100 && (-20..=19).contains(&thread.nice), Unsound::Threads)?;
         ensure(thread.rseq.address < TASK_END && thread.rseq.size <= 4096, Unsound::Threads)?;
         let [rip, fs, gs] = [thread.regs[16], thread.regs[21], thread.regs[22]];

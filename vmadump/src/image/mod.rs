@@ -108,9 +108,11 @@ pub struct Image {
 impl Image {
     /// Files that some area maps, with index; these must be the same where the image is restored.
     pub fn mapped_files(&self) -> impl Iterator<Item = (u32, &FileRef)> {
-        self.files.iter().enumerate().map(|(i, f)| (i as u32, f)).filter(|(i, _)| {
-            self.areas.iter().any(|a| matches!(a.kind, AreaKind::File { file, .. } if file == *i))
-        })
+        self.files
+            .iter()
+            .enumerate()
+            .map(|(i, f)| (i as u32, f))
+            .filter(|(i, _)| self.areas.iter().any(|a| matches!(a.kind, AreaKind::File { file, .. } if file == *i)))
     }
 
     /// The main thread.
@@ -125,7 +127,8 @@ impl Image {
 
     /// Command line for people.
     pub fn command(&self) -> String {
-        let words: Vec<String> = self.meta.cmdline.split(|b| *b == 0).filter(|w| !w.is_empty()).map(|w| Bytes(w.to_vec()).text()).collect();
+        let words: Vec<String> =
+            self.meta.cmdline.split(|b| *b == 0).filter(|w| !w.is_empty()).map(|w| Bytes(w.to_vec()).text()).collect();
         if words.is_empty() { format!("[{}]", self.meta.comm.text()) } else { words.join(" ") }
     }
 }

@@ -4,8 +4,8 @@
 use std::io::{self, Read};
 
 use super::{
-    ARCH_X86_64, CRITICAL, HEADER_LEN, Image, MAGIC, MAX_BLOCK, MAX_RUNS, MAX_SECTION, PAGE, Run, SECTION_LEN, Section, Unsound,
-    VERSION, check,
+    ARCH_X86_64, CRITICAL, HEADER_LEN, Image, MAGIC, MAX_BLOCK, MAX_RUNS, MAX_SECTION, PAGE, Run, SECTION_LEN, Section,
+    Unsound, VERSION, check,
 };
 use crate::crc::{crc32c, pages};
 use crate::wire::{Cursor, Malformed, Wire, decode};
@@ -255,7 +255,7 @@ impl<R: Read> Reader<R> {
     /// Runs go upward and lie in one area each.
     fn place(&mut self, run: Run) -> Result<(), FormatError> {
         let end = run.start.checked_add(run.len()).ok_or(Malformed("a run of pages wraps around"))?;
-        if run.pages == 0 || run.start % PAGE != 0 || run.start < self.last {
+        if run.pages == 0 || !run.start.is_multiple_of(PAGE) || run.start < self.last {
             return Err(Malformed("runs of pages are not in order").into());
         }
         while self.image.areas.get(self.area).is_some_and(|a| a.end <= run.start) {

@@ -6,7 +6,9 @@ use super::{Quiet, one_thread};
 use crate::capture::{FdPolicy, Options, Source, Survey};
 use crate::cpu;
 use crate::error::{Error, Refusal};
-use crate::image::{Action, AltStack, Creds, Image, Meta, Mm, PosixTimer, Process, Rseq, Signals, Thread, Timers, Vdso, Writer, advice};
+use crate::image::{
+    Action, AltStack, Creds, Image, Meta, Mm, PosixTimer, Process, Rseq, Signals, Thread, Timers, Vdso, Writer, advice,
+};
 use crate::procfs;
 use crate::sys::inside::{self as own, Context, Twin, twin};
 use crate::sys::memory::MemFile;
@@ -60,14 +62,30 @@ fn image_of(pid: i32, survey: &Survey, twin: &Twin, context: &Context, mask: u64
     let (policy, priority, nice) = process::scheduling(0)?;
     let mut regs = [0u64; 27];
     let c = context;
-    for (at, value) in [(0, c.r15), (1, c.r14), (2, c.r13), (3, c.r12), (4, c.rbp), (5, c.rbx), (reg::RSP, c.rsp), (reg::RIP, c.rip)] {
+    for (at, value) in
+        [(0, c.r15), (1, c.r14), (2, c.r13), (3, c.r12), (4, c.rbp), (5, c.rbx), (reg::RSP, c.rsp), (reg::RIP, c.rip)]
+    {
         regs[at] = value;
     }
     let [fs, gs] = own::bases();
-    for (at, value) in [(reg::ORIG_RAX, u64::MAX), (reg::CS, 0x33), (reg::EFLAGS, 0x202), (20, 0x2b), (reg::FS_BASE, fs), (reg::GS_BASE, gs)] {
+    for (at, value) in [
+        (reg::ORIG_RAX, u64::MAX),
+        (reg::CS, 0x33),
+        (reg::EFLAGS, 0x202),
+        (20, 0x2b),
+        (reg::FS_BASE, fs),
+        (reg::GS_BASE, gs),
+    ] {
         regs[at] = value;
     }
-    let comm: Bytes = std::fs::read("/proc/self/comm").unwrap_or_default().trim_ascii_end().iter().copied().take(15).collect::<Vec<u8>>().into();
+    let comm: Bytes = std::fs::read("/proc/self/comm")
+        .unwrap_or_default()
+        .trim_ascii_end()
+        .iter()
+        .copied()
+        .take(15)
+        .collect::<Vec<u8>>()
+        .into();
     let thread = Thread {
         tid: last(&status.ns_pid).max(1),
         comm: comm.clone(),
@@ -100,7 +118,8 @@ fn image_of(pid: i32, survey: &Survey, twin: &Twin, context: &Context, mask: u64
         None => None,
     };
     let exe = survey.known.get(&survey.exe).map(|f| layout.file(f));
-    let cwd = std::env::current_dir().map(|p| p.into_os_string().into_encoded_bytes()).unwrap_or_else(|_| b"/".to_vec());
+    let cwd =
+        std::env::current_dir().map(|p| p.into_os_string().into_encoded_bytes()).unwrap_or_else(|_| b"/".to_vec());
     let mut image = Image {
         meta: Meta {
             pid: thread.tid,
@@ -123,7 +142,19 @@ fn image_of(pid: i32, survey: &Survey, twin: &Twin, context: &Context, mask: u64
         },
         cpu,
         mm: Mm {
-            marks: [mark(26), mark(27), mark(45), mark(46), mark(47), own::brk(), mark(28), mark(48), mark(49), mark(50), mark(51)],
+            marks: [
+                mark(26),
+                mark(27),
+                mark(45),
+                mark(46),
+                mark(47),
+                own::brk(),
+                mark(28),
+                mark(48),
+                mark(49),
+                mark(50),
+                mark(51),
+            ],
             auxv: std::fs::read("/proc/self/auxv").unwrap_or_default().into(),
             exe,
             dumpable: own::prctl_value(libc::PR_GET_DUMPABLE).clamp(0, 2) as u32,
@@ -165,7 +196,16 @@ fn timers(pid: i32) -> Result<Vec<PosixTimer>, Error> {
             return Err(Refusal::Timer.into());
         }
         let [interval_ns, left_ns] = own::timer(t.id);
-        all.push(PosixTimer { id: t.id, clock: t.clock, notify: t.notify, signal: t.signal, value: t.value, tid: pid, interval_ns, left_ns });
+        all.push(PosixTimer {
+            id: t.id,
+            clock: t.clock,
+            notify: t.notify,
+            signal: t.signal,
+            value: t.value,
+            tid: pid,
+            interval_ns,
+            left_ns,
+        });
     }
     all.sort_by_key(|t| t.id);
     Ok(all)

@@ -123,7 +123,10 @@ fn stage<R: Read>(reader: &mut Reader<R>, staged: &mut Staged) -> Result<(), Err
         reader.data(&block, &mut data)?;
         let at = staged.used;
         let Some(room) = staged.region.bytes().get_mut(at..at + data.len()) else {
-            return Err(crate::image::FormatError::Malformed(crate::wire::Malformed("it has more pages than its areas")).into());
+            return Err(crate::image::FormatError::Malformed(crate::wire::Malformed(
+                "it has more pages than its areas",
+            ))
+            .into());
         };
         room.copy_from_slice(&data);
         let mut from = staged.region.at() + at as u64;
@@ -174,7 +177,9 @@ fn own_rseq() -> Result<Rseq, Error> {
 fn rename_thread(image: &Image, staged: &mut Staged, pid: i32) {
     let thread = image.leader();
     let at = thread.tid_address;
-    let Some((from, run)) = staged.runs.iter().find(|(_, r)| r.start <= at && at + 4 <= r.start + r.len()) else { return };
+    let Some((from, run)) = staged.runs.iter().find(|(_, r)| r.start <= at && at + 4 <= r.start + r.len()) else {
+        return;
+    };
     let offset = (from - staged.region.at() + (at - run.start)) as usize;
     if let Some(word) = staged.region.bytes().get_mut(offset..offset + 4)
         && word == thread.tid.to_ne_bytes()
@@ -183,7 +188,15 @@ fn rename_thread(image: &Image, staged: &mut Staged, pid: i32) {
     }
 }
 
-fn everything(batch: &mut Batch, image: &Image, plan: &Plan, staged: &Staged, ready: &[(u32, i32)], scratch: (u64, u64), exit: (u64, u64)) {
+fn everything(
+    batch: &mut Batch,
+    image: &Image,
+    plan: &Plan,
+    staged: &Staged,
+    ready: &[(u32, i32)],
+    scratch: (u64, u64),
+    exit: (u64, u64),
+) {
     let mut keep = [(scratch.0, scratch.0 + scratch.1), (exit.0, exit.0 + exit.1)];
     keep.sort_unstable();
     let mut at = 0;

@@ -24,20 +24,40 @@ pub(super) struct Given {
 impl Target {
     /// Brings the given descriptors and the page stream into the target, above all numbers of the image, and
     /// closes everything else.
-    pub(super) fn take_fds(&mut self, image: &Image, options: &RestoreOptions<'_>, stream: Option<RawFd>) -> Result<Given, Error> {
+    pub(super) fn take_fds(
+        &mut self,
+        image: &Image,
+        options: &RestoreOptions<'_>,
+        stream: Option<RawFd>,
+    ) -> Result<Given, Error> {
         let ours: Vec<RawFd> = options.fds.iter().map(|(_, fd)| fd.as_raw_fd()).chain(stream).collect();
         let theirs = if ours.is_empty() { Vec::new() } else { self.hand_over(&ours)? };
-        let top = image.fds.iter().map(|f| f.fd).chain(theirs.iter().copied()).chain(options.fds.iter().map(|f| f.0)).max().unwrap_or(0);
+        let top = image
+            .fds
+            .iter()
+            .map(|f| f.fd)
+            .chain(theirs.iter().copied())
+            .chain(options.fds.iter().map(|f| f.0))
+            .max()
+            .unwrap_or(0);
         let high = top + 1;
         let mut batch = self.batch();
         let need = (high as u64 + theirs.len() as u64 + 8).max(1024);
         let room = batch.words(&[need, need.max(4096)]);
         batch.may(libc::SYS_prlimit64, &[0, 7, room, 0], "raise the limit of descriptors");
         for (i, fd) in theirs.iter().enumerate() {
-            batch.must(libc::SYS_dup3, &[*fd as u64, high as u64 + i as u64, libc::O_CLOEXEC as u64], "place a descriptor");
+            batch.must(
+                libc::SYS_dup3,
+                &[*fd as u64, high as u64 + i as u64, libc::O_CLOEXEC as u64],
+                "place a descriptor",
+            );
         }
         batch.must(libc::SYS_close_range, &[0, high as u64 - 1, 0], "close descriptors");
-        batch.must(libc::SYS_close_range, &[high as u64 + theirs.len() as u64, u32::MAX.into(), 0], "close descriptors");
+        batch.must(
+            libc::SYS_close_range,
+            &[high as u64 + theirs.len() as u64, u32::MAX.into(), 0],
+            "close descriptors",
+        );
         self.run(&batch)?;
         let fds = options.fds.iter().enumerate().map(|(i, (n, _))| (*n, high + i as i32)).collect();
         Ok(Given { fds, stream: stream.map(|_| high + options.fds.len() as i32), high })
@@ -47,7 +67,11 @@ impl Target {
     fn hand_over(&mut self, ours: &[RawFd]) -> Result<Vec<i32>, Error> {
         let mut batch = self.batch();
         let pair = batch.room(8);
-        batch.must(libc::SYS_socketpair, &[libc::AF_UNIX as u64, libc::SOCK_STREAM as u64, 0, pair], "make a socket pair");
+        batch.must(
+            libc::SYS_socketpair,
+            &[libc::AF_UNIX as u64, libc::SOCK_STREAM as u64, 0, pair],
+            "make a socket pair",
+        );
         let got = self.run(&batch)?;
         let (a, b) = (got.half(pair) as i32, got.half(pair + 4) as i32);
         let end = process::get_fd(self.pid, b)?;
@@ -97,7 +121,11 @@ impl Compiler<'_> {
         }
         for fd in &order {
             if let FdKind::SameAs { fd: of } = fd.kind {
-                self.batch.may(libc::SYS_dup3, &[of as u64, fd.fd as u64, (fd.flags & libc::O_CLOEXEC as u32).into()], "duplicate a descriptor");
+                self.batch.may(
+                    libc::SYS_dup3,
+                    &[of as u64, fd.fd as u64, (fd.flags & libc::O_CLOEXEC as u32).into()],
+                    "duplicate a descriptor",
+                );
             }
         }
         self.batch.must(libc::SYS_close_range, &[given.high as u64, u32::MAX.into(), 0], "close descriptors");
@@ -140,17 +168,30 @@ impl Compiler<'_> {
 }
 
 /// Files that could not be opened: added to `dropped`; the first as a refusal.
-pub(super) fn lost(image: &Image, given: &Given, got: &Results, batch: &Batch, dropped: &mut Vec<i32>) -> Option<Refusal> {
+pub(super) fn lost(
+    image: &Image,
+    given: &Given,
+    got: &Results,
+    batch: &Batch,
+    dropped: &mut Vec<i32>,
+) -> Option<Refusal> {
     let mut first = None;
     let wanted: Vec<_> = {
         let mut order: Vec<_> = image.fds.iter().filter(|f| !given.fds.iter().any(|(n, _)| *n == f.fd)).collect();
         order.sort_by_key(|f| (f.fd == 0, f.fd));
-        order.into_iter().filter(|f| matches!(f.kind, FdKind::Regular { .. } | FdKind::Directory { .. } | FdKind::Device { .. })).collect()
+        order
+            .into_iter()
+            .filter(|f| matches!(f.kind, FdKind::Regular { .. } | FdKind::Directory { .. } | FdKind::Device { .. }))
+            .collect()
     };
     for (fd, index) in wanted.iter().zip(batch.named("open a file")) {
         let ret = got.ret(index);
         if ret < 0 {
             dropped.push(fd.fd);
+            // Standard streams are whoever restores's to give.
+            if fd.fd <= 2 {
+                continue;
+            }
             let path = match &fd.kind {
                 FdKind::Regular { file, .. } => &image.files[*file as usize].path,
                 FdKind::Directory { path } | FdKind::Device { path } => path,

@@ -120,7 +120,11 @@ impl Restorer {
     }
 
     /// [`Restorer::prepare`], telling how many pages are in, and how many there are at most.
-    pub fn prepare_with(source: impl ImageSource, options: &RestoreOptions<'_>, progress: &mut dyn FnMut(u64, u64)) -> Result<Prepared, Error> {
+    pub fn prepare_with(
+        source: impl ImageSource,
+        options: &RestoreOptions<'_>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Prepared, Error> {
         let mut reader = Reader::new(source)?;
         let image = reader.image().clone();
         let facts = options.facts.clone().unwrap_or_else(Facts::here);
@@ -135,7 +139,11 @@ impl Restorer {
     pub fn check(source: impl Read, options: &RestoreOptions<'_>) -> Result<Image, Error> {
         let reader = Reader::new(source)?;
         let facts = options.facts.clone().unwrap_or_else(Facts::here);
-        plan(reader.image(), &facts, &Wishes { owner: options.owner.clone(), keep_creds: options.keep_creds, ..Wishes::default() })?;
+        plan(
+            reader.image(),
+            &facts,
+            &Wishes { owner: options.owner.clone(), keep_creds: options.keep_creds, ..Wishes::default() },
+        )?;
         Ok(reader.into_parts().0)
     }
 }

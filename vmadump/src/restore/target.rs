@@ -85,7 +85,17 @@ impl Target {
         let ns_pid = status.ns_pid.last().copied().unwrap_or(pid);
         options |= pt::EXITKILL;
         pt::set_options(pid, options)?;
-        Ok(Target { pid, threads: vec![leader], armed: true, child, memory, scratch: Scratch { base: 0, size: 0 }, gate, ns_pid, options })
+        Ok(Target {
+            pid,
+            threads: vec![leader],
+            armed: true,
+            child,
+            memory,
+            scratch: Scratch { base: 0, size: 0 },
+            gate,
+            ns_pid,
+            options,
+        })
     }
 
     pub(super) fn leader(&mut self) -> &mut Tracee {
@@ -161,14 +171,17 @@ impl Target {
     fn explain(&self, e: Error, image: &Image, batch: &Batch) -> Error {
         let Error::Inside { op: "open a mapped file", why, .. } = &e else { return e };
         let mut memory = vec![0; batch.size() as usize];
-        let path = match self.memory.read(batch.at(), &mut memory).ok().and_then(|()| batch.first_failed_argument(&memory, 1)) {
-            Some(at) => {
-                let from = (at - batch.at()) as usize;
-                let text: Vec<u8> = memory[from.min(memory.len())..].iter().copied().take_while(|b| *b != 0).collect();
-                crate::wire::Bytes(text).text()
-            }
-            None => image.command(),
-        };
+        let path =
+            match self.memory.read(batch.at(), &mut memory).ok().and_then(|()| batch.first_failed_argument(&memory, 1))
+            {
+                Some(at) => {
+                    let from = (at - batch.at()) as usize;
+                    let text: Vec<u8> =
+                        memory[from.min(memory.len())..].iter().copied().take_while(|b| *b != 0).collect();
+                    crate::wire::Bytes(text).text()
+                }
+                None => image.command(),
+            };
         Refusal::FileMissing { path, why: why.to_string() }.into()
     }
 

@@ -97,7 +97,9 @@ fn forget_child(pid: i32) {
     // SAFETY: the kernel fills one siginfo each; set and time outlive the calls.
     unsafe {
         let mut info: libc::siginfo_t = std::mem::zeroed();
-        if libc::syscall(libc::SYS_rt_sigtimedwait, &raw const chld, &raw mut info, &raw const now, 8) != i64::from(libc::SIGCHLD) {
+        if libc::syscall(libc::SYS_rt_sigtimedwait, &raw const chld, &raw mut info, &raw const now, 8)
+            != i64::from(libc::SIGCHLD)
+        {
             return;
         }
         let mut child: libc::siginfo_t = std::mem::zeroed();
@@ -241,7 +243,11 @@ impl Region {
             return Err(SysError::last("map room for the image", 0));
         }
         let region = Region { at: got as u64, len };
-        if region.at == at { Ok(region) } else { Err(SysError { op: "map room for the image", pid: 0, errno: libc::EEXIST }) }
+        if region.at == at {
+            Ok(region)
+        } else {
+            Err(SysError { op: "map room for the image", pid: 0, errno: libc::EEXIST })
+        }
     }
 
     /// Its bytes.
@@ -258,7 +264,8 @@ impl Region {
     /// Makes the first page code.
     pub(crate) fn make_code(&mut self) -> Result<(), SysError> {
         // SAFETY: the page is part of our own region; its bytes are complete.
-        let ret = unsafe { libc::mprotect(self.at as *mut libc::c_void, PAGE as usize, libc::PROT_READ | libc::PROT_EXEC) };
+        let ret =
+            unsafe { libc::mprotect(self.at as *mut libc::c_void, PAGE as usize, libc::PROT_READ | libc::PROT_EXEC) };
         done(ret.into(), "make code", 0).map(drop)
     }
 }

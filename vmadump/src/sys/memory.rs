@@ -49,12 +49,19 @@ pub(crate) struct PageMap {
 impl PageMap {
     /// Opens the page map of `pid`.
     pub(crate) fn open(pid: i32) -> Result<Self, SysError> {
-        let file = File::open(format!("/proc/{pid}/pagemap")).map_err(|e| SysError::from_io("open the page map of", pid, &e))?;
+        let file = File::open(format!("/proc/{pid}/pagemap"))
+            .map_err(|e| SysError::from_io("open the page map of", pid, &e))?;
         Ok(PageMap { file, pid, scan: true })
     }
 
     /// Ranges of pages in `start..end` that count, appended to `out`.
-    pub(crate) fn ranges(&mut self, start: u64, end: u64, which: Which, out: &mut Vec<(u64, u64)>) -> Result<(), SysError> {
+    pub(crate) fn ranges(
+        &mut self,
+        start: u64,
+        end: u64,
+        which: Which,
+        out: &mut Vec<(u64, u64)>,
+    ) -> Result<(), SysError> {
         if self.scan {
             match self.scan(start, end, which, out) {
                 Err(e) if e.errno == libc::ENOTTY || e.errno == libc::EINVAL => self.scan = false,
@@ -113,7 +120,10 @@ impl PageMap {
         let mut at = start;
         while at < end {
             let want = ((end - at) / PAGE * 8).min(buf.len() as u64) as usize;
-            let got = self.file.read_at(&mut buf[..want], at / PAGE * 8).map_err(|e| SysError::from_io("read the page map of", self.pid, &e))?;
+            let got = self
+                .file
+                .read_at(&mut buf[..want], at / PAGE * 8)
+                .map_err(|e| SysError::from_io("read the page map of", self.pid, &e))?;
             if got < 8 {
                 break;
             }
@@ -136,8 +146,10 @@ fn push(out: &mut Vec<(u64, u64)>, from: u64, to: u64) {
 /// Reads the ranges (address, bytes) of `pid` one after the other into `into`. Returns the bytes read:
 /// fewer where a page cannot be read that way.
 pub(crate) fn read_many(pid: i32, ranges: &[(u64, u64)], into: &mut [u8]) -> Result<usize, SysError> {
-    let remote: Vec<libc::iovec> =
-        ranges.iter().map(|(at, len)| libc::iovec { iov_base: *at as *mut libc::c_void, iov_len: *len as usize }).collect();
+    let remote: Vec<libc::iovec> = ranges
+        .iter()
+        .map(|(at, len)| libc::iovec { iov_base: *at as *mut libc::c_void, iov_len: *len as usize })
+        .collect();
     let mut total = 0;
     for part in remote.chunks(1024) {
         let want: usize = part.iter().map(|v| v.iov_len).sum();
@@ -168,7 +180,11 @@ pub struct MemFile {
 impl MemFile {
     /// Opens the memory of `pid`.
     pub fn open(pid: i32) -> Result<Self, SysError> {
-        let file = File::options().read(true).write(true).open(format!("/proc/{pid}/mem")).map_err(|e| SysError::from_io("open the memory of", pid, &e))?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(format!("/proc/{pid}/mem"))
+            .map_err(|e| SysError::from_io("open the memory of", pid, &e))?;
         Ok(MemFile { file, pid })
     }
 

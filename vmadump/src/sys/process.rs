@@ -27,7 +27,12 @@ pub(crate) const CLONE_ARGS: usize = size_of::<CloneArgs>();
 
 /// `clone_args` of a thread with a chosen id, for an injected call. `tid_at` is where the id lies in the target.
 pub(crate) fn thread_args(tid_at: u64) -> Vec<u8> {
-    let flags = (libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD | libc::CLONE_SYSVSEM) as u64;
+    let flags = (libc::CLONE_VM
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_THREAD
+        | libc::CLONE_SYSVSEM) as u64;
     [flags, 0, 0, 0, 0, 0, 0, 0, tid_at, u64::from(tid_at != 0), 0].iter().flat_map(|w| w.to_ne_bytes()).collect()
 }
 

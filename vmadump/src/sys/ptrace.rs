@@ -127,7 +127,8 @@ pub(crate) fn regs(tid: i32) -> Result<Regs, SysError> {
 /// Sets the general registers.
 pub(crate) fn set_regs(tid: i32, regs: &Regs) -> Result<(), SysError> {
     let mut iov = iovec(regs.as_ptr().cast_mut().cast(), size_of::<Regs>());
-    request(libc::PTRACE_SETREGSET, tid, libc::NT_PRSTATUS as u64, &raw mut iov as u64, "set the registers of").map(drop)
+    request(libc::PTRACE_SETREGSET, tid, libc::NT_PRSTATUS as u64, &raw mut iov as u64, "set the registers of")
+        .map(drop)
 }
 
 /// Extended state in the standard layout.
@@ -270,4 +271,3 @@ pub(crate) fn wait_at_most(tid: i32, limit: Duration) -> Result<Status, SysError
         }
     }
 }
-

@@ -56,7 +56,8 @@ pub fn in_namespace(name: &str, limit: Duration, test: impl FnOnce()) {
 
 /// A directory for this test binary's files.
 pub fn dir() -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("vmadump-{}", option_env!("CARGO_CRATE_NAME").unwrap_or("tests")));
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("vmadump-{}", option_env!("CARGO_CRATE_NAME").unwrap_or("tests")));
     std::fs::create_dir_all(&dir).unwrap();
     dir
 }
@@ -66,7 +67,14 @@ pub fn compile(name: &str, flags: &[&str]) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(format!("{name}.c"));
     // Pids are the same in every test's namespace: its name tells files apart.
     let out = dir().join(format!("{name}{}-{}", flags.concat(), std::env::var(INNER).unwrap_or_default()));
-    let status = Command::new("gcc").args(["-O1", "-g", "-Wall", "-Wextra", "-pthread"]).args(flags).arg("-o").arg(&out).arg(source).status().unwrap();
+    let status = Command::new("gcc")
+        .args(["-O1", "-g", "-Wall", "-Wextra", "-pthread"])
+        .args(flags)
+        .arg("-o")
+        .arg(&out)
+        .arg(source)
+        .status()
+        .unwrap();
     assert!(status.success(), "gcc {name}");
     out
 }
@@ -114,7 +122,9 @@ impl Traveller {
                 if libc::poll(&raw mut poll, 1, 100) == 1 {
                     break;
                 }
-                libc::waitid(libc::P_PID, self.pid as u32, &raw mut info, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) == 0 && info.si_pid() != 0
+                libc::waitid(libc::P_PID, self.pid as u32, &raw mut info, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT)
+                    == 0
+                    && info.si_pid() != 0
             };
             let moves = self.moves;
             assert!(!dead, "the program ended after {moves} moves, status {:#x}", self.reap());
@@ -203,10 +213,4 @@ pub fn counter(command: &mut Command, upto: u32) {
 /// Has this machine the program?
 pub fn has(program: &str) -> bool {
     Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status().unwrap().success()
-}
-
-/// Never outlives the test.
-pub fn mortal(command: &mut Command) -> &mut Command {
-    // In a pid namespace everything ends with its first process, which is the test.
-    command.arg0(command.get_program().to_owned())
 }

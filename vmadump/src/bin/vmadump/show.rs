@@ -56,8 +56,22 @@ pub(crate) fn table(image: &Image, pages: Option<u64>) -> String {
 fn build(out: &mut String, image: &Image, pages: Option<u64>) -> std::fmt::Result {
     let meta = &image.meta;
     writeln!(out, "command   {}", image.command())?;
-    writeln!(out, "process   pid {}, parent {}, group {}, session {}{}", meta.pid, meta.ppid, meta.pgid, meta.sid, if meta.stopped { ", stopped" } else { "" })?;
-    writeln!(out, "from      {}, kernel {}, {}", meta.host.text(), meta.kernel.text(), if meta.from_inside { "by itself" } else { "from outside" })?;
+    writeln!(
+        out,
+        "process   pid {}, parent {}, group {}, session {}{}",
+        meta.pid,
+        meta.ppid,
+        meta.pgid,
+        meta.sid,
+        if meta.stopped { ", stopped" } else { "" }
+    )?;
+    writeln!(
+        out,
+        "from      {}, kernel {}, {}",
+        meta.host.text(),
+        meta.kernel.text(),
+        if meta.from_inside { "by itself" } else { "from outside" }
+    )?;
     writeln!(out, "made      {} s after 1970", meta.time_ns / 1_000_000_000)?;
     let creds = &image.creds[image.leader().creds as usize];
     writeln!(out, "user      uid {}, gid {}, groups {:?}", creds.uids[1], creds.gids[1], creds.groups)?;
@@ -75,11 +89,25 @@ fn build(out: &mut String, image: &Image, pages: Option<u64>) -> std::fmt::Resul
         let name = if matches!(area.kind, AreaKind::File { .. }) { String::new() } else { area.name.text() };
         let range = format!("{:x}-{:x}", area.start, area.end);
         let what = kind(image, &area.kind);
-        writeln!(out, "  {range:<29} {:<5} {:>9} {:>9}  {what} {name}", prot(area.prot, area.shared), size(area.end - area.start), area.pages)?;
+        writeln!(
+            out,
+            "  {range:<29} {:<5} {:>9} {:>9}  {what} {name}",
+            prot(area.prot, area.shared),
+            size(area.end - area.start),
+            area.pages
+        )?;
     }
     writeln!(out, "\n  {:<9} {:<16} {:<18} {:<18} blocked", "thread", "name", "rip", "rsp")?;
     for thread in &image.threads {
-        writeln!(out, "  {:<9} {:<16} {:<18x} {:<18x} {:x}", thread.tid, thread.comm.text(), thread.regs[16], thread.regs[19], thread.blocked)?;
+        writeln!(
+            out,
+            "  {:<9} {:<16} {:<18x} {:<18x} {:x}",
+            thread.tid,
+            thread.comm.text(),
+            thread.regs[16],
+            thread.regs[19],
+            thread.blocked
+        )?;
     }
     if !image.fds.is_empty() {
         writeln!(out, "\n  {:<5} leads to", "fd")?;
