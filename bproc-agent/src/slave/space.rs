@@ -195,21 +195,23 @@ pub fn inventory(pid_ns: u64, ghost_exe: FileId) -> Result<Vec<Found>> {
     Ok(all)
 }
 
-/// One process; `None` when it is gone, or not in the namespace asked for. A zombie has no namespace to look at: its
-/// depth is what tells.
+/// One process; `None` when it is gone, or not in the namespace asked for. A zombie has no namespace any more: it is
+/// where its parent is.
 pub fn look_at(host: Pid, pid_ns: Option<u64>, ghost_exe: FileId) -> Option<Found> {
     let process = Process::open(host).ok()?;
-    if let (Some(wanted), Ok(ns)) = (pid_ns, process.pid_ns()) {
-        if ns != wanted {
+    let (stat, status) = (process.stat().ok()?, process.status().ok()?);
+    let parent = Pid::new(stat.ppid).and_then(|p| Process::open(p).ok());
+    if let Some(wanted) = pid_ns {
+        let of_parent = || parent.as_ref().and_then(|p| p.pid_ns().ok());
+        if process.pid_ns().ok().or_else(of_parent) != Some(wanted) {
             return None;
         }
     }
-    let (stat, status) = (process.stat().ok()?, process.status().ok()?);
     if status.ns_pids.len() < 2 {
         return None;
     }
     let inner = |all: &[i32]| all.last().copied().unwrap_or(0);
-    let ppid = Pid::new(stat.ppid).and_then(|p| Process::open(p).ok()).and_then(|p| p.status().ok());
+    let ppid = parent.and_then(|p| p.status().ok());
     Some(Found {
         pid: inner(&status.ns_pids),
         host_pid: host.get(),

@@ -300,10 +300,8 @@ impl Table {
                 self.entries.remove(&pid);
                 told.events.push(event::Body::Reaped(pid));
             }
-            kind::STOP => {
-                if Pid::new(event.host_pid as i32).is_some_and(|host| has_stopped(host, ghost_exe)) {
-                    told.events.push(event::Body::Stopped(wire::Stopped { pid, signal: event.arg as i32 }));
-                }
+            kind::STOP if Pid::new(event.host_pid as i32).is_some_and(|host| has_stopped(host, ghost_exe)) => {
+                told.events.push(event::Body::Stopped(wire::Stopped { pid, signal: event.arg as i32 }));
             }
             kind::CONT => told.events.push(event::Body::Continued(pid)),
             _ => {}

@@ -101,12 +101,11 @@ impl Master {
     pub fn orders_acknowledged(&mut self, node: NodeId, number: u64, out: &mut Out) {
         let Some(n) = self.nodes.get_mut(&node.0) else { return };
         for order in n.orders.take_acknowledged(number) {
-            if let Order::Signal { pid, number, .. } = order {
-                if number > 0 {
-                    if let Some(process) = self.processes.get_mut(&pid) {
-                        process.tell(pid, GhostCommand::Ack(number), out);
-                    }
-                }
+            if let Order::Signal { pid, number, .. } = order
+                && number > 0
+                && let Some(process) = self.processes.get_mut(&pid)
+            {
+                process.tell(pid, GhostCommand::Ack(number), out);
             }
         }
     }

@@ -1,0 +1,186 @@
+//! Performs what the core decided.
+
+use super::{Actor, Fact, link};
+use crate::ghosts::{self, Ghost};
+use bproc_common::errno;
+use bproc_common::ghost::op;
+use bproc_common::id::{NodeId, Pid};
+use bproc_core::master::{Action, Ask, Child, GhostCommand, Order, Refusal};
+use bproc_proto::Failure;
+use bproc_sys::pidfd::PidFd;
+use bproc_sys::signal::SigInfo;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+impl Actor {
+    pub(super) async fn perform(&mut self, actions: Vec<Action>) {
+        let mut queue = VecDeque::from(actions);
+        while let Some(action) = queue.pop_front() {
+            match action {
+                Action::Answer(ask, result) => self.answer(ask, result),
+                Action::Hold(pid) => self.keeper.hold(pid),
+                Action::Release(pid) => self.keeper.release(pid),
+                Action::LetGo(pid) => self.keeper.let_go(pid),
+                Action::Send(node, number, order) => self.send(node, number, &order),
+                Action::Ghost(pid, command) => self.tell_ghost(pid, command),
+                Action::KillGhost(pid) => {
+                    // An open gate may have let it go already.
+                    let _ = bproc_sys::signal::kill(pid, libc::SIGKILL);
+                }
+                Action::WakeGhost(pid) => {
+                    let _ = bproc_sys::signal::sigqueue(pid, libc::SIGCONT, WAKE);
+                }
+                Action::Watch(pid) => self.watch(pid),
+                Action::SignalLocal(pid, siginfo) => signal_local(pid, &siginfo),
+                Action::TrackSignals(pid) => self.kernel.add_ghost(pid),
+                Action::UntrackSignals(pid) => self.kernel.remove_ghost(pid),
+                Action::NurseryClone(child) => self.nursery_clone(child),
+                Action::Unlink(node, why) => {
+                    tracing::warn!(%node, %why, "ending the link");
+                    self.links.remove(&node);
+                }
+                Action::NodesChanged => {
+                    self.write_state();
+                    self.changes.send_modify(|n| *n += 1);
+                }
+                Action::Trouble(text) => tracing::warn!("{text}"),
+            }
+        }
+    }
+
+    fn answer(&mut self, ask: Ask, result: Result<(), Refusal>) {
+        let Some(waiting) = self.asks.remove(&ask) else { return };
+        if result.is_err() {
+            self.specs.remove(&waiting.pid);
+        }
+        let _ = waiting.answer.send(result.map_err(failure));
+    }
+
+    fn send(&mut self, node: NodeId, number: u64, order: &Order) {
+        let Some(link) = self.links.get(&node) else { return };
+        let specs = &self.specs;
+        let Some(message) = link::order(number, order, |pid| specs.get(&pid).cloned()) else { return };
+        // What a broken link loses is kept by the core and goes out again when the node attaches anew.
+        let _ = link.to.send(Ok(message));
+    }
+
+    fn tell_ghost(&mut self, pid: Pid, command: GhostCommand) {
+        let Some(ghost) = self.ghosts.get(&pid) else { return };
+        match command {
+            GhostCommand::Exit(code) => ghost.tell(op::EXIT, code.into(), 0, vec![]),
+            GhostCommand::Die(signal) => ghost.tell(op::DIE, signal.into(), 0, vec![]),
+            GhostCommand::Stop(signal) => ghost.tell(op::STOP, signal.into(), 0, vec![]),
+            GhostCommand::Group(pgid) => ghost.tell(op::SETPGID, 0, pgid.into(), vec![]),
+            GhostCommand::Session => ghost.tell(op::SETSID, 0, 0, vec![]),
+            GhostCommand::Name(name) => ghost.tell(op::NAME, 0, 0, name),
+            GhostCommand::CommandLine(bytes) => {
+                if let Some((op, payload)) = ghosts::command_line(&bytes) {
+                    ghost.tell(op, 0, 0, payload);
+                }
+            }
+            GhostCommand::Ack(number) => ghost.tell(op::ACK, number.into(), 0, vec![]),
+            GhostCommand::Clone(child) => self.clone_ghost(ghost.clone(), child),
+            GhostCommand::Reap(child) => {
+                let ghost = ghost.clone();
+                tokio::spawn(async move {
+                    // The child went through its gate a moment ago; until it is a zombie the answer is 0.
+                    for _ in 0..1000 {
+                        match ghost.call(op::REAP, child.get().into(), 0, vec![]).await {
+                            Ok(0) => tokio::time::sleep(Duration::from_millis(1)).await,
+                            _ => return,
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    fn clone_ghost(&self, ghost: Ghost, child: Pid) {
+        let facts = self.facts.clone();
+        // Sent here and now: commands that follow must find the child made.
+        let answer = ghost.ask(op::CLONE, child.get().into(), 0, vec![], vec![]);
+        tokio::spawn(async move {
+            let result = match answer.await {
+                Ok(value) if value < 0 => Err(-value as i32),
+                Ok(_) => Ok(()),
+                Err(_) => Err(libc::ESRCH),
+            };
+            facts.send(Fact::Cloned(child, result)).await.ok();
+        });
+    }
+
+    fn nursery_clone(&mut self, child: Child) {
+        match &self.nursery {
+            Some(nursery) => {
+                let nursery = nursery.clone();
+                self.clone_ghost(nursery, child.pid);
+                self.nurslings.insert(child.pid, child);
+            }
+            None => {
+                self.facts.try_send(Fact::Cloned(child.pid, Err(libc::ESRCH))).ok();
+            }
+        }
+    }
+
+    fn watch(&self, pid: Pid) {
+        let facts = self.facts.clone();
+        let Ok(pidfd) = PidFd::open(pid) else {
+            facts.try_send(Fact::RelativeGone(pid)).ok();
+            return;
+        };
+        tokio::spawn(async move {
+            if let Ok(fd) = crate::watched::watched(pidfd, tokio::io::Interest::READABLE) {
+                let _ = fd.readable().await;
+            }
+            facts.send(Fact::RelativeGone(pid)).await.ok();
+        });
+    }
+
+    pub(super) fn write_state(&self) {
+        let nodes: Vec<_> = self
+            .config
+            .nodes
+            .iter()
+            .map(|n| (self.core.view(NodeId(n.number)).is_some_and(|v| v.state != "down"), n.addr))
+            .collect();
+        for path in &self.state_files {
+            if let Err(error) = bproc_config::state_file::write(path, &nodes) {
+                tracing::warn!(path = %path.display(), %error, "writing the state of the machine");
+            }
+        }
+    }
+}
+
+/// Value of the SIGCONT by which the agent wakes a ghost; the ghost does not forward it.
+const WAKE: u64 = 0x6270_7263;
+
+fn signal_local(pid: Pid, siginfo: &[u8]) {
+    let Some(info) = siginfo.first_chunk().map(|raw| SigInfo(*raw)) else { return };
+    // Only codes of queued signals may be passed on with another's pid; the rest is sent plainly.
+    let result = if info.code() < 0 && info.code() != libc::SI_TKILL {
+        bproc_sys::signal::queue_info(pid, info.signo(), &info)
+    } else {
+        bproc_sys::signal::kill(pid, info.signo())
+    };
+    if let Err(error) = result {
+        tracing::debug!(%pid, %error, "a signal from a node");
+    }
+}
+
+fn failure(refusal: Refusal) -> Failure {
+    let (number, message) = match refusal {
+        Refusal::NoSuchNode(node) => (errno::BE_INVALIDNODE, format!("there is no node {node}; bpstat lists them")),
+        Refusal::NodeDown(node, state) => (errno::BE_NODEDOWN, format!("node {node} is {state}")),
+        Refusal::NotAllowed(node) => (
+            libc::EPERM,
+            format!("owner, group and mode of node {node} do not let you run there (see bpstat), or it is not up"),
+        ),
+        Refusal::Busy(pid) => (libc::EBUSY, format!("process {pid} is being moved already")),
+        Refusal::CannotHold(pid, number) => {
+            (number, format!("the keeper cannot hold process {pid} (errno {number}); is a debugger attached to it?"))
+        }
+        Refusal::Failed(_, number, message) => (number, message),
+        Refusal::NodeDied(node) => (errno::BE_SLAVEDIED, format!("node {node} went down before the program ran")),
+    };
+    Failure { number, message }
+}

@@ -1,0 +1,165 @@
+//! What nodes say: attaching, and the events of their processes.
+
+use super::link::{self, LinkFact};
+use super::{Actor, Attached, run};
+use bproc_common::errno;
+use bproc_common::id::{NodeId, Pid};
+use bproc_core::master::nodes::Rejected;
+use bproc_core::master::{Action, Child, Refusal};
+use bproc_proto::link::{ToNode, Welcome, event as wire_event, from_node, to_node};
+use std::time::Instant;
+use tokio::sync::mpsc;
+use tonic::Status;
+
+impl Actor {
+    pub(super) async fn link(&mut self, fact: LinkFact, out: &mut Vec<Action>) {
+        match fact {
+            LinkFact::Attach { node, id, hello, to, answer } => {
+                let accepted = self.attach(node, id, &hello, to, out).await;
+                let _ = answer.send(accepted);
+            }
+            LinkFact::Message { node, id, body } => {
+                let Some(link) = self.links.get_mut(&node).filter(|l| l.id == id) else { return };
+                link.heard = Instant::now();
+                self.message(node, body, out);
+            }
+            LinkFact::Broken { node, id } => {
+                if self.links.get(&node).is_some_and(|l| l.id == id) {
+                    tracing::warn!(%node, "the link broke; waiting for the node to come again");
+                    self.links.remove(&node);
+                    self.core.link_broken(node);
+                    self.away.insert(node, Instant::now());
+                }
+            }
+        }
+    }
+
+    async fn attach(
+        &mut self,
+        node: NodeId,
+        id: u64,
+        hello: &bproc_proto::link::Hello,
+        to: mpsc::UnboundedSender<Result<ToNode, Status>>,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        let script = self.config.node_up.is_file();
+        let state = if script { "boot" } else { "up" };
+        let result = self.core.attach(node, link::attach(hello), state, out);
+        let (number, message, retry) = match result {
+            Ok(events_seen) => {
+                let welcome = Welcome {
+                    node: node.0,
+                    stdio_address: self.stdio_address.clone(),
+                    events_seen,
+                    ping_timeout_s: self.config.ping_timeout_s,
+                    leases: Vec::new(),
+                    master_epoch: self.master_epoch,
+                };
+                to.send(Ok(ToNode { body: Some(to_node::Body::Welcome(welcome)) })).ok();
+                self.links.insert(node, Attached { id, to, heard: Instant::now() });
+                self.away.remove(&node);
+                self.gauges.entry(node).or_default().kernel = hello.kernel.clone();
+                tracing::info!(%node, version = %hello.version, kernel = %hello.kernel, resumed = events_seen > 0, "node attached");
+                if script && self.core.view(node).is_some_and(|v| v.state == "boot") {
+                    run::node_up(node, &self.config, self.facts.clone());
+                }
+                return true;
+            }
+            Err(Rejected::Unknown) => {
+                (errno::BE_INVALIDNODE, format!("node {node} is not in the master's configuration"), false)
+            }
+            Err(Rejected::Taken) => (
+                libc::EEXIST,
+                format!("node {node} is attached already, by another agent; is a second one running there?"),
+                true,
+            ),
+            Err(Rejected::Fenced) => {
+                (libc::ESTALE, format!("this life of node {node} was declared dead; its processes must end"), true)
+            }
+        };
+        tracing::warn!(%node, reason = %message, "a node was refused");
+        to.send(Ok(link::refused(number, message, retry))).ok();
+        false
+    }
+
+    fn message(&mut self, node: NodeId, body: from_node::Body, out: &mut Vec<Action>) {
+        match body {
+            from_node::Body::Ack(number) => self.core.orders_acknowledged(node, number, out),
+            from_node::Body::Pong(pong) => self.gauges.entry(node).or_default().pong = pong,
+            from_node::Body::Hello(_) => tracing::warn!(%node, "a second hello; ignored"),
+            from_node::Body::Event(event) => {
+                let number = event.number;
+                if self.core.accept_event(node, number)
+                    && let Some(body) = event.body
+                {
+                    self.node_event(node, body, out);
+                }
+                if let Some(link) = self.links.get(&node) {
+                    let ack = ToNode { body: Some(to_node::Body::Ack(number)) };
+                    let _ = link.to.send(Ok(ack));
+                }
+            }
+        }
+    }
+
+    fn node_event(&mut self, node: NodeId, body: wire_event::Body, out: &mut Vec<Action>) {
+        use wire_event::Body;
+        // A pid that is none, or of a process elsewhere, tells nothing.
+        let pid = |raw: i32| Pid::new(raw);
+        match body {
+            Body::Spawned(spawned) => {
+                let Some(pid) = pid(spawned.pid) else { return };
+                self.specs.remove(&pid);
+                let result = match spawned.failure {
+                    None => Ok(()),
+                    Some(failure) => Err(Refusal::Failed(node, failure.number, failure.message)),
+                };
+                self.core.spawned(pid, result, out);
+            }
+            Body::Forked(forked) => {
+                let Some(child) = forked.child else { return };
+                let Some(pid) = pid(child.pid) else { return };
+                let child = Child { pid, uid: child.uid, gid: child.gid };
+                self.core.forked(node, Pid::new(forked.parent), child, out);
+            }
+            Body::Execed(execed) => {
+                if let Some(pid) = pid(execed.pid) {
+                    self.core.execed(pid, execed.comm, execed.cmdline, out);
+                }
+            }
+            Body::Exited(exited) => {
+                if let Some(pid) = pid(exited.pid) {
+                    self.core.exited(pid, exited.status, out);
+                }
+            }
+            Body::Stopped(stopped) => {
+                if let Some(pid) = pid(stopped.pid) {
+                    self.core.stopped(pid, stopped.signal, out);
+                }
+            }
+            Body::Continued(raw) => {
+                if let Some(pid) = pid(raw) {
+                    self.core.continued(pid, out);
+                }
+            }
+            Body::Reaped(raw) => {
+                if let Some(pid) = pid(raw) {
+                    self.core.reaped(pid, out);
+                }
+            }
+            Body::Groups(groups) => {
+                if let Some(pid) = pid(groups.pid) {
+                    self.core.grouped(pid, groups.pgid, groups.sid, out);
+                }
+            }
+            Body::Signal(signal) => {
+                if let Some(pid) = pid(signal.pid) {
+                    self.core.signal_from_node(node, pid, signal.siginfo, out);
+                }
+            }
+            Body::LowLease(_) => self.core.low_lease(node, out),
+            Body::Trouble(failure) => tracing::warn!(%node, number = failure.number, "{}", failure.message),
+            Body::Reparented(_) => {}
+        }
+    }
+}

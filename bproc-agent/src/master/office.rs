@@ -1,0 +1,91 @@
+//! What clients ask.
+
+use super::clients::ClientFact;
+use super::{Actor, Waiting};
+use bproc_common::errno;
+use bproc_common::id::{NodeId, Pid};
+use bproc_core::master::{Action, Ask, SpawnFacts};
+use bproc_proto::{Failure, client as wire};
+
+impl Actor {
+    pub(super) fn client(&mut self, fact: ClientFact, out: &mut Vec<Action>) {
+        match fact {
+            ClientFact::Spawn { node, spec, caller, answer } => {
+                let Some(pid) = Pid::new(spec.pid) else { return };
+                let ask = Ask(self.next_ask);
+                self.next_ask += 1;
+                self.asks.insert(ask, Waiting { pid, answer });
+                self.specs.insert(pid, *spec);
+                let relatives = caller.relatives.iter().filter_map(|r| Pid::new(r.pid)).collect();
+                let facts =
+                    SpawnFacts { pid, parent: caller.parent, node, uid: caller.uid, gids: caller.gids, relatives };
+                self.core.spawn(ask, facts, out);
+            }
+            ClientFact::Nodes(answer) => {
+                let _ = answer.send(self.node_list());
+            }
+            ClientFact::Processes(answer) => {
+                let on_node = |(pid, node): (Pid, Option<NodeId>)| wire::ProcessOnNode {
+                    pid: pid.get(),
+                    node: node.unwrap_or(NodeId::NONE).0,
+                    ..Default::default()
+                };
+                let processes = self.core.processes().into_iter().map(on_node).collect();
+                let _ = answer.send(wire::ProcessList { processes });
+            }
+            ClientFact::SetNode { change, uid, gids, answer } => {
+                let result = self.set_node(change, uid, &gids);
+                if result.is_ok() {
+                    out.push(Action::NodesChanged);
+                }
+                let _ = answer.send(result);
+            }
+        }
+    }
+
+    fn set_node(&mut self, change: wire::SetNode, uid: u32, gids: &[u32]) -> Result<(), Failure> {
+        let id = NodeId(change.number);
+        let failure = |number, message: String| Err(Failure { number, message });
+        let Some(node) = self.core.node_mut(id) else {
+            return failure(errno::BE_INVALIDNODE, format!("there is no node {id}"));
+        };
+        let owner = uid == 0 || uid == node.user;
+        let only_root = change.user.is_some() || change.state.is_some();
+        let own_group = change.group.is_none_or(|g| uid == 0 || gids.contains(&g));
+        if (only_root && uid != 0) || !owner || !own_group {
+            return failure(libc::EPERM, format!("user {uid} may not change node {id} so"));
+        }
+        if let Some(state) = change.state {
+            if state.is_empty() || state.len() > 15 || !state.bytes().all(|b| b.is_ascii_alphanumeric()) {
+                return failure(libc::EINVAL, format!("`{state}` is no state: 1 to 15 letters and digits"));
+            }
+            node.state = state;
+        }
+        node.mode = change.mode.map_or(node.mode, |m| m & 0o111);
+        node.user = change.user.unwrap_or(node.user);
+        node.group = change.group.unwrap_or(node.group);
+        Ok(())
+    }
+
+    fn node_list(&self) -> wire::NodeList {
+        let nodes = self.core.node_ids().into_iter().filter_map(|id| {
+            let view = self.core.view(id)?;
+            let gauges = self.gauges.get(&id).cloned().unwrap_or_default();
+            let address = self.config.nodes.iter().find(|n| n.number == id.0).map(|n| n.addr.to_string());
+            Some(wire::Node {
+                number: id.0,
+                state: view.state,
+                mode: view.mode,
+                user: view.user,
+                group: view.group,
+                address: address.unwrap_or_default(),
+                kernel: gauges.kernel,
+                load_centi: gauges.pong.load_centi,
+                mem_used: gauges.pong.mem_used,
+                mem_total: gauges.pong.mem_total,
+                processes: view.processes as u32,
+            })
+        });
+        wire::NodeList { nodes: nodes.collect() }
+    }
+}
