@@ -61,6 +61,9 @@ impl<'a> Compiler<'a> {
             Op::Anon(map) => self.map(map, libc::MAP_ANONYMOUS, -1),
             Op::Shared(size, maps) => self.shared(*size, maps),
             Op::File(file, maps) => self.file(*file, maps),
+            Op::Advise { start, len, advice } => {
+                self.batch.may(libc::SYS_madvise, &[*start, *len, *advice as u64], "advise an area");
+            }
             _ => {}
         }
     }

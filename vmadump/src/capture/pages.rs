@@ -8,7 +8,7 @@ use crate::image::{AreaKind, Image, PAGE, Run, Writer};
 use crate::sys::memory::{MemFile, PageMap, Which, read_many};
 
 /// Bytes of pages in a block: fits the second-level cache, many blocks keep a link busy.
-const BLOCK: usize = 1 << 20;
+const BLOCK: usize = 4 << 20;
 const RUNS: usize = 1024;
 
 /// Where the pages of a process are read.
