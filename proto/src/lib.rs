@@ -2,17 +2,19 @@
 #![allow(missing_docs, unreachable_pub, clippy::all)]
 
 // Processes: what a fresh one is made from, failures.
-tonic::include_proto!("bproc");
+include!(concat!(env!("OUT_DIR"), "/bproc.rs"));
 
 /// Between the master's agent and a slave's.
+#[cfg(feature = "rpc")]
 pub mod link {
-    tonic::include_proto!("bproc.link");
+    include!(concat!(env!("OUT_DIR"), "/bproc.link.rs"));
 }
 /// Between the stdio services.
+#[cfg(feature = "rpc")]
 pub mod stdio {
-    tonic::include_proto!("bproc.stdio");
+    include!(concat!(env!("OUT_DIR"), "/bproc.stdio.rs"));
 }
 /// Between a process and the agent of its machine.
 pub mod client {
-    tonic::include_proto!("bproc.client");
+    include!(concat!(env!("OUT_DIR"), "/bproc.client.rs"));
 }
