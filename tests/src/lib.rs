@@ -1,1 +1,15 @@
-//! (being written)
+//! Clusters of real agents on this machine, and what tests need to look at them.
+//!
+//! - [`cluster`]: a cluster of its own for each test program, which leaves nothing behind
+//! - [`runner`]: the tests of a program that share one cluster
+//! - [`run`]: a program with a time limit
+//! - [`procs`]: who lives, in which name space
+//! - [`pty`]: a person at a terminal
+//! - [`case`]: what a parent sees of its child, natively and through the system
+
+pub mod case;
+pub mod cluster;
+pub mod procs;
+pub mod pty;
+pub mod run;
+pub mod runner;

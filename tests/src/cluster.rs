@@ -1,0 +1,493 @@
+//! A cluster of real agents, for one test program.
+//!
+//! It has its own name, port and directory, so that any number of them, and a user's own, live side by side. The
+//! agents die with the test; a guard process ends what outlives agents by design when the test itself was killed.
+
+mod install;
+mod leftover;
+
+use std::cell::{Cell, RefCell};
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use bproc::Client;
+use bproc_common::id::Pid;
+use bproc_sys::pidfd::PidFd;
+
+use crate::procs::{self, Proc};
+use crate::run::{self, Finished, finish};
+
+/// Above all clusters' directories; every user may come here, unlike to a checkout below /root.
+pub const LIB: &str = "/var/lib/bproc";
+/// Emulated machines are slow.
+const READY: Duration = Duration::from_secs(60);
+/// For one command.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// One agent.
+struct Agent {
+    child: Child,
+    log: PathBuf,
+}
+
+/// Who an agent is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The master's.
+    Master,
+    /// That of a node.
+    Node(i32),
+}
+
+/// A running cluster. Take it down with [`Cluster::close`], which tells what is left.
+pub struct Cluster {
+    name: String,
+    nodes: i32,
+    agents: RefCell<Vec<(Role, Agent)>>,
+    /// Ends the cluster when its standard input ends: when this process does.
+    guard: RefCell<Option<Child>>,
+    closed: Cell<bool>,
+}
+
+/// What differs from the ordinary.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Number of nodes.
+    pub nodes: i32,
+    /// Lines for the top of the configuration.
+    pub settings: String,
+    /// Seconds without a word after which a node counts as down.
+    pub ping_timeout: u32,
+}
+
+impl Cluster {
+    /// A cluster with so many nodes, all of them up.
+    ///
+    /// # Errors
+    /// What keeps it from starting, with the end of the agent's log.
+    pub fn start(nodes: i32) -> Result<Cluster> {
+        Cluster::start_with(&Options { nodes, settings: String::new(), ping_timeout: 5 })
+    }
+
+    /// A cluster that differs from the ordinary.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub fn start_with(options: &Options) -> Result<Cluster> {
+        install::sweep()?;
+        let name = install::unused_name()?;
+        let cluster = Cluster {
+            guard: RefCell::new(Some(install::guard(&name)?)),
+            name,
+            nodes: options.nodes,
+            agents: RefCell::default(),
+            closed: Cell::new(false),
+        };
+        install::copy(&cluster)?;
+        cluster.configure(options)?;
+        cluster.start_agent(Role::Master)?;
+        for node in 0..options.nodes {
+            cluster.launch(Role::Node(node))?.ready(&cluster)?;
+        }
+        cluster.wait_up()?;
+        Ok(cluster)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where its programs lie.
+    pub fn dir(&self) -> PathBuf {
+        Path::new(LIB).join(&self.name)
+    }
+
+    /// Where its sockets are.
+    pub fn run_dir(&self) -> PathBuf {
+        Path::new("/run/bproc.d").join(&self.name)
+    }
+
+    /// The agent's socket for programs on this machine.
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir().join("agent.sock")
+    }
+
+    /// A program of the cluster.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.dir().join("bin").join(name)
+    }
+
+    /// The configuration of all agents.
+    pub fn config(&self) -> PathBuf {
+        self.dir().join("etc/agent.toml")
+    }
+
+    /// Has the command find the programs and the agent of this cluster.
+    pub fn environment<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin".into());
+        command
+            .env("PATH", format!("{}:{path}", self.dir().join("bin").display()))
+            .env("BPROC_SOCKET", self.socket())
+            .env("LC_ALL", "C")
+    }
+
+    /// A command that finds the programs and the agent of this cluster.
+    pub fn command(&self, program: &str) -> Command {
+        let own = self.program(program);
+        let mut command = Command::new(if own.exists() { own } else { PathBuf::from(program) });
+        self.environment(&mut command).current_dir("/");
+        command
+    }
+
+    /// bpsh with these arguments and this input.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn bpsh_with(&self, arguments: &[&str], input: &[u8]) -> Result<Finished> {
+        finish(self.command("bpsh").args(arguments), input, LIMIT)
+    }
+
+    /// bpsh with these arguments.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn bpsh(&self, arguments: &[&str]) -> Result<Finished> {
+        self.bpsh_with(arguments, b"")
+    }
+
+    /// A line for the shell.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn shell(&self, line: &str) -> Result<Finished> {
+        finish(self.command("sh").args(["-c", line]), b"", LIMIT)
+    }
+
+    /// A connection to the master's agent.
+    ///
+    /// # Errors
+    /// It does not listen.
+    pub fn client(&self) -> Result<Client> {
+        Client::connect_to(&self.socket()).map_err(|error| anyhow::anyhow!("{error}"))
+    }
+
+    /// States of the nodes, in their order.
+    ///
+    /// # Errors
+    /// The agent does not answer.
+    pub fn states(&self) -> Result<Vec<String>> {
+        let nodes = self.client()?.nodes().map_err(|error| anyhow::anyhow!("{error}"))?;
+        Ok(nodes.into_iter().map(|node| node.state).collect())
+    }
+
+    /// Waits until all nodes are up.
+    ///
+    /// # Errors
+    /// They are not within a minute.
+    pub fn wait_up(&self) -> Result<()> {
+        self.wait_states("all nodes up", |states| states.iter().all(|state| state == "up"))
+    }
+
+    /// Waits until the states of the nodes are as wanted.
+    ///
+    /// # Errors
+    /// They are not within a minute.
+    pub fn wait_states(&self, what: &str, wanted: impl Fn(&[String]) -> bool) -> Result<()> {
+        eventually(what, READY, || {
+            // An agent that has just been started may not listen yet.
+            let states = self.states().unwrap_or_default();
+            Ok(if !states.is_empty() && wanted(&states) { Ok(()) } else { Err(format!("nodes are {states:?}")) })
+        })
+    }
+
+    /// Starts an agent and waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// It ends instead, or says nothing for a minute.
+    pub fn start_agent(&self, role: Role) -> Result<()> {
+        self.launch(role)?.ready(self)
+    }
+
+    fn launch(&self, role: Role) -> Result<Launch> {
+        let label = match role {
+            Role::Master => "master".to_owned(),
+            Role::Node(number) => format!("node-{number}"),
+        };
+        let socket = self.dir().join(format!("ready-{label}"));
+        let _ = fs::remove_file(&socket);
+        let ready = UnixDatagram::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
+        ready.set_read_timeout(Some(Duration::from_millis(100)))?;
+        let log = self.dir().join(format!("log/{label}.log"));
+        let output = File::options().create(true).append(true).open(&log)?;
+        let mut command = Command::new(self.program("bproc-agent"));
+        match role {
+            Role::Master => command.arg("master"),
+            Role::Node(number) => command.args(["slave", "--node", &number.to_string()]),
+        };
+        command.args(["--name", &self.name, "--config"]).arg(self.config());
+        let level = std::env::var("BPROC_TEST_LOG").unwrap_or_else(|_| "debug,h2=info,tower=info,hyper=info,rustls=info".into());
+        command.env("NOTIFY_SOCKET", &socket).env("RUST_LOG", level).current_dir("/");
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let child = run::tie(&mut command).spawn().context("cannot start an agent")?;
+        Ok(Launch { role, agent: Agent { child, log }, ready, label })
+    }
+
+    fn take(&self, role: Role) -> Result<Agent> {
+        let mut agents = self.agents.borrow_mut();
+        let at = agents.iter().position(|(r, _)| *r == role).with_context(|| format!("{role:?} does not run"))?;
+        Ok(agents.remove(at).1)
+    }
+
+    /// Ends an agent: SIGTERM for good manners, SIGKILL for a crash.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn stop_agent(&self, role: Role, signal: i32) -> Result<()> {
+        let mut agent = self.take(role)?;
+        signal_to(agent.child.id() as i32, signal)?;
+        run::wait(&mut agent.child, Duration::from_secs(20))?;
+        Ok(())
+    }
+
+    /// The pid of an agent.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn agent_pid(&self, role: Role) -> Result<i32> {
+        let agents = self.agents.borrow();
+        let agent = agents.iter().find(|(r, _)| *r == role).with_context(|| format!("{role:?} does not run"))?;
+        Ok(agent.1.child.id() as i32)
+    }
+
+    /// The pid of the keeper on the master.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn keeper_pid(&self) -> Result<i32> {
+        let program = self.dir().join("libexec/bproc/bproc-keeper");
+        let keeper = procs::all().into_iter().find(|process| process.exe == program).context("no keeper runs")?;
+        Ok(keeper.pid)
+    }
+
+    fn ghost_program(&self) -> PathBuf {
+        self.dir().join("libexec/bproc/bproc-ghost")
+    }
+
+    /// The inits of the spaces on this machine.
+    pub fn inits(&self) -> Vec<Proc> {
+        let program = self.ghost_program();
+        procs::all().into_iter().filter(|p| p.exe == program && p.is_inside() && p.inner() == 1).collect()
+    }
+
+    /// The real processes on the nodes: no init, no skeleton. Zombies are among them.
+    pub fn programs(&self) -> Vec<Proc> {
+        let (inits, ghost) = (self.inits(), self.ghost_program());
+        let inside = |process: &Proc| inits.iter().any(|init| init.space == process.space);
+        procs::all().into_iter().filter(|p| p.exe != ghost && inside(p)).collect()
+    }
+
+    /// The ghosts on the master, without the nursery.
+    pub fn ghosts(&self) -> Vec<Proc> {
+        let (program, nursery) = (self.ghost_program(), fs::read_to_string(self.run_dir().join("nursery.pid")));
+        let nursery: i32 = nursery.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        procs::all().into_iter().filter(|p| p.exe == program && !p.is_inside() && p.pid != nursery).collect()
+    }
+
+    /// Skeletons on the nodes that speak for nobody who lives.
+    fn idle_skeletons(&self) -> Vec<Proc> {
+        let (inits, ghost) = (self.inits(), self.ghost_program());
+        let inside = |process: &Proc| inits.iter().any(|init| init.space == process.space && init.pid != process.pid);
+        let skeletons = procs::all().into_iter().filter(|p| p.exe == ghost && inside(p));
+        skeletons.filter(|p| Proc::read(p.inner()).is_none()).collect()
+    }
+
+    /// Waits until nothing runs on any node and no ghost is left.
+    ///
+    /// # Errors
+    /// What is left after half a minute.
+    pub fn quiet(&self) -> Result<()> {
+        eventually("nothing runs on the nodes", Duration::from_secs(30), || {
+            let known = self.client()?.processes().map_err(|error| anyhow::anyhow!("{error}"))?;
+            let (programs, ghosts, skeletons) = (self.programs(), self.ghosts(), self.idle_skeletons());
+            if known.is_empty() && programs.is_empty() && ghosts.is_empty() && skeletons.is_empty() {
+                return Ok(Ok(()));
+            }
+            Ok(Err(format!(
+                "left: on nodes {programs:#?}, ghosts {ghosts:#?}, skeletons of the dead {skeletons:#?}, the agent knows {known:?}"
+            )))
+        })
+    }
+
+    /// The end of an agent's log.
+    pub fn log_tail(&self, role: Role, lines: usize) -> String {
+        let label = match role {
+            Role::Master => "master".to_owned(),
+            Role::Node(number) => format!("node-{number}"),
+        };
+        tail(&self.dir().join(format!("log/{label}.log")), lines)
+    }
+
+    fn configure(&self, options: &Options) -> Result<()> {
+        let etc = self.dir().join("etc");
+        let (name, tls) = (&self.name, etc.join("tls"));
+        let made = finish(
+            self.command("bproc-agent")
+                .args(["certs", "--name", name, "--nodes", &self.nodes.to_string(), "--dir"])
+                .arg(&tls),
+            b"",
+            LIMIT,
+        )?;
+        if made.status != 0 {
+            bail!("no certificates: {}", made.err());
+        }
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let hosts: Vec<String> = (1..=self.nodes).map(|host| format!("\"127.0.0.{host}\"")).collect();
+        let (tls, libexec) = (tls.display(), self.dir().join("libexec/bproc"));
+        let text = format!(
+            "name = \"{name}\"\nping_timeout = {}\nlibexec_dir = \"{}\"\n{}\n\
+             [listen]\naddress = \"127.0.0.1\"\nport = {port}\n\n\
+             [tls]\nca = \"{tls}/ca.pem\"\ncert = \"{tls}/master.pem\"\nkey = \"{tls}/master-key.pem\"\n\n\
+             [node_defaults]\nmode = \"0111\"\nuser = \"root\"\ngroup = \"root\"\n\n\
+             [[node]]\nhosts = [{}]\n\n[[master]]\naddresses = [\"127.0.0.1:{port}\"]\n",
+            options.ping_timeout,
+            libexec.display(),
+            options.settings,
+            hosts.join(", ")
+        );
+        fs::write(self.config(), text).with_context(|| format!("cannot write {}", self.config().display()))
+    }
+
+    /// Ends the cluster and tells what is left that should not be: an agent that ended before its time, too.
+    ///
+    /// # Errors
+    /// What is left.
+    pub fn close(self) -> Result<()> {
+        self.closed.set(true);
+        let ended: Vec<String> = (self.agents.borrow_mut().iter_mut())
+            .filter_map(|(role, agent)| Some(format!("{role:?} had ended: {}", agent.child.try_wait().ok()??)))
+            .collect();
+        let result = self.end();
+        if let Some(mut guard) = self.guard.borrow_mut().take() {
+            // It would find nothing more to do.
+            guard.kill()?;
+            guard.wait()?;
+        }
+        if !ended.is_empty() {
+            bail!("{}", ended.join("; "));
+        }
+        result
+    }
+
+    fn end(&self) -> Result<()> {
+        for (_, agent) in self.agents.borrow_mut().iter_mut() {
+            signal_to(agent.child.id() as i32, libc::SIGTERM)?;
+        }
+        for (role, mut agent) in self.agents.borrow_mut().drain(..) {
+            run::wait(&mut agent.child, Duration::from_secs(20)).with_context(|| format!("{role:?}"))?;
+        }
+        end_of(&self.name)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // A test that failed half way: the guard does the rest.
+        if !self.closed.get() {
+            for (_, agent) in self.agents.borrow_mut().iter_mut() {
+                let _ = agent.child.kill();
+                let _ = agent.child.wait();
+            }
+            if let Some(mut guard) = self.guard.borrow_mut().take() {
+                drop(guard.stdin.take());
+                let _ = guard.wait();
+            }
+        }
+    }
+}
+
+/// An agent that was started and is not ready yet.
+struct Launch {
+    role: Role,
+    agent: Agent,
+    ready: UnixDatagram,
+    label: String,
+}
+
+impl Launch {
+    fn ready(mut self, cluster: &Cluster) -> Result<()> {
+        let end = Instant::now() + READY;
+        let mut text = [0; 4096];
+        loop {
+            if let Ok(length) = self.ready.recv(&mut text)
+                && text[..length].split(|byte| *byte == b'\n').any(|line| line == b"READY=1")
+            {
+                break;
+            }
+            if let Some(status) = self.agent.child.try_wait()? {
+                bail!("the agent of {} ended: {status}\n{}", self.label, tail(&self.agent.log, 12));
+            }
+            if Instant::now() > end {
+                self.agent.child.kill()?;
+                self.agent.child.wait()?;
+                bail!("the agent of {} is not ready after a minute\n{}", self.label, tail(&self.agent.log, 12));
+            }
+        }
+        cluster.agents.borrow_mut().push((self.role, self.agent));
+        Ok(())
+    }
+}
+
+fn tail(log: &Path, lines: usize) -> String {
+    let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
+    let all: Vec<&str> = text.lines().collect();
+    format!("{} ends with:\n  {}", log.display(), all[all.len().saturating_sub(lines)..].join("\n  "))
+}
+
+/// A signal to a process that is known to be ours, by pidfd.
+///
+/// # Errors
+/// It is gone.
+pub fn signal_to(pid: i32, signal: i32) -> Result<()> {
+    let pid = Pid::new(pid).with_context(|| format!("{pid} is no pid"))?;
+    Ok(PidFd::open(pid)?.send_signal(signal)?)
+}
+
+/// Looks again and again, for what no event tells, until it is as wanted.
+///
+/// # Errors
+/// It is not within the limit, with the last reason why not; or looking itself fails.
+pub fn eventually<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Result<T, String>>) -> Result<T> {
+    let end = Instant::now() + limit;
+    let mut pause = Duration::from_millis(2);
+    loop {
+        match look()? {
+            Ok(value) => return Ok(value),
+            Err(why) if Instant::now() > end => bail!("not within {} s: {what}\n{why}", limit.as_secs()),
+            Err(_) => std::thread::sleep(pause),
+        }
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+/// Ends what a cluster's agents left by design, and removes its files.
+///
+/// # Errors
+/// What is left after that.
+pub fn end_of(name: &str) -> Result<()> {
+    install::clean_up(name)
+}
+
+/// Waits for the end of its standard input, then ends the cluster: for a test program that was killed.
+///
+/// # Errors
+/// As [`end_of`].
+pub fn guard(name: &str) -> Result<()> {
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    end_of(name)
+}
