@@ -140,7 +140,7 @@ fn another_user_keeps_what_he_is() {
         let bin = "/tmp/vmadump-test-count";
         std::fs::copy(compile("count", &[]), bin).unwrap();
         let command = format!(
-            "umask 027; ulimit -n 77; cd /usr; exec setpriv --reuid=1234 --regid=2345 --groups=11,12 --no-new-privs --bounding-set=-sys_admin nice -n 5 {bin} 30"
+            "umask 027; ulimit -Sn 77; cd /usr; exec setpriv --reuid=1234 --regid=2345 --groups=11,12 --no-new-privs --bounding-set=-sys_admin nice -n 5 {bin} 30"
         );
         let mut program = Traveller::start(Command::new("sh").args(["-c", &command]));
         program.line();

@@ -22,16 +22,18 @@ pub(super) struct Given {
 }
 
 impl Target {
-    /// Brings the given descriptors and the page stream into the target, above all numbers of the image, and
-    /// closes everything else.
+    /// Brings the given descriptors and the page stream into the target; `batch` puts them above all numbers of
+    /// the image and closes everything else.
     pub(super) fn take_fds(
         &mut self,
         image: &Image,
         options: &RestoreOptions<'_>,
         stream: Option<RawFd>,
+        batch: &mut Batch,
     ) -> Result<Given, Error> {
         let ours: Vec<RawFd> = options.fds.iter().map(|(_, fd)| fd.as_raw_fd()).chain(stream).collect();
-        let theirs = if ours.is_empty() { Vec::new() } else { self.hand_over(&ours)? };
+        // A child of ours was born with them.
+        let theirs = if ours.is_empty() || self.child { ours } else { self.hand_over(&ours)? };
         let top = image
             .fds
             .iter()
@@ -41,10 +43,13 @@ impl Target {
             .max()
             .unwrap_or(0);
         let high = top + 1;
-        let mut batch = self.batch();
-        let need = (high as u64 + theirs.len() as u64 + 8).max(1024);
-        let room = batch.words(&[need, need.max(4096)]);
-        batch.may(libc::SYS_prlimit64, &[0, 7, room, 0], "raise the limit of descriptors");
+        // The soft limit may be too low for so many; the hard one must not be lowered, for there is no way back up.
+        let need = high as u64 + theirs.len() as u64 + 8;
+        let [soft, hard] = process::limits(0)?[libc::RLIMIT_NOFILE as usize];
+        if need > if self.child { soft } else { 256 } {
+            let room = batch.words(&[need, need.max(hard)]);
+            batch.may(libc::SYS_prlimit64, &[0, libc::RLIMIT_NOFILE.into(), room, 0], "raise the limit of descriptors");
+        }
         for (i, fd) in theirs.iter().enumerate() {
             batch.must(
                 libc::SYS_dup3,
@@ -58,7 +63,6 @@ impl Target {
             &[high as u64 + theirs.len() as u64, u32::MAX.into(), 0],
             "close descriptors",
         );
-        self.run(&batch)?;
         let fds = options.fds.iter().enumerate().map(|(i, (n, _))| (*n, high + i as i32)).collect();
         Ok(Given { fds, stream: stream.map(|_| high + options.fds.len() as i32), high })
     }

@@ -168,8 +168,9 @@ fn build<S: ImageSource>(
         .collect();
     let stream = reader.source().raw();
     target.lay(plan)?;
-    let given = target.take_fds(image, options, stream)?;
-    target.build_memory(image, plan, &instead)?;
+    let mut batch = target.batch();
+    let given = target.take_fds(image, options, stream, &mut batch)?;
+    target.build_memory(image, plan, &instead, batch)?;
     let all = image.pages();
     let mut done = 0;
     let mut data = Vec::new();

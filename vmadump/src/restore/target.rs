@@ -20,7 +20,7 @@ pub(super) struct Target {
     pub(super) pid: i32,
     pub(super) threads: Vec<Tracee>,
     pub(super) armed: bool,
-    child: bool,
+    pub(super) child: bool,
     pub(super) memory: MemFile,
     pub(super) scratch: Scratch,
     pub(super) gate: u64,
@@ -135,8 +135,13 @@ impl Target {
     }
 
     /// Empties the address space and makes the areas; files are opened with the user's rights and compared.
-    pub(super) fn build_memory(&mut self, image: &Image, plan: &Plan, instead: &[(u32, Vec<u8>)]) -> Result<(), Error> {
-        let mut batch = self.batch();
+    pub(super) fn build_memory(
+        &mut self,
+        image: &Image,
+        plan: &Plan,
+        instead: &[(u32, Vec<u8>)],
+        mut batch: Batch,
+    ) -> Result<(), Error> {
         let scratch = self.scratch;
         batch.must(libc::SYS_munmap, &[0, scratch.base], "empty the address space");
         batch.must(libc::SYS_munmap, &[scratch.end(), TASK_END - scratch.end()], "empty the address space");
