@@ -25,9 +25,12 @@ pub async fn run(name: &str) -> Result<ExitCode> {
     let own = std::env::current_exe().context("finding this program")?;
     let install = own.parent().and_then(Path::parent).context("finding where the programs lie")?.to_owned();
     for round in 0..3 {
-        let mut left = 0;
-        for program in PROGRAMS {
-            left += end_all(&install, program, name);
+        // All are told before any is waited for: a ghost goes only when its keeper has.
+        let ended: Vec<PidFd> = PROGRAMS.into_iter().flat_map(|program| end_all(&install, program, name)).collect();
+        let left = ended.len();
+        for fd in ended {
+            // What does not end is found again by the next round.
+            let _ = fd.wait_exit(Duration::from_secs(5));
         }
         if left == 0 {
             break;
@@ -56,7 +59,7 @@ fn pin_dirs(dir: &Path) -> Vec<PathBuf> {
 
 /// Ends every process of this installation's program. Who they are is read from their executable, never from a name
 /// that a user's process could have, and they are ended by pidfd, so that a number used again is not hit.
-fn end_all(install: &Path, program: &str, cluster: &str) -> usize {
+fn end_all(install: &Path, program: &str, cluster: &str) -> Vec<PidFd> {
     let mut ended = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()).and_then(Pid::new) else { continue };
@@ -74,10 +77,7 @@ fn end_all(install: &Path, program: &str, cluster: &str) -> usize {
             ended.push(fd);
         }
     }
-    for fd in &ended {
-        let _ = fd.wait_exit(Duration::from_secs(5));
-    }
-    ended.len()
+    ended
 }
 
 /// Two clusters may share one installation: the environment that a ghost was started with, or its command line, tells
