@@ -6,7 +6,7 @@ mod common;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{around, compile, counter, has, in_namespace};
+use common::{around, around_to, compile, counter, has, in_namespace};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -26,6 +26,18 @@ fn everything_at_once_static() {
 fn everything_at_once_position_dependent() {
     in_namespace("everything_at_once_position_dependent", LIMIT, || {
         around(&mut Command::new(compile("all", &["-no-pie"])), 12)
+    });
+}
+
+/// A kernel with another vdso is played by facts that say so: the real one is mapped elsewhere and the image's leads
+/// into it. The program reads the clock all the time.
+#[test]
+fn another_vdso() {
+    in_namespace("another_vdso", LIMIT, || {
+        let mut facts = vmadump::facts::Facts::here();
+        let vdso = facts.vdso.as_mut().expect("a vdso");
+        *vdso.code.0.last_mut().unwrap() ^= 1;
+        around_to(&mut Command::new(compile("all", &[])), 6, Some(facts));
     });
 }
 

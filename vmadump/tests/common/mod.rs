@@ -88,6 +88,8 @@ pub struct Traveller {
     pub moves: u32,
     pub image: PathBuf,
     pub options: Options,
+    /// Facts of the machine that it travels to.
+    pub facts: Option<vmadump::facts::Facts>,
 }
 
 impl Traveller {
@@ -108,6 +110,7 @@ impl Traveller {
             moves: 0,
             image: dir().join(format!("image-{}-{pid}", std::env::var(INNER).unwrap_or_default())),
             options: Options { flags: 6, fds: FdPolicy::Carry },
+            facts: None,
         }
     }
 
@@ -137,7 +140,8 @@ impl Traveller {
     pub fn travel(&mut self) {
         self.dump_and_end();
         let file = File::open(&self.image).unwrap();
-        let options = RestoreOptions { body: Body::Pid(self.pid), ..RestoreOptions::default() };
+        let options =
+            RestoreOptions { body: Body::Pid(self.pid), facts: self.facts.clone(), ..RestoreOptions::default() };
         let prepared = self.prepare(file, options);
         assert_eq!(prepared.go().unwrap(), self.pid);
         self.moves += 1;
@@ -181,7 +185,13 @@ impl Traveller {
 
 /// Moves a self-checking program at each `round` line; it must end with `done` and 42.
 pub fn around(command: &mut Command, moves: u32) {
+    around_to(command, moves, None);
+}
+
+/// [`around`] to a machine with these facts.
+pub fn around_to(command: &mut Command, moves: u32, facts: Option<vmadump::facts::Facts>) {
     let mut program = Traveller::start(command);
+    program.facts = facts;
     loop {
         let line = program.line();
         if line.starts_with("round") && program.moves < moves {
