@@ -84,8 +84,13 @@ const FEATURES: [(usize, u8, &str); 62] = [
     (8, 0, "xsaveopt"),
 ];
 
-/// The CPU that this program runs on.
+/// The CPU that this program runs on. Asked once: in a virtual machine each CPUID costs a trip to the hypervisor.
 pub fn here() -> Cpu {
+    static HERE: std::sync::OnceLock<Cpu> = std::sync::OnceLock::new();
+    HERE.get_or_init(ask).clone()
+}
+
+fn ask() -> Cpu {
     let mut brand = Vec::new();
     for leaf in 0x8000_0002..=0x8000_0004 {
         brand.extend(cpuid(leaf, 0).iter().flat_map(|r| r.to_le_bytes()));

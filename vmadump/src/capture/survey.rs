@@ -38,6 +38,8 @@ pub(crate) fn proc_file(pid: i32, name: &str) -> Result<Vec<u8>, Error> {
 impl Survey {
     /// Looks at `pid`; refusals first.
     pub(crate) fn of(pid: i32, options: &Options) -> Result<Self, Error> {
+        // Slow the first time, and wanted while the process is stopped.
+        crate::cpu::here();
         let status = procfs::status(&proc_file(pid, "status")?);
         if status.tgid != pid {
             return Err(Error::Gone(pid));

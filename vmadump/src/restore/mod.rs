@@ -125,12 +125,17 @@ impl Restorer {
         options: &RestoreOptions<'_>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Prepared, Error> {
+        // A body of no particular number is made while the image is still on its way.
+        let early = if options.body == Body::Any { Some(Target::new(Body::Any)?) } else { None };
         let mut reader = Reader::new(source)?;
         let image = reader.image().clone();
         let facts = options.facts.clone().unwrap_or_else(Facts::here);
         let wishes = Wishes { owner: options.owner.clone(), keep_creds: options.keep_creds, ..Wishes::default() };
         let plan = plan(&image, &facts, &wishes)?;
-        let mut target = Target::new(options.body)?;
+        let mut target = match early {
+            Some(target) => target,
+            None => Target::new(options.body)?,
+        };
         let dropped = build(&mut target, &image, &plan, options, &mut reader, progress)?;
         Ok(Prepared { target, image, dropped })
     }
