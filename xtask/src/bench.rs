@@ -18,11 +18,14 @@ pub struct BenchArgs {
 /// The command.
 pub fn run(args: &BenchArgs) -> Result<()> {
     setup::for_purposes(&[Purpose::Build, Purpose::Tour, Purpose::Bench])?;
-    build::all(&build::BuildArgs::default())?;
+    build::all(build::BuildArgs::RELEASE)?;
     Cmd::cargo()
-        .args(["run", "--release", "-p", "bproc-tests", "--bin", "bproc-bench", "--"])
+        .args(["run", "--release", "-p", "bproc-bench", "--"])
+        .arg("--xtask")
+        .arg(std::env::current_exe().context("this program has no path")?)
+        .arg("--out")
+        .arg(paths::target().join("bench"))
         .args(&args.rest)
-        .env("BPROC_STAGE", paths::stage())
         .run()
         .context("a benchmark failed")
 }

@@ -18,14 +18,21 @@ use crate::setup::{self, Purpose, RustSrc};
 use crate::sh::{Cmd, told};
 
 /// What `cargo xtask build` is asked for.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Copy, Debug, Default)]
 pub struct BuildArgs {
-    /// Optimized (the default)
-    #[arg(long, conflicts_with = "debug")]
-    release: bool,
-    /// Quick to compile, with all checks; the ghost and the eBPF programs are optimized all the same
+    /// Optimized, as for installation: takes minutes. Without it: what demo, tests and lint share
     #[arg(long)]
-    debug: bool,
+    release: bool,
+}
+
+impl BuildArgs {
+    /// As it is installed, and measured.
+    pub const RELEASE: Self = Self { release: true };
+
+    /// Cargo's directory for it.
+    fn profile(self) -> &'static str {
+        if self.release { "release" } else { "debug" }
+    }
 }
 
 /// Packages with something to stage that cargo builds in one go.
@@ -34,14 +41,14 @@ const GHOST: &str = "bproc-ghost";
 const EBPF: &str = "bproc-ebpf";
 
 /// The command: fetches what building needs, builds, stages.
-pub fn run(args: &BuildArgs) -> Result<()> {
+pub fn run(args: BuildArgs) -> Result<()> {
     setup::for_purposes(&[Purpose::Build])?;
     all(args)
 }
 
 /// Builds and stages.
-pub fn all(args: &BuildArgs) -> Result<()> {
-    let profile = if args.debug && !args.release { "debug" } else { "release" };
+pub fn all(args: BuildArgs) -> Result<()> {
+    let profile = args.profile();
     println!("build");
     let there = packages()?;
     // The small ones first: what is wrong with them shows before the long part.

@@ -156,7 +156,7 @@ pub fn up(args: &UpArgs) -> Result<()> {
     let cluster = Cluster::named(&args.named.name)?;
     need_root("a cluster")?;
     if !paths::stage().join("bin/bproc-agent").is_file() {
-        crate::build::run(&crate::build::BuildArgs::default())?;
+        crate::build::run(crate::build::BuildArgs::default())?;
     }
     cluster.up(args.nodes, args.config.as_deref())?;
     print!("{}", cluster.command("bpstat").said()?);

@@ -35,7 +35,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
             purposes.push(Purpose::Test);
         }
         setup::for_purposes(&purposes)?;
-        build::all(&build::BuildArgs::default())?;
+        build::all(build::BuildArgs::default())?;
     }
     if !root {
         println!("\nThis user is not root, which a cluster needs: the tour runs in a virtual machine instead.");

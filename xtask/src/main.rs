@@ -53,7 +53,7 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Setup(args) => setup::run(&args),
-        Task::Build(args) => build::run(&args),
+        Task::Build(args) => build::run(args),
         Task::Demo(args) => demo::run(&args),
         Task::Up(args) => cluster::up(&args),
         Task::Down(args) => cluster::down(&args),

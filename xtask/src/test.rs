@@ -45,7 +45,7 @@ pub fn run(args: &TestArgs) -> Result<()> {
     let wanted = |ring: Ring| args.ring.is_none_or(|only| only == ring);
     let mut parts = Parts::default();
     parts.time("setup", || setup::for_purposes(&[Purpose::Build, Purpose::Tour, Purpose::Test]))?;
-    parts.time("build", || build::all(&build::BuildArgs::default()))?;
+    parts.time("build", || build::all(build::BuildArgs::default()))?;
     if wanted(Ring::Unit) {
         parts.time("unit", unit)?;
     }
