@@ -96,10 +96,76 @@ impl Client {
     /// # Errors
     /// `BE_INVALIDNODE`, EPERM, EINVAL; as [`Client::nodes`].
     pub fn set_node(&mut self, change: SetNode) -> Result<(), Error> {
-        match self.call(request::Body::SetNode(change))? {
+        self.order(request::Body::SetNode(change))
+    }
+
+    fn order(&mut self, body: request::Body) -> Result<(), Error> {
+        match self.call(body)? {
             reply::Body::Done(_) => Ok(()),
             _ => self.unexpected(),
         }
+    }
+
+    /// The value of a node's attribute.
+    ///
+    /// # Errors
+    /// ENODATA when it has none of this name; `BE_INVALIDNODE`; as [`Client::nodes`].
+    pub fn attribute(&mut self, number: i32, name: String) -> Result<Vec<u8>, Error> {
+        match self.call(request::Body::GetAttribute(wire::GetAttribute { number, name }))? {
+            reply::Body::Attribute(attribute) => Ok(attribute.value),
+            _ => self.unexpected(),
+        }
+    }
+
+    /// Sets an attribute of a node, or takes it away.
+    ///
+    /// # Errors
+    /// EPERM for all but root, ENOSPC; `BE_INVALIDNODE`; as [`Client::nodes`].
+    pub fn set_attribute(&mut self, number: i32, name: String, value: Option<Vec<u8>>) -> Result<(), Error> {
+        self.order(request::Body::SetAttribute(wire::SetAttribute { number, name, value }))
+    }
+
+    /// The files that nodes keep at hand for programs that travel.
+    ///
+    /// # Errors
+    /// As [`Client::nodes`].
+    pub fn libraries(&mut self) -> Result<Vec<Vec<u8>>, Error> {
+        match self.call(request::Body::Libraries(wire::Libraries {}))? {
+            reply::Body::Libraries(list) => Ok(list.paths),
+            _ => self.unexpected(),
+        }
+    }
+
+    /// Changes that list.
+    ///
+    /// # Errors
+    /// EPERM without CAP_SYS_ADMIN, ENOENT for a path to delete that is not in it; as [`Client::nodes`].
+    pub fn change_libraries(&mut self, how: wire::change_libraries::How, path: Vec<u8>) -> Result<(), Error> {
+        self.order(request::Body::ChangeLibraries(wire::ChangeLibraries { how: how.into(), path }))
+    }
+
+    /// Ends a node's machine: `reboot`, `halt` or `pwroff`. With `wait` it returns when the node is down.
+    ///
+    /// # Errors
+    /// EPERM for all but root; `BE_INVALIDNODE`, `BE_NODEDOWN`; as [`Client::nodes`].
+    pub fn power(&mut self, number: i32, what: String, wait: bool) -> Result<(), Error> {
+        self.order(request::Body::Power(wire::Power { number, what, wait }))
+    }
+
+    /// Gives processes that start on a node from now on another root directory.
+    ///
+    /// # Errors
+    /// As [`Client::power`].
+    pub fn chroot(&mut self, number: i32, path: Vec<u8>) -> Result<(), Error> {
+        self.order(request::Body::Chroot(wire::Chroot { number, path }))
+    }
+
+    /// Has a node's agent connect to another master, from the address `local` if that is not empty.
+    ///
+    /// # Errors
+    /// As [`Client::power`].
+    pub fn reconnect(&mut self, number: i32, remote: String, local: String) -> Result<(), Error> {
+        self.order(request::Body::Reconnect(wire::Reconnect { number, remote, local }))
     }
 
     /// Where the caller is.

@@ -27,12 +27,17 @@ impl Error {
         Error::new(error.raw_os_error().unwrap_or(libc::EIO), format!("{what}: {error}"))
     }
 
-    /// The agent cannot be reached. Where nobody listens the number is ENOSYS, as BProc's users know it.
-    pub(crate) fn unreachable(path: &Path, error: &io::Error) -> Error {
-        let number = match error.raw_os_error() {
+    /// The number of [`Error::unreachable`]. Takes no memory.
+    pub(crate) fn unreachable_number(error: &io::Error) -> i32 {
+        match error.raw_os_error() {
             None | Some(libc::ENOENT | libc::ECONNREFUSED) => libc::ENOSYS,
             Some(number) => number,
-        };
+        }
+    }
+
+    /// The agent cannot be reached. Where nobody listens the number is ENOSYS, as BProc's users know it.
+    pub(crate) fn unreachable(path: &Path, error: &io::Error) -> Error {
+        let number = Error::unreachable_number(error);
         let advice = if number == libc::ENOSYS {
             "is bproc-agent running? (BPROC_SOCKET names its socket if it is elsewhere)"
         } else {

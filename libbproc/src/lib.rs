@@ -7,7 +7,9 @@
 
 mod client;
 pub mod error;
+mod ffi;
 pub mod frame;
+mod reply;
 mod spawn;
 mod sys;
 

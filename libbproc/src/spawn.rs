@@ -9,7 +9,7 @@ use std::ffi::{CString, c_char};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
-use bproc_proto::client::{self as wire, reply, request};
+use bproc_proto::client::{self as wire, request};
 use bproc_proto::stream::Kind;
 use bproc_sys::seqpacket::Conn;
 use bproc_sys::signal::AllBlocked;
@@ -17,7 +17,8 @@ use prost::Message;
 
 use crate::client::{receive, socket_path};
 use crate::error::Error;
-use crate::frame::Packet;
+use crate::frame::{HEAD, PACKET_MAX, Packet};
+use crate::reply::{self, Strings};
 use crate::sys;
 
 /// What a standard stream of the process is connected to.
@@ -110,6 +111,19 @@ pub struct Prepared<'fd> {
     socket: PathBuf,
 }
 
+/// Memory for [`Prepared::go_without_memory`], taken before.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    packet: Vec<u8>,
+    strings: Strings,
+}
+
+impl Scratch {
+    pub(crate) fn new() -> Scratch {
+        Scratch { packet: vec![0; PACKET_MAX], strings: Strings::new() }
+    }
+}
+
 fn stream(from: &Stream<'_>) -> bproc_proto::Stream {
     let mut to = bproc_proto::Stream { fd: from.fd, input: from.input, ..Default::default() };
     let kind = match &from.source {
@@ -181,10 +195,31 @@ impl<'fd> Prepared<'fd> {
         }
     }
 
+    /// As [`Prepared::go`], for a child that was cloned behind libc's back: takes no memory. The caller has blocked
+    /// all signals. The number of what failed.
+    pub(crate) fn go_without_memory(&self, scratch: &mut Scratch) -> i32 {
+        match self.ask_without_memory(scratch) {
+            Ok(never) => match never {},
+            Err(number) => number,
+        }
+    }
+
+    fn ask_without_memory(&self, scratch: &mut Scratch) -> Result<Infallible, i32> {
+        let conn = Conn::connect(&self.socket).map_err(|e| Error::unreachable_number(&e))?;
+        self.packet.send(&conn, &self.fds).map_err(|_| libc::EPROTO)?;
+        let got = conn.recv(&mut scratch.packet).map_err(|e| e.raw_os_error().unwrap_or(libc::EPROTO))?;
+        let reply = got.len.checked_sub(HEAD).filter(|_| got.fds.is_empty() && !got.truncated);
+        let reply = reply.and_then(|_| scratch.packet.get(HEAD..got.len)).ok_or(libc::EPROTO)?;
+        let spawned = reply::parse(reply)?;
+        let program = scratch.strings.fill(spawned).ok_or(libc::EPROTO)?;
+        let error = sys::exec_without_descriptors(program.path, &self.pointers, program.environment);
+        Err(error.raw_os_error().unwrap_or(libc::EIO))
+    }
+
     fn ask(&self) -> Result<Infallible, Error> {
         let conn = Conn::connect(&self.socket).map_err(|e| Error::unreachable(&self.socket, &e))?;
         self.packet.send(&conn, &self.fds).map_err(|e| Error::broken(&self.socket, e))?;
-        let reply::Body::Spawned(spawned) = receive(&conn, &self.socket)? else {
+        let wire::reply::Body::Spawned(spawned) = receive(&conn, &self.socket)? else {
             return Err(Error::broken(&self.socket, "it answers another question (another version?)"));
         };
         let path = c_string(spawned.ghost_path, "the ghost's path")?;
@@ -193,7 +228,7 @@ impl<'fd> Prepared<'fd> {
             .into_iter()
             .map(|entry| c_string(entry, "the ghost's environment"))
             .collect::<Result<Vec<_>, _>>()?;
-        let error = sys::exec_without_descriptors(&path, &self.pointers, &environment);
+        let error = sys::exec_without_descriptors(&path, &self.pointers, &sys::pointers(&environment));
         // The connection closes with this process's answer missing: the agent ends the program on the node.
         let path = path.to_string_lossy().into_owned();
         Err(Error::io(&format!("cannot execute the ghost {path} (is BProc installed completely?)"), &error))

@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString, c_char};
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// Bit of a signal in a mask: signal 1 is bit 0.
 fn bit(signal: i32) -> u64 {
@@ -45,13 +46,74 @@ pub(crate) fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
 }
 
-/// Replaces the process; returns only on failure. All descriptors are closed on success: what the old program had
-/// open must not be held open by the new one.
-pub(crate) fn exec_without_descriptors(path: &CStr, argv: &[*const c_char], envp: &[CString]) -> io::Error {
-    let envp = pointers(envp);
-    // SAFETY: no pointers; the flag changes nothing before the exec.
-    unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+/// Replaces the process; returns only on failure. Both arrays are ended by null.
+pub(crate) fn exec(path: &CStr, argv: &[*const c_char], envp: &[*const c_char]) -> io::Error {
+    debug_assert!(argv.last().is_some_and(|p| p.is_null()) && envp.last().is_some_and(|p| p.is_null()));
     // SAFETY: `path` is NUL-terminated, `argv` and `envp` are arrays of such strings ended by null; all live here.
     unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
     io::Error::last_os_error()
+}
+
+/// As [`exec`], and all descriptors are closed on success: what the old program had open must not be held open by
+/// the new one. Takes no memory.
+pub(crate) fn exec_without_descriptors(path: &CStr, argv: &[*const c_char], envp: &[*const c_char]) -> io::Error {
+    // SAFETY: no pointers; the flag changes nothing before the exec.
+    unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    exec(path, argv, envp)
+}
+
+/// The signal that the process gets when its parent dies; 0: none.
+pub(crate) fn pdeathsig() -> i32 {
+    let mut signal: libc::c_int = 0;
+    // SAFETY: the kernel writes one int.
+    unsafe { libc::prctl(libc::PR_GET_PDEATHSIG, &raw mut signal) };
+    signal
+}
+
+/// A child as fork(2) makes it, 0 in the child, but its parent gets no signal when it ends, unless it has executed
+/// a program meanwhile: exec makes it an ordinary child. libc knows nothing of it: the child must not take memory.
+pub(crate) fn clone_without_signal() -> io::Result<i32> {
+    // SAFETY: no flags and no stack: a copy of the process, as fork makes it.
+    match unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(pid as i32),
+    }
+}
+
+/// Writes a value into a pipe and ends the process, without running what others have registered for its end.
+pub(crate) fn tell_and_exit<T: Copy>(pipe: &OwnedFd, value: &T) -> ! {
+    // SAFETY: the value lives through the call; so few bytes go into a pipe as one. The second call does not return.
+    unsafe {
+        libc::write(pipe.as_raw_fd(), (&raw const *value).cast(), size_of::<T>());
+        libc::_exit(1)
+    }
+}
+
+/// The next value from a pipe; `None` at its end.
+pub(crate) fn hear<T: Copy + Default>(pipe: RawFd) -> Option<T> {
+    let mut value = T::default();
+    loop {
+        // SAFETY: `value` has room for that many bytes, and T is plain numbers (crate's own types only).
+        let n = unsafe { libc::read(pipe, (&raw mut value).cast(), size_of::<T>()) };
+        if n < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EINTR) {
+            continue;
+        }
+        return (n == size_of::<T>() as isize).then_some(value);
+    }
+}
+
+/// Takes away a child of our own that has ended or is about to.
+pub(crate) fn reap(child: i32) {
+    debug_assert!(child > 0);
+    // SAFETY: a null status is not wanted; the number is that of one child.
+    while unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::__WALL) } < 0
+        && io::Error::last_os_error().raw_os_error() == Some(libc::EINTR)
+    {}
+}
+
+/// Takes a child away that has ended without ever executing a program; `false`: it has executed one, or lives.
+pub(crate) fn reap_if_signalless(child: i32) -> bool {
+    debug_assert!(child > 0);
+    // SAFETY: as in `reap`.
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::__WCLONE | libc::WNOHANG) == child }
 }

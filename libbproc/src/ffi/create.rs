@@ -1,0 +1,293 @@
+//! Processes on nodes: the caller becomes one, or its children do.
+
+use std::ffi::{CStr, OsStr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use bproc_sys::signal::AllBlocked;
+use libc::{c_char, c_int};
+
+use super::abi::{Io, NODE_MASTER};
+use super::io::Setup;
+use super::{Number, Result, answer, errno, export, nodes, text};
+use crate::spawn::Scratch;
+use crate::{Client, Prepared, SpawnRequest, sys};
+
+type Strings = *const *const c_char;
+
+/// A program with its arguments and environment.
+struct Program {
+    path: Vec<u8>,
+    argv: Vec<Vec<u8>>,
+    envp: Vec<Vec<u8>>,
+}
+
+impl Program {
+    /// # Safety
+    /// A string or null, and arrays of strings ended by null, or null.
+    unsafe fn new(cmd: *const c_char, argv: Strings, envp: Strings) -> Result<Program> {
+        // SAFETY: as the caller promises.
+        unsafe { Ok(Program { path: text::bytes(cmd)?, argv: text::list(argv), envp: text::list(envp) }) }
+    }
+
+    /// Checks that exec would find the program here, and names it so that it is found from any directory.
+    fn from_here(mut self) -> Result<Program> {
+        if !self.path.starts_with(b"/") {
+            let cwd = std::env::current_dir().map_err(|e| e.raw_os_error().unwrap_or(libc::ENOENT))?;
+            self.path = cwd.join(OsStr::from_bytes(&self.path)).as_os_str().as_bytes().to_vec();
+        }
+        let path = Path::new(OsStr::from_bytes(&self.path));
+        let found = std::fs::metadata(path).map_err(|e| e.raw_os_error().unwrap_or(libc::ENOENT))?;
+        if !found.is_file() {
+            return Err(libc::EACCES);
+        }
+        let name = std::ffi::CString::new(self.path.clone()).map_err(|_| libc::EINVAL)?;
+        // SAFETY: `name` is NUL-terminated.
+        if unsafe { libc::faccessat(libc::AT_FDCWD, name.as_ptr(), libc::X_OK, libc::AT_EACCESS) } < 0 {
+            return Err(errno());
+        }
+        Ok(self)
+    }
+
+    /// As it goes to a node as number `rank`.
+    fn request<'s>(&self, node: c_int, setup: &'s Setup, rank: Option<usize>) -> Result<Prepared<'s>> {
+        let ranked = |entry: &Vec<u8>| match rank {
+            Some(rank) if entry == b"BPROC_RANK=XXXXXXX" => format!("BPROC_RANK={rank:07}").into_bytes(),
+            _ => entry.clone(),
+        };
+        Ok(Prepared::new(SpawnRequest {
+            node,
+            path: self.path.clone(),
+            argv: self.argv.clone(),
+            envp: self.envp.iter().map(ranked).collect(),
+            streams: setup.streams(),
+            terminal: None,
+            pdeathsig: sys::pdeathsig(),
+            die_with_parent: false,
+            signals: None,
+        })?)
+    }
+
+    /// Plain exec, here.
+    fn exec(&self) -> Number {
+        let strings = |list: &[Vec<u8>]| -> Result<Vec<std::ffi::CString>> {
+            list.iter().map(|s| std::ffi::CString::new(s.clone()).map_err(|_| libc::EINVAL)).collect()
+        };
+        let ready =
+            strings(&self.argv).and_then(|argv| Ok((argv, strings(&self.envp)?, strings(&[self.path.clone()])?)));
+        match ready {
+            Ok((argv, envp, path)) => {
+                let path: &CStr = path.first().map_or(c"", |path| path.as_c_str());
+                sys::exec(path, &sys::pointers(&argv), &sys::pointers(&envp)).raw_os_error().unwrap_or(libc::EIO)
+            }
+            Err(number) => number,
+        }
+    }
+}
+
+/// Replaces the caller; returns only when that failed.
+fn replace(node: c_int, program: &Program, setup: &Setup) -> Number {
+    let prepared = nodes::target(node).and_then(|node| program.request(node, setup, None));
+    match prepared.and_then(|prepared| setup.connect().map(|()| prepared)) {
+        Ok(prepared) => prepared.go().number,
+        Err(number) => number,
+    }
+}
+
+/// # Safety
+/// As [`Program::new`].
+unsafe fn rexec(node: c_int, setup: Result<Setup>, cmd: *const c_char, argv: Strings, envp: Strings) -> c_int {
+    // SAFETY: as the caller promises.
+    let program = setup.and_then(|setup| Ok((unsafe { Program::new(cmd, argv, envp) }?, setup)));
+    answer(program.and_then(|(program, setup)| Err(replace(node, &program, &setup))))
+}
+
+/// # Safety
+/// As [`Program::new`].
+unsafe fn execmove(node: c_int, setup: Result<Setup>, cmd: *const c_char, argv: Strings, envp: Strings) -> c_int {
+    // SAFETY: as the caller promises.
+    let program = setup.and_then(|setup| Ok((unsafe { Program::new(cmd, argv, envp) }?.from_here()?, setup)));
+    answer(program.and_then(|(program, setup)| match node {
+        // Home is where exec is plain, descriptors and all.
+        NODE_MASTER if at_home() => Err(program.exec()),
+        node => Err(replace(node, &program, &setup)),
+    }))
+}
+
+/// On the master, or where no agent says otherwise.
+fn at_home() -> bool {
+    Client::connect().and_then(|mut client| client.whoami()).map_or(true, |me| me.node.0 == NODE_MASTER)
+}
+
+unsafe extern "C" fn bproc_rexec(node: c_int, cmd: *const c_char, argv: Strings, envp: Strings) -> c_int {
+    // SAFETY: as the caller promises.
+    unsafe { rexec(node, Ok(Setup::plain()), cmd, argv, envp) }
+}
+
+unsafe extern "C" fn bproc_rexec_io(
+    node: c_int,
+    io: *const Io,
+    iolen: c_int,
+    cmd: *const c_char,
+    argv: Strings,
+    envp: Strings,
+) -> c_int {
+    // SAFETY: as the caller promises.
+    unsafe { rexec(node, Setup::listed(io, iolen), cmd, argv, envp) }
+}
+
+unsafe extern "C" fn bproc_execmove(node: c_int, cmd: *const c_char, argv: Strings, envp: Strings) -> c_int {
+    // SAFETY: as the caller promises.
+    unsafe { execmove(node, Ok(Setup::plain()), cmd, argv, envp) }
+}
+
+unsafe extern "C" fn bproc_execmove_io(
+    node: c_int,
+    io: *const Io,
+    iolen: c_int,
+    cmd: *const c_char,
+    argv: Strings,
+    envp: Strings,
+) -> c_int {
+    // SAFETY: as the caller promises.
+    unsafe { execmove(node, Setup::listed(io, iolen), cmd, argv, envp) }
+}
+
+unsafe extern "C" fn bproc_execve(cmd: *const c_char, argv: Strings, envp: Strings) -> c_int {
+    // SAFETY: as the caller promises.
+    let program = unsafe { Program::new(cmd, argv, envp) };
+    answer(program.and_then(|program| if at_home() { Err(program.exec()) } else { Err(libc::ENOSYS) }))
+}
+
+/// What a child that failed tells its parent.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Failed {
+    rank: c_int,
+    number: c_int,
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = std::io::pipe().map_err(|e| e.raw_os_error().unwrap_or(libc::EMFILE))?;
+    Ok((reader.into(), writer.into()))
+}
+
+/// Starts one child; its pid. It has no signal for its end until it runs the ghost: a child that never got so far
+/// is taken away before anybody hears of it.
+fn start(prepared: &Prepared<'_>, setup: &Setup, rank: usize, tell: &OwnedFd, scratch: &mut Scratch) -> Result<c_int> {
+    // No handler of the caller's may run in the child.
+    let blocked = AllBlocked::new();
+    let cloned = sys::clone_without_signal();
+    if let Ok(0) = cloned {
+        let number = match setup.connect() {
+            Ok(()) => prepared.go_without_memory(scratch),
+            Err(number) => number,
+        };
+        let failed = Failed { rank: rank as c_int, number };
+        sys::tell_and_exit(tell, &failed);
+    }
+    drop(blocked);
+    cloned.map_err(|e| e.raw_os_error().unwrap_or(libc::EAGAIN))
+}
+
+/// Runs the program on all nodes at once. `pids` gets a pid or a negative number for each.
+fn spread(nodes: &[c_int], pids: &mut [c_int], program: &Program, setup: &Setup) -> Result<()> {
+    let (hear, tell) = pipe()?;
+    let mut scratch = Scratch::new();
+    for (rank, (node, pid)) in nodes.iter().zip(pids.iter_mut()).enumerate() {
+        let prepared = nodes::target(*node).and_then(|node| program.request(node, setup, Some(rank)));
+        let started = prepared.and_then(|prepared| start(&prepared, setup, rank, &tell, &mut scratch));
+        *pid = started.unwrap_or_else(|number| -number);
+    }
+    drop(tell);
+    // The pipe ends when every child has told its failure or runs something else.
+    while let Some(failed) = sys::hear::<Failed>(hear.as_raw_fd()) {
+        if let Some(pid) = usize::try_from(failed.rank).ok().and_then(|rank| pids.get_mut(rank)).filter(|pid| **pid > 0)
+        {
+            sys::reap(*pid);
+            *pid = -failed.number.max(1);
+        }
+    }
+    for pid in pids.iter_mut().filter(|pid| **pid > 0) {
+        // Killed on the way: nobody would ever hear of it.
+        if sys::reap_if_signalless(*pid) {
+            *pid = -libc::EINTR;
+        }
+    }
+    Ok(())
+}
+
+#[allow(clippy::too_many_arguments)]
+/// # Safety
+/// `nodes` and `pids` have `n` numbers; the rest as [`Program::new`].
+unsafe fn vexecmove(
+    n: c_int,
+    nodes: *const c_int,
+    pids: *mut c_int,
+    setup: Result<Setup>,
+    cmd: *const c_char,
+    argv: Strings,
+    envp: Strings,
+) -> Result<c_int> {
+    let len = usize::try_from(n).map_err(|_| libc::EINVAL)?;
+    if len == 0 {
+        return Ok(0);
+    }
+    if nodes.is_null() || pids.is_null() {
+        return Err(libc::EFAULT);
+    }
+    // SAFETY: the caller gives `n` numbers in both. They may be one array: so a copy.
+    let nodes = unsafe { std::slice::from_raw_parts(nodes, len) }.to_vec();
+    // SAFETY: as above.
+    let pids = unsafe { std::slice::from_raw_parts_mut(pids, len) };
+    let ready = || {
+        // SAFETY: as the caller promises.
+        let program = unsafe { Program::new(cmd, argv, envp) }?.from_here()?;
+        let setup = setup?;
+        // One look tells whether there is anybody to ask at all.
+        Client::connect()?;
+        Ok((program, setup))
+    };
+    let result = ready().and_then(|(program, setup)| spread(&nodes, pids, &program, &setup));
+    if let Err(number) = result {
+        pids.fill(-number);
+    }
+    result.map(|()| n)
+}
+
+unsafe extern "C" fn bproc_vexecmove(
+    n: c_int,
+    nodes: *const c_int,
+    pids: *mut c_int,
+    cmd: *const c_char,
+    argv: Strings,
+    envp: Strings,
+) -> c_int {
+    // SAFETY: as the caller promises.
+    answer(unsafe { vexecmove(n, nodes, pids, Ok(Setup::plain()), cmd, argv, envp) })
+}
+
+unsafe extern "C" fn bproc_vexecmove_io(
+    n: c_int,
+    nodes: *const c_int,
+    pids: *mut c_int,
+    io: *const Io,
+    iolen: c_int,
+    cmd: *const c_char,
+    argv: Strings,
+    envp: Strings,
+) -> c_int {
+    // SAFETY: as the caller promises.
+    answer(unsafe { vexecmove(n, nodes, pids, Setup::listed(io, iolen), cmd, argv, envp) })
+}
+
+export!(
+    bproc_rexec,
+    bproc_rexec_io,
+    bproc_execmove,
+    bproc_execmove_io,
+    bproc_execve,
+    bproc_vexecmove,
+    bproc_vexecmove_io,
+);
