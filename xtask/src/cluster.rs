@@ -14,6 +14,7 @@ mod process;
 mod start;
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -24,6 +25,8 @@ use crate::sh::Cmd;
 
 pub use leftover::Leftover;
 
+/// The cluster that is meant when none is named.
+const DEFAULT: &str = "default";
 const LIB: &str = "/var/lib/bproc";
 const RUN: &str = "/run/bproc.d";
 const LOG: &str = "/var/log/bproc";
@@ -32,7 +35,7 @@ const LOG: &str = "/var/log/bproc";
 #[derive(Args, Debug)]
 pub struct Named {
     /// Name of the cluster
-    #[arg(long, default_value = "default", value_parser = parse_name)]
+    #[arg(long, default_value = DEFAULT, value_parser = parse_name)]
     name: String,
 }
 
@@ -47,6 +50,9 @@ pub struct UpArgs {
     /// Settings (agent.toml) that override those made here
     #[arg(long)]
     config: Option<PathBuf>,
+    /// Take what is staged as it is
+    #[arg(long)]
+    no_build: bool,
 }
 
 /// A cluster of this machine, by its name.
@@ -122,9 +128,10 @@ impl Cluster {
             );
         }
         let port = address::port(&self.name)?;
-        install::all(self)?;
-        config::write(self, nodes, port, settings)?;
-        if let Err(error) = start::all(self, nodes) {
+        let started = install::all(self)
+            .and_then(|()| config::write(self, nodes, port, settings))
+            .and_then(|()| start::all(self, nodes));
+        if let Err(error) = started {
             // What has started must not stay without its other half.
             let after = down::all(self).err().map(|more| format!("; taking it down failed too: {more:#}"));
             bail!("{error:#}{}", after.unwrap_or_default());
@@ -136,18 +143,30 @@ impl Cluster {
     pub fn down(&self) -> Result<Leftover> {
         need_root("a cluster")?;
         let _lock = self.lock()?;
-        down::all(self)
+        let left = down::all(self)?;
+        fs::remove_file(self.lock_file()).with_context(|| format!("cannot remove {}", self.lock_file().display()))?;
+        Ok(left)
     }
 
-    /// One at a time: the lock is gone with the process that held it.
+    /// One at a time: the lock is gone with the process that held it, the file with the cluster.
     fn lock(&self) -> Result<File> {
         fs::create_dir_all(RUN).with_context(|| format!("cannot make {RUN}"))?;
-        let path = Path::new(RUN).join(format!(".{}.lock", self.name));
-        let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        if file.try_lock().is_err() {
-            bail!("another xtask is busy with the cluster {}", self.name);
+        let path = self.lock_file();
+        loop {
+            let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+            if file.try_lock().is_err() {
+                bail!("another xtask is busy with the cluster {}", self.name);
+            }
+            let ours = file.metadata().with_context(|| format!("cannot look at {}", path.display()))?;
+            // Its former holder may have removed it after we had opened it: then a third may hold another.
+            if fs::metadata(&path).is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
+                return Ok(file);
+            }
         }
-        Ok(file)
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        Path::new(RUN).join(format!(".{}.lock", self.name))
     }
 }
 
@@ -155,15 +174,13 @@ impl Cluster {
 pub fn up(args: &UpArgs) -> Result<()> {
     let cluster = Cluster::named(&args.named.name)?;
     need_root("a cluster")?;
-    if !paths::stage().join("bin/bproc-agent").is_file() {
+    if !args.no_build {
         crate::build::run(crate::build::BuildArgs::default())?;
     }
     cluster.up(args.nodes, args.config.as_deref())?;
     print!("{}", cluster.command("bpstat").said()?);
-    println!(
-        "to use it:  eval \"$(cargo xtask env --name {0})\"\nto end it:  cargo xtask down --name {0}",
-        cluster.name
-    );
+    let option = if cluster.name == DEFAULT { String::new() } else { format!(" --name {}", cluster.name) };
+    println!("to use it:  eval \"$(cargo xtask env{option})\"\nto end it:  cargo xtask down{option}");
     Ok(())
 }
 

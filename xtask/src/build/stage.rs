@@ -110,6 +110,8 @@ pub fn mirror(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn link(target: &str, name: &Path) -> Result<()> {
+    let dir = name.parent().context("a staged link lies in a directory")?;
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let fresh = beside(name);
     let _ = fs::remove_file(&fresh);
     symlink(target, &fresh)

@@ -17,7 +17,7 @@ pub(super) fn node(number: u8) -> Ipv4Addr {
 
 /// The port of a cluster: the well-known one for the default, a free one for others.
 pub(super) fn port(name: &str) -> Result<u16> {
-    let wanted = if name == "default" { PORT } else { 0 };
+    let wanted = if name == super::DEFAULT { PORT } else { 0 };
     let listener = TcpListener::bind((MASTER, wanted))
         .with_context(|| format!("port {wanted} of {MASTER} is taken; another cluster, or `up --name ANOTHER`"))?;
     Ok(listener.local_addr().context("a listening socket has an address")?.port())
