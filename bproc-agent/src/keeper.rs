@@ -24,8 +24,8 @@ pub enum Report {
     Held(Pid, Result<(), i32>),
     /// A child of a ghost is held.
     Adopted(Pid, Option<Pid>),
-    /// The ghost stopped.
-    Stopped(Pid),
+    /// The ghost stopped; the flag is true when it was told to.
+    Stopped(Pid, bool),
     /// The ghost goes on.
     Continued(Pid),
     /// The ghost waits at the gate.
@@ -207,14 +207,14 @@ fn reports(msg: &KeeperMsg) -> Vec<Report> {
     let Some(pid) = Pid::new(msg.pid) else { return Vec::new() };
     match msg.op {
         ev::ADOPTED => vec![Report::Adopted(pid, Pid::new(msg.value))],
-        ev::STOPPED => vec![Report::Stopped(pid)],
+        ev::STOPPED => vec![Report::Stopped(pid, msg.extra == 1)],
         ev::CONTINUED => vec![Report::Continued(pid)],
         ev::EXITING => vec![Report::AtGate(pid)],
         ev::GONE => vec![Report::Gone(pid)],
         ev::STATE => {
             let mut all = vec![Report::Adopted(pid, None)];
             match msg.value {
-                state::STOPPED => all.push(Report::Stopped(pid)),
+                state::STOPPED => all.push(Report::Stopped(pid, false)),
                 state::EXITING => all.push(Report::AtGate(pid)),
                 _ => {}
             }

@@ -45,7 +45,8 @@ pub mod ev {
     pub const DONE: u32 = 101;
     /// A child of a held ghost came to life and is held too: `pid`, value = its parent.
     pub const ADOPTED: u32 = 102;
-    /// The ghost stopped (group stop): value = signal.
+    /// The ghost stopped (group stop): value = signal, extra = 1 when it sent that signal to itself (as the agent
+    /// told it to), 0 when someone else stopped it.
     pub const STOPPED: u32 = 103;
     /// The ghost goes on after a stop.
     pub const CONTINUED: u32 = 104;

@@ -50,13 +50,18 @@ struct Held {
     released: bool,
     /// Tag of the DETACH that waits for the next stop.
     detach: Option<u32>,
+    /// The stop that is coming is one that it sent to itself.
+    own_stop: bool,
 }
 
 impl Held {
     fn new(threads: Threads) -> Held {
-        Held { stand: Stand::Running, threads, released: false, detach: None }
+        Held { stand: Stand::Running, threads, released: false, detach: None, own_stop: false }
     }
 }
+
+/// Signals that stop a process.
+const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
 
 /// All held processes, and the agent's link to tell it about them.
 #[derive(Default)]
@@ -262,12 +267,16 @@ impl Gate {
             Stop::Group(signal) => {
                 let known = matches!(held.stand, Stand::Stopped(before) if before == signal);
                 held.stand = Stand::Stopped(signal);
+                let own = u64::from(std::mem::take(&mut held.own_stop));
                 if !known {
-                    self.report(ev::STOPPED, pid, signal);
+                    let value = signal;
+                    self.tell(KeeperMsg { op: ev::STOPPED, pid: pid.get(), value, extra: own, ..KeeperMsg::default() });
                 }
                 stopped.listen()
             }
             Stop::Signal(signal) => {
+                held.own_stop = STOPS.contains(&signal)
+                    && stopped.siginfo().is_ok_and(|i| i.code() == libc::SI_TKILL && i.pid() == pid.get());
                 self.runs(pid);
                 stopped.cont(signal)
             }

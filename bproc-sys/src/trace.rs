@@ -7,6 +7,7 @@ use bproc_common::id::Pid;
 use bproc_common::wait::Status;
 
 use crate::error::{Error, Result, check_long};
+use crate::signal::SigInfo;
 
 /// From `linux/ptrace.h`.
 const PTRACE_EVENT_STOP: i32 = 128;
@@ -124,6 +125,28 @@ impl Stopped {
         };
         check_long("PTRACE_GETEVENTMSG", ret).map_err(|e| e.pid(self.0))?;
         Ok(message)
+    }
+}
+
+impl Stopped {
+    /// Where the signal that is about to be delivered comes from.
+    ///
+    /// # Errors
+    /// ESRCH when a SIGKILL was faster, EINVAL at another stop.
+    pub fn siginfo(&self) -> Result<SigInfo> {
+        let mut info = SigInfo([0; 128]);
+        // SAFETY: the kernel writes a siginfo_t, 128 bytes, into `info`, which lives through the call.
+        let ret = unsafe {
+            libc::syscall(
+                libc::SYS_ptrace,
+                libc::PTRACE_GETSIGINFO as libc::c_long,
+                self.0.get(),
+                0usize,
+                info.0.as_mut_ptr(),
+            )
+        };
+        check_long("PTRACE_GETSIGINFO", ret).map_err(|e| e.pid(self.0))?;
+        Ok(info)
     }
 }
 

@@ -213,7 +213,7 @@ impl Actor {
         match report {
             Report::Held(pid, result) => self.core.held(pid, result, out),
             Report::Adopted(pid, parent) => self.core.adopted(pid, parent),
-            Report::Stopped(pid) => self.core.ghost_stopped(pid, out),
+            Report::Stopped(pid, own) => self.core.ghost_stopped(pid, own, out),
             Report::Continued(pid) => self.core.ghost_continued(pid),
             Report::AtGate(pid) => self.core.at_gate(pid, out),
             Report::Gone(pid) => self.core.ghost_gone(pid, out),

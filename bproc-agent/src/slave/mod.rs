@@ -160,7 +160,7 @@ impl Actor {
         if let Err(error) = self.space.end() {
             tracing::error!(error = %format!("{error:#}"), "the old space");
         }
-        self.family.clear();
+        self.family.begin_anew();
         self.init = None;
         self.for_init.clear();
         self.table = Table::default();

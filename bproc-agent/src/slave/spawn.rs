@@ -42,9 +42,10 @@ impl Family {
     /// A ghost said hello.
     pub fn connected(&self, pid: i32, member: Member) {
         let waiting = lock(&self.hellos).remove(&pid);
+        lock(&self.members).insert(pid, member.clone());
+        // Only now: whoever is woken looks for it among the members.
         lock(&self.awaited).remove(&pid);
         self.arrived.notify_waiters();
-        lock(&self.members).insert(pid, member.clone());
         if let Some(waiting) = waiting {
             // Whoever waited may have given up.
             let _ = waiting.send(member);
@@ -61,12 +62,11 @@ impl Family {
         newest
     }
 
-    /// Everybody's gone: a new life begins.
-    pub fn clear(&self) {
+    /// Everybody's gone: a new life begins, and its init will connect.
+    pub fn begin_anew(&self) {
         lock(&self.members).clear();
-        lock(&self.awaited).clear();
-        self.arrived.notify_waiters();
         lock(&self.hellos).clear();
+        self.await_all(BTreeSet::from([1]));
     }
 
     /// One of them.

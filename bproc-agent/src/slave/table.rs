@@ -345,7 +345,9 @@ impl Entry {
     }
 
     fn rename(&mut self, pid: i32, event: &Event, told: &mut Told) {
-        self.comm = comm_of(event);
+        let comm = comm_of(event);
+        let renamed = comm != self.comm;
+        self.comm = comm;
         let now = match (event.kind, Pid::new(event.host_pid as i32)) {
             (kind::EXEC, Some(host)) => cmdline_of(host),
             _ => Vec::new(),
@@ -353,6 +355,9 @@ impl Entry {
         let changed = !now.is_empty() && now != self.cmdline;
         if changed {
             self.cmdline.clone_from(&now);
+        }
+        if !changed && !renamed {
+            return;
         }
         let cmdline = if changed { now } else { Vec::new() };
         told.events.push(event::Body::Execed(wire::Execed { pid, comm: self.comm.clone(), cmdline }));

@@ -26,6 +26,7 @@ use bproc_common::wait::Status;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 const SIGKILL: i32 = 9;
+const ESRCH: i32 = 3;
 
 /// State of the master.
 #[derive(Debug)]
@@ -144,6 +145,7 @@ impl Master {
         }
         let mut process = Process::new(Some(node), parent);
         process.held = true;
+        process.orphan = Some(child.clone());
         self.processes.insert(child.pid, process);
         out.push(Action::TrackSignals(child.pid));
         match parent.and_then(|p| self.processes.get_mut(&p).filter(|p| p.can_act()).map(|q| (p, q))) {
@@ -154,8 +156,21 @@ impl Master {
 
     /// A ghost answered the command to clone.
     pub fn cloned(&mut self, child: Pid, result: Result<(), i32>, out: &mut Out) {
-        let Err(errno) = result else { return };
         let Some(process) = self.processes.get_mut(&child) else { return };
+        let orphan = process.orphan.take();
+        let Err(errno) = result else { return };
+        if process.end.is_some() {
+            // Over before it was shown.
+            process.ghost_gone = true;
+            self.leave_orphans(child, out);
+            self.forget(child, out);
+            return;
+        }
+        if let (ESRCH, Some(child)) = (errno, orphan) {
+            // The parent's ghost died before it could: the child is an orphan, no more.
+            out.push(Action::NurseryClone(child));
+            return;
+        }
         process.ghost_gone = true;
         out.push(Action::Trouble(format!(
             "no ghost for process {child}: clone failed with errno {errno} (is the pid taken on the master?); it is killed on its node"
@@ -229,6 +244,8 @@ impl Master {
             return;
         };
         process.at_gate = true;
+        self.leave_orphans(pid, out);
+        let Some(process) = self.processes.get_mut(&pid) else { return };
         if process.end.is_some() {
             out.push(Action::Release(pid));
         } else if matches!(process.phase, Phase::Running) {
@@ -241,6 +258,8 @@ impl Master {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         process.ghost_gone = true;
         process.connected = false;
+        self.leave_orphans(pid, out);
+        let Some(process) = self.processes.get_mut(&pid) else { return };
         if process.end.is_some() {
             self.forget(pid, out);
         } else if matches!(process.phase, Phase::Running) {
@@ -304,6 +323,16 @@ impl Master {
     /// Node of a process of the space; `None` for an unknown one.
     pub fn node_of(&self, pid: Pid) -> Option<NodeId> {
         self.processes.get(&pid).and_then(|p| p.node)
+    }
+
+    /// Ghosts that a dead one was still to make are made by the nursery.
+    fn leave_orphans(&mut self, pid: Pid, out: &mut Out) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        for command in std::mem::take(&mut process.queue) {
+            if let GhostCommand::Clone(child) = command {
+                self.cloned(child, Err(ESRCH), out);
+            }
+        }
     }
 
     /// Ends the process on its node; idempotent.

@@ -244,6 +244,8 @@ pub(super) struct Process {
     /// Signals that came while the node was not known: number and siginfo.
     pub early_signals: Vec<(u32, Vec<u8>)>,
     pub ghost_stopped: Option<Stopped>,
+    /// The node said so last.
+    pub stopped_there: bool,
     /// SIGCONTs on their way to the node.
     pub continues: u32,
     pub killed: bool,
@@ -252,6 +254,8 @@ pub(super) struct Process {
     pub at_gate: bool,
     pub ghost_gone: bool,
     pub reap: bool,
+    /// Whose ghost is still to be made by its parent's; the nursery makes it if that one dies first.
+    pub orphan: Option<Child>,
 }
 
 impl Process {
@@ -266,12 +270,14 @@ impl Process {
             signals: 0,
             early_signals: Vec::new(),
             ghost_stopped: None,
+            stopped_there: false,
             continues: 0,
             killed: false,
             end: None,
             at_gate: false,
             ghost_gone: false,
             reap: false,
+            orphan: None,
         }
     }
 

@@ -44,6 +44,9 @@ impl Master {
         }
         let resumed = n.epoch == Some(hello.epoch);
         if resumed {
+            // Acknowledgements may have been lost with the former link.
+            self.orders_acknowledged(node, hello.orders_seen, out);
+            let Some(n) = self.nodes.get_mut(&node.0) else { return Err(Rejected::Unknown) };
             if n.instance != hello.instance {
                 n.instance = hello.instance;
                 n.events = Default::default();

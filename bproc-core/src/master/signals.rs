@@ -4,7 +4,8 @@
 //! process is stopped too. The other way round the ghost stops when its process did. STOP and CONT may cross on the
 //! wire; the rules that keep a late report from overwriting a newer wish:
 //! - a stop of the ghost that came from here outranks a "continued" of the node until the node confirms the stop;
-//! - while a SIGCONT is on its way, a "stopped" of the node is old news.
+//! - while a SIGCONT is on its way, a "stopped" of the node is old news;
+//! - a ghost that stops as told, though the process has gone on since, is woken.
 
 use super::model::{Action, GhostCommand, Order, Stopped};
 use super::{Master, Out};
@@ -39,14 +40,17 @@ impl Master {
         }
     }
 
-    /// Keeper: the ghost stopped. When its process has not, someone stopped the ghost: pass it on.
-    pub fn ghost_stopped(&mut self, pid: Pid, out: &mut Out) {
+    /// Keeper: the ghost stopped. Unless it did so because it was told to (`own`), someone stopped it: pass it on.
+    pub fn ghost_stopped(&mut self, pid: Pid, own: bool, out: &mut Out) {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         if process.ghost_stopped.is_some() {
             return;
         }
-        process.ghost_stopped = Some(Stopped::FromHere);
-        if let (Some(node), None) = (process.node, process.end) {
+        process.ghost_stopped = Some(if own { Stopped::AsThere } else { Stopped::FromHere });
+        // Overtaken by a continue, or to end, which nobody can stop any more.
+        if process.end.is_some() || (own && !process.stopped_there) {
+            process.wake(pid, out);
+        } else if let (Some(node), false) = (process.node, own) {
             self.order(node, Order::Stop(pid), out);
         }
     }
@@ -64,10 +68,10 @@ impl Master {
         if process.continues > 0 || process.end.is_some() {
             return;
         }
-        let already = process.ghost_stopped.is_some();
-        process.ghost_stopped = Some(Stopped::AsThere);
-        if !already {
-            process.tell(pid, GhostCommand::Stop(signal), out);
+        process.stopped_there = true;
+        match &mut process.ghost_stopped {
+            Some(why) => *why = Stopped::AsThere,
+            None => process.tell(pid, GhostCommand::Stop(signal), out),
         }
     }
 
@@ -75,6 +79,7 @@ impl Master {
     pub fn continued(&mut self, pid: Pid, out: &mut Out) {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         process.continues = process.continues.saturating_sub(1);
+        process.stopped_there = false;
         if process.ghost_stopped == Some(Stopped::AsThere) && process.continues == 0 {
             process.wake(pid, out);
         }

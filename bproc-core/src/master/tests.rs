@@ -142,7 +142,7 @@ fn a_late_continued_does_not_wake_a_ghost_that_was_stopped_since() {
     running(&mut m, 50);
     let mut out = vec![];
     m.ghost_signal(pid(50), 1, siginfo(18), &mut out);
-    m.ghost_stopped(pid(50), &mut out);
+    m.ghost_stopped(pid(50), false, &mut out);
     out.clear();
     m.continued(pid(50), &mut out);
     assert_eq!(out, []);
@@ -158,7 +158,7 @@ fn a_late_stopped_is_old_news_while_a_continue_is_on_its_way() {
     let mut m = up();
     running(&mut m, 50);
     let mut out = vec![];
-    m.ghost_stopped(pid(50), &mut out);
+    m.ghost_stopped(pid(50), false, &mut out);
     m.ghost_continued(pid(50));
     m.ghost_signal(pid(50), 1, siginfo(18), &mut out);
     out.clear();
