@@ -11,6 +11,7 @@ pub mod table;
 
 use crate::ghosts::{self, Ghost};
 use crate::kernel::Kernel;
+use crate::watched::watched;
 use bproc_common::event::Event;
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::Pid;
@@ -23,10 +24,12 @@ use bproc_sys::process::FileId;
 use space::Space;
 use spawn::{Family, Member, Spawner};
 use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use table::Table;
+use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
 
 /// Everything that can happen to a node's agent.
@@ -54,6 +57,8 @@ pub enum Fact {
     Flushed(wire::Exited),
     /// An order was carried out.
     Done(u64),
+    /// The space with this inode number has lost its init: it is gone.
+    SpaceGone(u64),
     /// End, leaving everything as it is.
     Stop,
 }
@@ -161,6 +166,8 @@ impl Actor {
             tracing::error!(error = %format!("{error:#}"), "the old space");
         }
         self.family.begin_anew();
+        // The link stands for one life: it is made again for the next.
+        self.to_master = None;
         self.init = None;
         self.for_init.clear();
         self.table = Table::default();
@@ -173,8 +180,25 @@ impl Actor {
             Ok(space) => {
                 self.kernel.add_space(space.record.pid_ns);
                 self.space = space;
+                self.watch_init();
             }
             Err(error) => tracing::error!(error = %format!("{error:#}"), "no new space; the node can run nothing"),
+        }
+    }
+
+    /// Has the end of the space told.
+    pub(super) fn watch_init(&self) {
+        let (facts, pid_ns) = (self.facts.clone(), self.space.record.pid_ns);
+        let watched = self.space.init.as_fd().try_clone_to_owned().and_then(|fd| watched(fd, Interest::READABLE));
+        match watched {
+            Ok(fd) => {
+                tokio::spawn(async move {
+                    if fd.readable().await.is_ok() {
+                        facts.send(Fact::SpaceGone(pid_ns)).await.ok();
+                    }
+                });
+            }
+            Err(error) => tracing::warn!(%error, "the end of the space's init will not be noticed"),
         }
     }
 
@@ -195,6 +219,11 @@ impl Actor {
                 tracing::warn!("the master declared this life of the node dead; beginning anew");
                 self.begin_anew().await;
             }
+            Fact::SpaceGone(pid_ns) if pid_ns == self.space.record.pid_ns => {
+                tracing::error!("the space's init has ended and every process with it; beginning anew");
+                self.begin_anew().await;
+            }
+            Fact::SpaceGone(_) => {}
             Fact::Made(pid, host_pid) => self.table.made(pid, host_pid),
             Fact::Spawned(number, pid, result) => {
                 self.spawned(pid, result.err());

@@ -47,6 +47,8 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
 
     let patience = Duration::from_secs(config.ping_timeout_s.into());
     let title = format!("bproc-init --name {} --node {number}", config.name);
+    // Before the space is made: its init's lease runs from the start.
+    ghosts::serve(&space::socket_in(&dir), ghost_exe, None, facts.clone(), Fact::Ghost).await?;
     let (space, former) =
         Space::find_or_make(&dir, &ghost, ghost_exe, &title, super::lease(patience).as_secs() as u32)?;
     let kernel = Kernel::start(
@@ -75,7 +77,6 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         family.await_all(ghosts);
         tracing::info!(processes = table.len(), "took over the space of a former agent");
     }
-    ghosts::serve(&space::socket_in(&dir), ghost_exe, None, facts.clone(), Fact::Ghost).await?;
     let spawner = Arc::new(Spawner { family: family.clone(), iod: iod.clone(), node: number });
     let mut orders = Inbox::default();
     orders.accept(space.orders_noted());
@@ -107,6 +108,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         heard: Instant::now(),
         dir,
     };
+    actor.watch_init();
     let dialer = Dialer { masters, from, gate, facts: facts.clone() };
     let link = tokio::spawn(dialer.keep());
     crate::on_stop(facts, Fact::Stop)?;
