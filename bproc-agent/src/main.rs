@@ -131,11 +131,11 @@ fn log() {
 fn perform(command: Command) -> Result<ExitCode> {
     match command {
         Command::Master(common) => {
-            let config = configuration(&common)?;
-            runtime()?.block_on(master::run::run(config))?;
+            let (config, path) = configuration(&common)?;
+            runtime()?.block_on(master::run::run(config, path))?;
         }
         Command::Slave { common, node, address, master } => {
-            let config = configuration(&common)?;
+            let (config, _) = configuration(&common)?;
             let number = node
                 .or_else(|| own_number(&config, address))
                 .context("which node is this? No address of this machine is in the configuration; say --node NUMBER")?;
@@ -169,7 +169,8 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("starting the runtime")
 }
 
-fn configuration(common: &Common) -> Result<MachineConfig> {
+/// The configuration, and where it was read from.
+fn configuration(common: &Common) -> Result<(MachineConfig, PathBuf)> {
     let path = match &common.config {
         Some(path) => path.clone(),
         None => bproc_config::default_path().context(
@@ -189,7 +190,7 @@ fn configuration(common: &Common) -> Result<MachineConfig> {
         config.run_dir = paths::run_dir(name);
         config.name.clone_from(name);
     }
-    Ok(config)
+    Ok((config, path))
 }
 
 /// The node that has an address of this machine.

@@ -53,6 +53,8 @@ pub enum Fact {
     RelativeGone(Pid),
     /// The start script of a node ended.
     NodeReady(NodeId, bool),
+    /// Read the configuration again.
+    Reload,
     /// End, leaving everything as it is.
     Stop,
 }
@@ -100,6 +102,8 @@ pub struct Actor {
     gauges: HashMap<NodeId, Gauges>,
     changes: watch::Sender<u64>,
     state_files: Vec<PathBuf>,
+    addresses: run::Addresses,
+    config_path: PathBuf,
     started: Instant,
     recovering: bool,
 }
@@ -172,7 +176,27 @@ impl Actor {
                     out.push(Action::NodesChanged);
                 }
             }
+            Fact::Reload => self.reload(out),
             Fact::Stop => {}
+        }
+    }
+
+    /// Nodes, time-out and start script are taken over; the rest needs a restart, which disturbs no process. A
+    /// configuration with mistakes changes nothing.
+    fn reload(&mut self, out: &mut Vec<Action>) {
+        match MachineConfig::load(&self.config_path) {
+            Ok((fresh, warnings)) => {
+                for warning in warnings {
+                    tracing::warn!("{warning}");
+                }
+                self.core.configure(run::nodes(&fresh), out);
+                self.addresses.set(&fresh);
+                self.config.nodes = fresh.nodes;
+                self.config.ping_timeout_s = fresh.ping_timeout_s;
+                self.config.node_up = fresh.node_up;
+                tracing::info!(nodes = self.config.nodes.len(), "read the configuration again");
+            }
+            Err(mistakes) => tracing::error!("the configuration stays as it was: {mistakes}"),
         }
     }
 

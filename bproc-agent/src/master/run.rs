@@ -20,10 +20,12 @@ use bproc_stdio::Role;
 use bproc_sys::daemon::{Helper, Life, spawn_detached};
 use bproc_sys::process::{FileId, Process};
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 /// First pid after the kernel's own on a machine: where local pids go on after the boundary.
@@ -33,7 +35,7 @@ const FIRST_LOCAL: i32 = 300;
 ///
 /// # Errors
 /// What keeps it from starting: the first thing that is missing, in words.
-pub async fn run(config: MachineConfig) -> Result<()> {
+pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
     let dir = config.run_dir.clone();
     std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     let _only = crate::only_one(&dir.join("master.lock"), "a master")?;
@@ -70,7 +72,9 @@ pub async fn run(config: MachineConfig) -> Result<()> {
 
     let listener =
         TcpListener::bind(config.bind).await.with_context(|| format!("listening for nodes on {}", config.bind))?;
-    let links = Links { facts: facts.clone(), identify: identify(&config) };
+    let addresses = Addresses::default();
+    addresses.set(&config);
+    let links = Links { facts: facts.clone(), identify: identify(addresses.clone()) };
     let service = LinkServer::new(links).max_decoding_message_size(crate::MAX_MESSAGE);
     tokio::spawn(
         tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming(listener, gate)),
@@ -80,8 +84,7 @@ pub async fn run(config: MachineConfig) -> Result<()> {
     let desk = Desk { facts: facts.clone(), iod: iod.clone(), changes: watched, ghost, ghost_socket };
     clients::serve(&bproc_config::paths::agent_socket_in(&dir), desk).await?;
 
-    let d = config.node_defaults;
-    let nodes = config.nodes.iter().map(|n| (n.number, Node::new(d.mode, d.uid, d.gid)));
+    let nodes: Vec<_> = nodes(&config).collect();
     let leases = Leases::new(config.pids.boundary, bproc_sys::pids::max()?, config.pids.lease_block);
     let actor = Actor {
         core: Master::new(nodes, leases, true),
@@ -104,26 +107,60 @@ pub async fn run(config: MachineConfig) -> Result<()> {
         gauges: HashMap::new(),
         changes,
         state_files: bproc_config::paths::state_files(&config.name, &dir),
+        addresses,
+        config_path,
         started: Instant::now(),
         recovering: true,
         config,
     };
+    on_hangup(facts.clone())?;
     crate::on_stop(facts, Fact::Stop)?;
     crate::ready("the master serves");
     actor.serve(inbox).await;
     Ok(())
 }
 
+/// The configured addresses of the nodes.
+#[derive(Clone, Default)]
+pub struct Addresses(Arc<Mutex<Vec<(IpAddr, i32)>>>);
+
+impl Addresses {
+    /// Takes those of a configuration.
+    pub fn set(&self, config: &MachineConfig) {
+        let fresh = config.nodes.iter().map(|n| (n.addr, n.number)).collect();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+    }
+
+    fn find(&self, address: IpAddr) -> Option<NodeId> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().find(|(addr, _)| *addr == address).map(|(_, number)| NodeId(*number))
+    }
+}
+
+/// The nodes of a configuration, down.
+pub fn nodes(config: &MachineConfig) -> impl Iterator<Item = (i32, Node)> {
+    let d = config.node_defaults;
+    config.nodes.iter().map(move |n| (n.number, Node::new(d.mode, d.uid, d.gid)))
+}
+
+/// SIGHUP: the configuration is to be read again.
+fn on_hangup(facts: mpsc::Sender<Fact>) -> Result<()> {
+    let mut hangups = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            facts.send(Fact::Reload).await.ok();
+        }
+    });
+    Ok(())
+}
+
 /// Which node a peer is: what its certificate says, else the address that it dials from.
-fn identify(config: &MachineConfig) -> Box<super::link::Identify> {
-    let nodes: Vec<_> = config.nodes.iter().map(|n| (n.addr, n.number)).collect();
+fn identify(addresses: Addresses) -> Box<super::link::Identify> {
     Box::new(move |peer: &PeerInfo| match peer.peer {
         Some(Peer::Node(number)) => Ok(NodeId(number)),
         Some(Peer::Master) => Err("a node must not use the master's certificate".into()),
-        None => nodes
-            .iter()
-            .find(|(addr, _)| *addr == peer.address.ip())
-            .map(|(_, number)| NodeId(*number))
+        None => addresses
+            .find(peer.address.ip())
             .ok_or_else(|| format!("{} is no address of a node in the master's configuration", peer.address.ip())),
     })
 }

@@ -215,6 +215,27 @@ impl Master {
         self.nodes.get_mut(&node.0)
     }
 
+    /// A configuration that was read again: new nodes are there from now on, as given; nodes that it lacks go, unless
+    /// one is attached, which is told and stays.
+    pub fn configure(&mut self, nodes: impl IntoIterator<Item = (i32, Node)>, out: &mut Out) {
+        let mut fresh: std::collections::BTreeMap<i32, Node> = nodes.into_iter().collect();
+        let numbers: Vec<i32> = self.nodes.keys().copied().collect();
+        for number in numbers {
+            let attached = self.nodes.get(&number).is_some_and(|n| n.epoch.is_some());
+            if fresh.remove(&number).is_some() {
+                continue;
+            }
+            if attached {
+                let node = NodeId(number);
+                out.push(Action::Trouble(format!("node {node} is attached and stays, though no longer configured")));
+            } else {
+                self.nodes.remove(&number);
+            }
+        }
+        self.nodes.append(&mut fresh);
+        out.push(Action::NodesChanged);
+    }
+
     /// Numbers of all nodes, ascending.
     pub fn node_ids(&self) -> Vec<NodeId> {
         self.nodes.keys().copied().map(NodeId).collect()

@@ -227,6 +227,19 @@ fn a_restarted_agent_of_a_node_tells_what_is_left() {
 }
 
 #[test]
+fn a_configuration_read_again_keeps_what_is_attached() {
+    let mut m = up();
+    let mut out = vec![];
+    let node = || Node::new(0o100, 0, 0);
+    m.configure([(1, node()), (2, node())], &mut out);
+    assert_eq!(m.node_ids(), [NodeId(0), NodeId(1), NodeId(2)]);
+    assert_eq!(m.view(NODE).unwrap().state, "up");
+    m.lost(NODE, &mut out);
+    m.configure([(2, node())], &mut out);
+    assert_eq!(m.node_ids(), [NodeId(2)]);
+}
+
+#[test]
 fn orders_are_sent_again_in_order() {
     let mut m = up();
     running(&mut m, 50);
