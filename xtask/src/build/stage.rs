@@ -2,6 +2,7 @@
 //! place and renamed: a running program keeps its old text.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -11,9 +12,8 @@ use super::{EBPF, GHOST, capability};
 use crate::paths;
 use crate::sh::{Cmd, told};
 
-/// Names under which one program is called.
-const LINKS: &[(&str, &[&str])] =
-    &[("bproc", &["bpsh", "bpstat", "bpcp", "bpctl", "bplib", "vmadlib"]), ("bproc-agent", &["bpmaster", "bpslave"])];
+/// The daemons of BProc 4.0: roles of the agent.
+const DAEMONS: &[&str] = &["bpmaster", "bpslave"];
 
 /// Stages everything of this profile.
 pub(super) fn all(profile: &str) -> Result<()> {
@@ -23,10 +23,8 @@ pub(super) fn all(profile: &str) -> Result<()> {
     for name in ["bproc-agent", "bproc", "vmadump"] {
         place(&built.join(name), &stage.join("bin").join(name), 0o755)?;
     }
-    for (program, names) in LINKS {
-        for name in *names {
-            link(program, &stage.join("bin").join(name))?;
-        }
+    for name in DAEMONS {
+        link("bproc-agent", &stage.join("bin").join(name))?;
     }
     for name in ["bproc-keeper", "bproc-iod"] {
         place(&built.join(name), &libexec.join(name), 0o755)?;
@@ -66,15 +64,29 @@ fn soname(library: &Path) -> Result<Option<String>> {
     Ok(line.and_then(|line| Some(line.split_once('[')?.1.split_once(']')?.0.to_owned())))
 }
 
-/// Manual pages and completions: the tools write their own; those of files and daemons lie in `deploy/man`.
+/// Manual pages and completions: the tools write their own, and so tell which names they have; those of files and daemons
+/// lie in `deploy/man`.
 fn manuals(stage: &Path) -> Result<()> {
-    Cmd::new(stage.join("bin/bproc")).arg("generate").arg(stage.join("share")).quiet()?;
+    let share = stage.join("share");
+    match fs::remove_dir_all(&share) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot empty {}", share.display()));
+        }
+        _ => {}
+    }
+    Cmd::new(stage.join("bin/bproc")).arg("generate").arg(&share).quiet()?;
+    for page in files(&share.join("man/man1"))? {
+        let tool = page.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+        if tool != "bproc" && !stage.join("bin").join(tool).is_file() {
+            link("bproc", &stage.join("bin").join(tool))?;
+        }
+    }
     for file in files(&paths::root().join("deploy/man"))? {
         let Some(section) = file.extension().and_then(|ext| ext.to_str()) else {
             continue;
         };
         let name = file.file_name().context("a file has a name")?;
-        place(&file, &stage.join("share/man").join(format!("man{section}")).join(name), 0o644)?;
+        place(&file, &share.join("man").join(format!("man{section}")).join(name), 0o644)?;
     }
     Ok(())
 }

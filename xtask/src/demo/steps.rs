@@ -13,7 +13,7 @@ pub(super) fn all(shell: &mut Session) -> Result<()> {
     nodes(shell)?;
     programs(shell)?;
     a_job(shell)?;
-    files(shell)?;
+    pipes(shell)?;
     status_and_python(shell)
 }
 
@@ -79,11 +79,10 @@ fn remote_state(shell: &mut Session, wanted: &str) -> Result<()> {
     promise(&said, right(&said), "the process on the node has changed its state")
 }
 
-fn files(shell: &mut Session) -> Result<()> {
-    title("Files and pipes");
-    shell.quiet("printf 'pear\\napple\\nquince\\n' >fruit")?;
-    let said = shell.show("bpcp fruit 2:$PWD/fruit.2 && bpsh 2 sort $PWD/fruit.2 | tr a-z A-Z")?;
-    promise(&said, said.text == "APPLE\nPEAR\nQUINCE\n", "node 2 sorts, this machine turns to capitals")
+fn pipes(shell: &mut Session) -> Result<()> {
+    title("Pipes go there and back, and from node to node");
+    let said = shell.show("printf 'pear\\napple\\nquince\\n' | bpsh 2 sort | bpsh 0 tr a-z A-Z")?;
+    promise(&said, said.text == "APPLE\nPEAR\nQUINCE\n", "node 2 sorts, node 0 turns to capitals")
 }
 
 fn status_and_python(shell: &mut Session) -> Result<()> {
