@@ -30,12 +30,7 @@ pub(crate) fn read(path: &str) -> Result<Vec<Job>, String> {
         .enumerate()
         .filter(|(_, line)| !line.trim().is_empty())
         .map(|(index, line)| {
-            parse(line).ok_or_else(|| {
-                format!(
-                    "{path} line {}: not `name TAB seconds TAB command`",
-                    index + 1
-                )
-            })
+            parse(line).ok_or_else(|| format!("{path} line {}: not `name TAB seconds TAB command`", index + 1))
         })
         .collect()
 }
@@ -44,11 +39,7 @@ fn parse(line: &str) -> Option<Job> {
     let mut fields = line.splitn(3, '\t');
     let name = fields.next().filter(|name| !name.is_empty())?;
     let seconds: u64 = fields.next()?.trim().parse().ok()?;
-    Some(Job {
-        name: name.replace(' ', "_"),
-        limit: Duration::from_secs(seconds),
-        command: fields.next()?.to_owned(),
-    })
+    Some(Job { name: name.replace(' ', "_"), limit: Duration::from_secs(seconds), command: fields.next()?.to_owned() })
 }
 
 /// Runs one job to its end or time limit; true if it exited with 0.
@@ -103,11 +94,7 @@ fn watch(job: &Job, pid: i32, pipe: &OwnedFd, start: Instant, report: &mut Repor
             describe_hang(report);
             sys::kill_all();
         }
-        let patience = if late {
-            Duration::from_millis(500)
-        } else {
-            (deadline - now).min(Duration::from_millis(500))
-        };
+        let patience = if late { Duration::from_millis(500) } else { (deadline - now).min(Duration::from_millis(500)) };
         wait_for(&[pipe.as_raw_fd(), signals.as_raw_fd()], patience);
         sys::clear(signals.as_raw_fd());
         pump(pipe, report);
@@ -145,14 +132,8 @@ fn pump(pipe: &OwnedFd, report: &mut Report) -> bool {
 }
 
 fn wait_for(fds: &[RawFd], patience: Duration) {
-    let mut list: Vec<libc::pollfd> = fds
-        .iter()
-        .map(|&fd| libc::pollfd {
-            fd,
-            events: libc::POLLIN,
-            revents: 0,
-        })
-        .collect();
+    let mut list: Vec<libc::pollfd> =
+        fds.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
     sys::poll(&mut list, patience);
     // At the end of the output the pipe is readable for ever: do not spin.
     if list[0].revents & libc::POLLIN == 0 && list[0].revents & libc::POLLHUP != 0 {
@@ -179,17 +160,8 @@ fn describe_hang(report: &mut Report) {
     report.note("time limit reached; processes and their kernel stacks:");
     for process in processes() {
         let stack = fs::read_to_string(format!("/proc/{}/stack", process.pid)).unwrap_or_default();
-        let calls: Vec<&str> = stack
-            .lines()
-            .filter_map(|line| line.split_whitespace().nth(1))
-            .collect();
-        report.note(&format!(
-            "pid {} {} {}: {}",
-            process.pid,
-            process.state,
-            process.comm,
-            calls.join(" < ")
-        ));
+        let calls: Vec<&str> = stack.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
+        report.note(&format!("pid {} {} {}: {}", process.pid, process.state, process.comm, calls.join(" < ")));
     }
 }
 
@@ -225,11 +197,7 @@ fn process(pid: i32) -> Option<Process> {
     if flags & PF_KTHREAD != 0 {
         return None;
     }
-    Some(Process {
-        pid,
-        state: fields.first()?.chars().next()?,
-        comm,
-    })
+    Some(Process { pid, state: fields.first()?.chars().next()?, comm })
 }
 
 /// Takes ownership of a descriptor that a system call has just returned.

@@ -35,10 +35,7 @@ impl Report {
         } else {
             eprintln!("bproc-guest: no /dev/ttyS1, results go to the console");
         }
-        Self {
-            line,
-            partial: Vec::new(),
-        }
+        Self { line, partial: Vec::new() }
     }
 
     fn emit(&mut self, bytes: &[u8]) {

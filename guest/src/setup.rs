@@ -19,12 +19,7 @@ const MOUNTS: &[(&str, &str, libc::c_ulong, &str)] = &[
     ("proc", "/proc", NOTHING, ""),
     ("sysfs", "/sys", NOTHING, ""),
     ("devtmpfs", "/dev", libc::MS_NOSUID, "mode=755"),
-    (
-        "devpts",
-        "/dev/pts",
-        libc::MS_NOSUID,
-        "gid=5,mode=620,ptmxmode=666",
-    ),
+    ("devpts", "/dev/pts", libc::MS_NOSUID, "gid=5,mode=620,ptmxmode=666"),
     ("tmpfs", "/dev/shm", NOSUID_NODEV, "mode=1777"),
     ("tmpfs", "/run", NOSUID_NODEV, "mode=755"),
     ("cgroup2", "/sys/fs/cgroup", NOTHING, "nsdelegate"),
@@ -38,18 +33,12 @@ const SETTINGS: &[(&str, &str)] = &[
     ("/proc/sys/kernel/pid_max", "4194304"),
     ("/proc/sys/fs/nr_open", "1073741816"),
     ("/proc/sys/kernel/core_pattern", "core"),
-    (
-        "/sys/fs/cgroup/cgroup.subtree_control",
-        "+cpu +memory +pids",
-    ),
+    ("/sys/fs/cgroup/cgroup.subtree_control", "+cpu +memory +pids"),
 ];
 
 /// Environment of the jobs.
 const ENVIRONMENT: &[(&str, &str)] = &[
-    (
-        "PATH",
-        "/opt/bproc/bin:/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin",
-    ),
+    ("PATH", "/opt/bproc/bin:/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin"),
     ("HOME", "/root"),
     ("USER", "root"),
     ("LOGNAME", "root"),
@@ -62,9 +51,7 @@ const ENVIRONMENT: &[(&str, &str)] = &[
 
 /// `cap_checkpoint_restore=ep` as the kernel stores it: revision 2 with the
 /// effective flag, then permitted and inheritable, low words and high words.
-const CHECKPOINT_RESTORE: [u8; 20] = [
-    0x01, 0, 0, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x01, 0, 0, 0, 0, 0, 0,
-];
+const CHECKPOINT_RESTORE: [u8; 20] = [0x01, 0, 0, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x01, 0, 0, 0, 0, 0, 0];
 
 /// Prepares everything; returns what did not work, in words.
 pub(crate) fn machine() -> Vec<String> {
@@ -84,17 +71,11 @@ pub(crate) fn machine() -> Vec<String> {
     for (kind, place, flags, data) in MOUNTS {
         // /dev/pts and its like appear with the mount of their parent.
         let _ = fs::create_dir_all(place);
-        tell(
-            &format!("mount {kind} at {place}"),
-            sys::mount(kind, place, kind, *flags, data),
-        );
+        tell(&format!("mount {kind} at {place}"), sys::mount(kind, place, kind, *flags, data));
     }
-    for (link, target) in [
-        ("/dev/fd", "/proc/self/fd"),
-        ("/dev/stdin", "fd/0"),
-        ("/dev/stdout", "fd/1"),
-        ("/dev/stderr", "fd/2"),
-    ] {
+    for (link, target) in
+        [("/dev/fd", "/proc/self/fd"), ("/dev/stdin", "fd/0"), ("/dev/stdout", "fd/1"), ("/dev/stderr", "fd/2")]
+    {
         // devtmpfs of some kernels has them already.
         let _ = symlink(target, link);
     }
@@ -139,12 +120,7 @@ fn leave_rootfs() -> std::io::Result<()> {
 }
 
 fn lines(path: &str) -> Vec<String> {
-    fs::read_to_string(path)
-        .unwrap_or_default()
-        .lines()
-        .filter(|line| !line.is_empty())
-        .map(str::to_owned)
-        .collect()
+    fs::read_to_string(path).unwrap_or_default().lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
 }
 
 fn load(path: &str) -> std::io::Result<()> {

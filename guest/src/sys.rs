@@ -9,11 +9,7 @@ use crate::jobs::own;
 
 /// Turns a libc result into a `Result`.
 pub(crate) fn check(result: i32) -> io::Result<i32> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 fn text(value: &str) -> CString {
@@ -22,25 +18,11 @@ fn text(value: &str) -> CString {
 }
 
 /// `mount(2)`.
-pub(crate) fn mount(
-    source: &str,
-    target: &str,
-    kind: &str,
-    flags: libc::c_ulong,
-    data: &str,
-) -> io::Result<()> {
+pub(crate) fn mount(source: &str, target: &str, kind: &str, flags: libc::c_ulong, data: &str) -> io::Result<()> {
     let (source, target, kind, data) = (text(source), text(target), text(kind), text(data));
     // SAFETY: four NUL-terminated strings that live until the call returns.
-    check(unsafe {
-        libc::mount(
-            source.as_ptr(),
-            target.as_ptr(),
-            kind.as_ptr(),
-            flags,
-            data.as_ptr().cast(),
-        )
-    })
-    .map(drop)
+    check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) })
+        .map(drop)
 }
 
 /// `chroot(2)` into the current directory.
@@ -68,24 +50,12 @@ pub(crate) fn load_module(fd: RawFd) -> io::Result<()> {
 pub(crate) fn set_attribute(path: &str, name: &str, value: &[u8]) -> io::Result<()> {
     let (path, name) = (text(path), text(name));
     // SAFETY: two NUL-terminated strings and a buffer with its length.
-    check(unsafe {
-        libc::setxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            value.as_ptr().cast(),
-            value.len(),
-            0,
-        )
-    })
-    .map(drop)
+    check(unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) }).map(drop)
 }
 
 /// Sets a resource limit for us and all that we start.
 pub(crate) fn limit(resource: libc::__rlimit_resource_t, soft: u64, hard: u64) {
-    let limit = libc::rlimit {
-        rlim_cur: soft,
-        rlim_max: hard,
-    };
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
     // SAFETY: `limit` lives until the call returns.
     unsafe { libc::setrlimit(resource, &raw const limit) };
 }
@@ -114,11 +84,7 @@ pub(crate) fn child_signals() -> OwnedFd {
         libc::sigemptyset(&raw mut set);
         libc::sigaddset(&raw mut set, libc::SIGCHLD);
         libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
-        own(libc::signalfd(
-            -1,
-            &raw const set,
-            libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
-        ))
+        own(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))
     }
 }
 

@@ -25,7 +25,8 @@ pub fn run() -> Result<()> {
         ("length of files", length::check),
         ("clippy", || {
             Cmd::cargo()
-                .args(["clippy", "--workspace", "--exclude", "bproc-ghost", "--exclude", "bproc-ebpf", "--all-targets"])
+                .args(["clippy", "--workspace", "--exclude", "bproc-ghost", "--exclude", "bproc-ebpf"])
+                .args(["--all-targets", "--keep-going"])
                 .args(DENY)
                 .run()
         }),
