@@ -32,7 +32,7 @@ impl Program {
     }
 
     /// Checks that exec would find the program here, and names it so that it is found from any directory.
-    fn from_here(mut self) -> Result<Program> {
+    fn found_here(mut self) -> Result<Program> {
         if !self.path.starts_with(b"/") {
             let cwd = std::env::current_dir().map_err(|e| e.raw_os_error().unwrap_or(libc::ENOENT))?;
             self.path = cwd.join(OsStr::from_bytes(&self.path)).as_os_str().as_bytes().to_vec();
@@ -74,8 +74,8 @@ impl Program {
         let strings = |list: &[Vec<u8>]| -> Result<Vec<std::ffi::CString>> {
             list.iter().map(|s| std::ffi::CString::new(s.clone()).map_err(|_| libc::EINVAL)).collect()
         };
-        let ready =
-            strings(&self.argv).and_then(|argv| Ok((argv, strings(&self.envp)?, strings(&[self.path.clone()])?)));
+        let ready = strings(&self.argv)
+            .and_then(|argv| Ok((argv, strings(&self.envp)?, strings(std::slice::from_ref(&self.path))?)));
         match ready {
             Ok((argv, envp, path)) => {
                 let path: &CStr = path.first().map_or(c"", |path| path.as_c_str());
@@ -88,6 +88,10 @@ impl Program {
 
 /// Replaces the caller; returns only when that failed.
 fn replace(node: c_int, program: &Program, setup: &Setup) -> Number {
+    if node == NODE_MASTER && at_home() {
+        // Home is where exec is plain, descriptors and all: a list would have to be set up here.
+        return if setup.is_listed() { libc::ENOSYS } else { program.exec() };
+    }
     let prepared = nodes::target(node).and_then(|node| program.request(node, setup, None));
     match prepared.and_then(|prepared| setup.connect().map(|()| prepared)) {
         Ok(prepared) => prepared.go().number,
@@ -107,12 +111,8 @@ unsafe fn rexec(node: c_int, setup: Result<Setup>, cmd: *const c_char, argv: Str
 /// As [`Program::new`].
 unsafe fn execmove(node: c_int, setup: Result<Setup>, cmd: *const c_char, argv: Strings, envp: Strings) -> c_int {
     // SAFETY: as the caller promises.
-    let program = setup.and_then(|setup| Ok((unsafe { Program::new(cmd, argv, envp) }?.from_here()?, setup)));
-    answer(program.and_then(|(program, setup)| match node {
-        // Home is where exec is plain, descriptors and all.
-        NODE_MASTER if at_home() => Err(program.exec()),
-        node => Err(replace(node, &program, &setup)),
-    }))
+    let program = setup.and_then(|setup| Ok((unsafe { Program::new(cmd, argv, envp) }?.found_here()?, setup)));
+    answer(program.and_then(|(program, setup)| Err(replace(node, &program, &setup))))
 }
 
 /// On the master, or where no agent says otherwise.
@@ -243,7 +243,7 @@ unsafe fn vexecmove(
     let pids = unsafe { std::slice::from_raw_parts_mut(pids, len) };
     let ready = || {
         // SAFETY: as the caller promises.
-        let program = unsafe { Program::new(cmd, argv, envp) }?.from_here()?;
+        let program = unsafe { Program::new(cmd, argv, envp) }?.found_here()?;
         let setup = setup?;
         // One look tells whether there is anybody to ask at all.
         Client::connect()?;

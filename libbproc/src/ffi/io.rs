@@ -37,6 +37,7 @@ struct Socket {
 /// All descriptors of the process.
 pub(super) struct Setup {
     all: Vec<(c_int, Origin)>,
+    listed: bool,
     sockets: Vec<Socket>,
 }
 
@@ -53,7 +54,7 @@ fn own(fd: c_int) -> Origin {
 impl Setup {
     /// As the calls without a list have it: input from `/dev/null`, output to where the caller's goes.
     pub(super) fn plain() -> Setup {
-        Setup { all: vec![(0, Origin::Null), (1, own(1)), (2, own(2))], sockets: Vec::new() }
+        Setup { all: vec![(0, Origin::Null), (1, own(1)), (2, own(2))], listed: false, sockets: Vec::new() }
     }
 
     /// As a list says.
@@ -61,7 +62,7 @@ impl Setup {
     /// # Safety
     /// `list` is null or has `len` entries.
     pub(super) unsafe fn listed(list: *const Io, len: c_int) -> Result<Setup> {
-        let mut setup = Setup { all: Vec::new(), sockets: Vec::new() };
+        let mut setup = Setup { all: Vec::new(), listed: true, sockets: Vec::new() };
         if !(0..=IO_MAX_LEN).contains(&len) {
             return Err(libc::EINVAL);
         }
@@ -100,6 +101,11 @@ impl Setup {
         let place = place.map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))?.into();
         self.sockets.push(Socket { fd: io.fd, place, to, send_info: io.flags & IO_SEND_INFO != 0 });
         Ok(Origin::Socket(self.sockets.len() - 1))
+    }
+
+    /// A list was given, if an empty one.
+    pub(super) fn is_listed(&self) -> bool {
+        self.listed
     }
 
     /// As a request has them.
