@@ -41,6 +41,20 @@ impl Leases {
         Leases { boundary, limit, length, held: BTreeMap::new(), next: boundary }
     }
 
+    /// Blocks are given from this one on: masters that share a machine begin at different places.
+    pub fn begin_at(&mut self, place: u64) {
+        let blocks = ((self.limit - self.boundary) / self.length).max(1) as u64;
+        self.next = self.boundary + (place % blocks) as i32 * self.length;
+    }
+
+    /// The pid is taken by somebody who is not ours: its block is given to nobody, unless a node says that it holds it.
+    pub fn avoid(&mut self, pid: i32) {
+        if pid >= self.boundary && pid < self.limit {
+            let start = pid - (pid - self.boundary) % self.length;
+            self.held.entry(start).or_insert(NodeId::NONE);
+        }
+    }
+
     /// Gives a free block to the node; `None` when all are held. Blocks are given in turn, so that one just
     /// returned is used again as late as possible.
     pub fn grant(&mut self, node: NodeId) -> Option<Block> {
@@ -63,7 +77,14 @@ impl Leases {
             && block.start >= self.boundary
             && block.end() <= self.limit
             && (block.start - self.boundary) % self.length == 0;
-        ours && *self.held.entry(block.start).or_insert(node) == node
+        if !ours {
+            return false;
+        }
+        let holder = self.held.entry(block.start).or_insert(node);
+        if *holder == NodeId::NONE {
+            *holder = node;
+        }
+        *holder == node
     }
 
     /// The node's life is over: its blocks are free.
@@ -95,5 +116,10 @@ mod tests {
         assert!(!leases.claim(NodeId(9), blocks[0]));
         assert!(leases.claim(NodeId(0), blocks[0]));
         assert!(!leases.claim(NodeId(0), Block { start: 1001, length: 64 }));
+        let mut shared = Leases::new(1000, 1000 + 3 * 64, 64);
+        shared.begin_at(1);
+        shared.avoid(1000 + 64 + 5);
+        assert_eq!(shared.grant(NodeId(0)).map(|b| b.start), Some(1000 + 2 * 64));
+        assert!(shared.claim(NodeId(1), Block { start: 1064, length: 64 }));
     }
 }

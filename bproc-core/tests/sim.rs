@@ -452,6 +452,12 @@ impl World {
                 }
             }
             Order::Stop(p) => self.stop_process(node, p.get()),
+            Order::Continue(p) => {
+                if let Some(process) = self.machines[node].processes.get_mut(&p.get()) {
+                    process.stopped = false;
+                    self.tell(node, Event::Continued(p.get()));
+                }
+            }
             Order::Signal { pid: p, number, siginfo } => {
                 let signal = i32::from_ne_bytes(*siginfo.first_chunk().unwrap());
                 let Some(process) = self.machines[node].processes.get_mut(&p.get()) else { return };

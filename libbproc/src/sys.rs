@@ -26,14 +26,13 @@ pub(crate) fn blocked() -> u64 {
 pub(crate) fn ignored() -> u64 {
     let mut mask = 0;
     for signal in 1..=64 {
-        let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-        // SAFETY: null asks for the present action only; all zeros is a valid sigaction. A number that libc keeps
-        // to itself gives an error and leaves zeros, the default action.
-        let action = unsafe {
-            libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr());
-            action.assume_init()
-        };
-        if action.sa_sigaction == libc::SIG_IGN {
+        // The kernel's own record: handler, flags, restorer, mask. libc's call keeps 32 and 33 to itself.
+        let mut action = [0usize; 4];
+        // SAFETY: null asks for the present action only; the kernel writes the four words.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, std::ptr::null::<usize>(), action.as_mut_ptr(), 8usize);
+        }
+        if action[0] == libc::SIG_IGN {
             mask |= bit(signal);
         }
     }

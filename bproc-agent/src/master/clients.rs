@@ -199,8 +199,8 @@ async fn start(spawn: wire::Spawn, peer: PeerCred, fds: Vec<OwnedFd>, desk: &Des
     let pid =
         Pid::new(peer.pid).ok_or_else(|| invalid("the caller is in another pid namespace than the agent".into()))?;
     let mut spec = spawn.spec.ok_or_else(|| invalid("a spawn without a program".into()))?;
-    if spec.path.is_empty() || spec.argv.is_empty() {
-        return Err(invalid("a spawn needs a path and at least the zeroth argument".into()));
+    if spec.argv.is_empty() {
+        return Err(invalid("a spawn needs at least the zeroth argument".into()));
     }
     let caller = caller::complete(pid, &mut spec).map_err(|error| Failure {
         number: error.errno(),

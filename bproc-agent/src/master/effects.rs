@@ -31,7 +31,7 @@ impl Actor {
                     let _ = bproc_sys::signal::sigqueue(pid, libc::SIGCONT, WAKE);
                 }
                 Action::Watch(pid) => self.watch(pid),
-                Action::SignalLocal(pid, siginfo) => signal_local(pid, &siginfo),
+                Action::SignalLocal(pid, siginfo) => self.signal_local(pid, siginfo),
                 Action::TrackSignals(pid) => self.kernel.add_ghost(pid),
                 Action::UntrackSignals(pid) => self.kernel.remove_ghost(pid),
                 Action::NurseryClone(child) => self.nursery_clone(child),
@@ -72,6 +72,7 @@ impl Actor {
             GhostCommand::Stop(signal) => ghost.tell(op::STOP, signal.into(), 0, vec![]),
             GhostCommand::Group(pgid) => ghost.tell(op::SETPGID, 0, pgid.into(), vec![]),
             GhostCommand::Session => ghost.tell(op::SETSID, 0, 0, vec![]),
+            GhostCommand::Owner(uid, gid) => ghost.tell(op::CREDS, uid.into(), gid.into(), vec![]),
             GhostCommand::Name(name) => ghost.tell(op::NAME, 0, 0, name),
             GhostCommand::CommandLine(bytes) => {
                 if let Some((op, payload)) = ghosts::command_line(&bytes) {
@@ -122,6 +123,15 @@ impl Actor {
         }
     }
 
+    /// A process on a node signals one of the master's own: its ghost does, with its pid and its user's rights.
+    fn signal_local(&self, target: Pid, siginfo: Vec<u8>) {
+        let Some(info) = siginfo.first_chunk().map(|raw| SigInfo(*raw)) else { return };
+        match Pid::new(info.pid()).and_then(|sender| self.ghosts.get(&sender)) {
+            Some(ghost) => ghost.tell(op::SIGNAL, target.get().into(), 0, siginfo),
+            None => tracing::debug!(%target, sender = info.pid(), "a signal of a process that has no ghost any more"),
+        }
+    }
+
     fn watch(&self, pid: Pid) {
         let facts = self.facts.clone();
         let Ok(pidfd) = PidFd::open(pid) else {
@@ -153,19 +163,6 @@ impl Actor {
 
 /// Value of the SIGCONT by which the agent wakes a ghost; the ghost does not forward it.
 const WAKE: u64 = 0x6270_7263;
-
-fn signal_local(pid: Pid, siginfo: &[u8]) {
-    let Some(info) = siginfo.first_chunk().map(|raw| SigInfo(*raw)) else { return };
-    // Only codes of queued signals may be passed on with another's pid; the rest is sent plainly.
-    let result = if info.code() < 0 && info.code() != libc::SI_TKILL {
-        bproc_sys::signal::queue_info(pid, info.signo(), &info)
-    } else {
-        bproc_sys::signal::kill(pid, info.signo())
-    };
-    if let Err(error) = result {
-        tracing::debug!(%pid, %error, "a signal from a node");
-    }
-}
 
 fn failure(refusal: Refusal) -> Failure {
     let (number, message) = match refusal {

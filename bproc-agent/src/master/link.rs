@@ -124,6 +124,7 @@ pub fn order(number: u64, order: &Order, spec: impl FnOnce(Pid) -> Option<SpawnS
         }
         Order::Kill(pid) => order::Body::Signal(kernel_signal(*pid, libc::SIGKILL)),
         Order::Stop(pid) => order::Body::Signal(kernel_signal(*pid, libc::SIGSTOP)),
+        Order::Continue(pid) => order::Body::Signal(kernel_signal(*pid, libc::SIGCONT)),
         Order::RelativeGone(pid) => order::Body::RelativeGone(pid.get()),
         Order::Forget(pid) => order::Body::Reap(pid.get()),
         Order::Lease(block) => order::Body::Lease(wire::Lease { start: block.start, length: block.length }),

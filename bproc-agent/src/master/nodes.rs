@@ -150,6 +150,9 @@ impl Actor {
             Body::Groups(groups) => {
                 if let Some(pid) = pid(groups.pid) {
                     self.core.grouped(pid, groups.pgid, groups.sid, out);
+                    if let (Some(uid), Some(gid)) = (groups.uid, groups.gid) {
+                        self.core.owned(pid, uid, gid, out);
+                    }
                 }
             }
             Body::Signal(signal) => {

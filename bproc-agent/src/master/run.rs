@@ -85,7 +85,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
     clients::serve(&bproc_config::paths::agent_socket_in(&dir), desk).await?;
 
     let nodes: Vec<_> = nodes(&config).collect();
-    let leases = Leases::new(config.pids.boundary, bproc_sys::pids::max()?, config.pids.lease_block);
+    let leases = leases(&config)?;
     let actor = Actor {
         core: Master::new(nodes, leases, true),
         stdio_address,
@@ -194,6 +194,22 @@ fn nursery(dir: &Path, ghost: &Path, socket: &Path, exe: FileId, name: &str) -> 
     let pid = spawn_detached(&helper).with_context(|| format!("starting {}", ghost.display()))?.pid();
     std::fs::write(&note, format!("{pid}\n")).with_context(|| format!("writing {}", note.display()))?;
     Ok(pid)
+}
+
+/// Blocks of pids for the nodes. Another master on this machine may lease the same ones: each begins at a place of its
+/// own, and leaves out where somebody is.
+fn leases(config: &MachineConfig) -> Result<Leases> {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut leases = Leases::new(config.pids.boundary, bproc_sys::pids::max()?, config.pids.lease_block);
+    let mut place = DefaultHasher::new();
+    config.name.hash(&mut place);
+    leases.begin_at(place.finish());
+    for entry in std::fs::read_dir("/proc").context("reading /proc")?.flatten() {
+        if let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) {
+            leases.avoid(pid);
+        }
+    }
+    Ok(leases)
 }
 
 /// Runs the administrator's script for a node that has connected; its output is kept.

@@ -4,6 +4,7 @@
 //! - [`table`]: processes, and what the kernel tells of them · [`run`]: start-up
 
 pub mod link;
+pub mod looks;
 pub mod run;
 pub mod space;
 pub mod spawn;
@@ -21,6 +22,8 @@ use bproc_core::slave::{Blocks, Cursor};
 use bproc_proto::link::{self as wire, FromNode, ToNode, event, from_node, order, to_node};
 use bproc_proto::{Failure, SpawnSpec};
 use bproc_sys::process::FileId;
+use bproc_sys::signal::SigInfo;
+use looks::Looks;
 use space::Space;
 use spawn::{Family, Member, Spawner};
 use std::collections::BTreeSet;
@@ -66,6 +69,8 @@ pub enum Fact {
 /// Pauses between looks at processes that ended and are not known to be reaped.
 const FIRST_LOOK: Duration = Duration::from_millis(10);
 const SLOWEST_LOOK: Duration = Duration::from_secs(1);
+/// Processes that are looked at again in each second, in turn.
+const LOOKS_A_SECOND: usize = 20;
 
 /// The task that owns the state.
 pub struct Actor {
@@ -86,6 +91,9 @@ pub struct Actor {
     /// Signals that came before init (re)connected.
     for_init: Vec<(u64, i32, Vec<u8>)>,
     table: Table,
+    looks: Looks,
+    /// The last one looked at in turn.
+    looked_at: i32,
     blocks: Blocks,
     events: Outbox<event::Body>,
     orders: Inbox,
@@ -101,6 +109,14 @@ pub struct Actor {
 }
 
 impl Actor {
+    fn look_at(&mut self, pids: Vec<i32>) {
+        for pid in pids {
+            if let Some(body) = self.table.look(pid) {
+                self.tell(body);
+            }
+        }
+    }
+
     async fn serve(mut self, mut facts: mpsc::Receiver<Fact>) {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -113,6 +129,11 @@ impl Actor {
                     Some(fact) => self.learn(fact).await,
                 },
                 // Without processes and with the master there, nothing is to be looked at.
+                () = tokio::time::sleep_until(self.looks.next().unwrap_or_else(tokio::time::Instant::now)),
+                    if self.looks.next().is_some() => {
+                    let pids = self.looks.take();
+                    self.look_at(pids);
+                }
                 // The kernel tells of reaped processes late or not at all: zombies are looked after.
                 () = tokio::time::sleep_until(next_look), if self.table.has_zombies() => {
                     let events = self.table.sweep();
@@ -128,6 +149,9 @@ impl Actor {
     }
 
     async fn look_around(&mut self) {
+        let some = self.table.some_after(self.looked_at, LOOKS_A_SECOND);
+        self.looked_at = some.last().copied().unwrap_or(0);
+        self.look_at(some);
         let dropped = self.kernel.dropped();
         if dropped != self.dropped {
             tracing::warn!(lost = dropped - self.dropped, "records of the kernel were lost; looking at the processes");
@@ -381,7 +405,10 @@ impl Actor {
             if let Some(parent) = self.table.failed(pid).and_then(|by| self.family.get(by)) {
                 parent.ghost.tell(op::REAP, pid.into(), 0, vec![]);
             }
-        } else if let Some((status, raw)) = self.table.started(pid) {
+            return;
+        }
+        self.looks.born(pid);
+        if let Some((status, raw)) = self.table.started(pid) {
             self.end_after_output(pid, status, raw);
         }
     }
@@ -408,9 +435,20 @@ impl Actor {
             return self.done(number);
         }
         match self.init.clone() {
-            Some(init) => self.deliver(&init, number, signal.pid, signal.siginfo),
+            Some(init) => {
+                let by = self.sender(&signal.siginfo).unwrap_or(init);
+                self.deliver(&by, number, signal.pid, signal.siginfo);
+            }
             None => self.for_init.push((number, signal.pid, signal.siginfo)),
         }
+    }
+
+    /// The skeleton of whoever sent a signal: what it sends looks as from the sender itself. (A kill that says SI_USER or
+    /// SI_TKILL can come from nobody else; init makes a process for a moment where there is no skeleton.)
+    fn sender(&self, siginfo: &[u8]) -> Option<Ghost> {
+        let info = SigInfo(*siginfo.first_chunk()?);
+        let plain = matches!(info.code(), libc::SI_USER | libc::SI_TKILL);
+        self.family.get(info.pid()).filter(|_| plain && info.pid() > 1).map(|m| m.ghost)
     }
 
     fn deliver(&self, init: &Ghost, number: u64, pid: i32, siginfo: Vec<u8>) {
@@ -510,6 +548,7 @@ impl Actor {
         let is_ghost = |pid: i32| pid == 1 || family.get(pid).is_some();
         let told = self.table.kernel_event(event, is_ghost, self.ghost_exe);
         if let Some(forked) = told.forked {
+            self.looks.born(forked);
             let (cursor, ask) = self.blocks.forked(forked, self.table.len());
             self.move_cursor(cursor);
             if ask {

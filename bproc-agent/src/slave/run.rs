@@ -1,6 +1,7 @@
 //! Start of the slave role.
 
 use super::link::Dialer;
+use super::looks::Looks;
 use super::space::{self, Space};
 use super::spawn::{Family, Spawner};
 use super::table::Table;
@@ -97,6 +98,8 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         init: None,
         for_init: Vec::new(),
         table,
+        looks: Looks::default(),
+        looked_at: 0,
         blocks,
         events,
         under_way: BTreeSet::new(),

@@ -184,8 +184,14 @@ impl Spawner {
             match step {
                 Step::Clone { by, pid } => {
                     // A parent that is here in person makes no children for us: init does.
-                    let by = if natives.contains(&by) { 1 } else { by };
-                    let member = self.family.clone_by(by, pid).await?;
+                    let by = if natives.contains(&by) || self.family.get(by).is_none() { 1 } else { by };
+                    let member = match self.family.clone_by(by, pid).await {
+                        Ok(member) => member,
+                        // A leader that is dead while others of its group live: they keep its number taken, and it
+                        // stands for the group without any process.
+                        Err(failure) if failure.number == libc::EEXIST && pid != spec.pid => continue,
+                        Err(failure) => return Err(failure),
+                    };
                     if let Some(r) = spec.relatives.iter().find(|r| r.pid == pid) {
                         member.ghost.tell(op::CREDS, r.uid.into(), r.gid.into(), vec![]);
                         member.ghost.tell(op::NAME, 0, 0, r.comm.clone());

@@ -268,6 +268,29 @@ impl Table {
         reaped.into_iter().map(event::Body::Reaped).collect()
     }
 
+    /// Looks whether a process has changed its group, session or owner: the kernel tells of none of these.
+    pub fn look(&mut self, pid: i32) -> Option<event::Body> {
+        let entry = self.entries.get_mut(&pid).filter(|e| e.state == State::Running)?;
+        let status = Process::open(Pid::new(entry.host_pid)?).ok()?.status().ok()?;
+        let (pgid, sid) = (*status.ns_pgids.last()?, *status.ns_sids.last()?);
+        let (uid, gid) = (status.uids.real, status.gids.real);
+        let owner_changed = (uid, gid) != (entry.uid, entry.gid);
+        if (pgid, sid) == (entry.pgid, entry.sid) && !owner_changed {
+            return None;
+        }
+        (entry.pgid, entry.sid, entry.uid, entry.gid) = (pgid, sid, uid, gid);
+        let (uid, gid) = (owner_changed.then_some(uid), owner_changed.then_some(gid));
+        Some(event::Body::Groups(wire::Groups { pid, pgid, sid, uid, gid }))
+    }
+
+    /// The next few processes after `pid` in the order of pids, from the start again after the last.
+    pub fn some_after(&self, pid: i32, most: usize) -> Vec<i32> {
+        let mut pids: Vec<i32> = self.entries.keys().copied().filter(|p| *p > pid).collect();
+        pids.sort_unstable();
+        pids.truncate(most);
+        pids
+    }
+
     /// What lives here, as a hello tells it.
     pub fn inventory(&self) -> Vec<wire::Process> {
         self.entries.iter().filter(|(_, e)| !matches!(e.state, State::Failed)).map(|(pid, e)| e.to_wire(*pid)).collect()
@@ -340,7 +363,7 @@ impl Entry {
         let (pgid, sid) = (event.pgid as i32, event.sid as i32);
         if pgid > 0 && sid > 0 && (pgid, sid) != (self.pgid, self.sid) {
             (self.pgid, self.sid) = (pgid, sid);
-            told.events.push(event::Body::Groups(wire::Groups { pid, pgid, sid }));
+            told.events.push(event::Body::Groups(wire::Groups { pid, pgid, sid, ..Default::default() }));
         }
     }
 

@@ -196,6 +196,13 @@ impl Master {
         }
     }
 
+    /// A process on a node has another owner.
+    pub fn owned(&mut self, pid: Pid, uid: u32, gid: u32, out: &mut Out) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.tell(pid, GhostCommand::Owner(uid, gid), out);
+        }
+    }
+
     /// A process is gone from its node (or will never be seen again): its ghost ends the same way, and the gate opens.
     pub fn exited(&mut self, pid: Pid, status: i32, out: &mut Out) {
         let Some(process) = self.processes.get_mut(&pid) else { return };

@@ -72,6 +72,8 @@ pub enum GhostCommand {
     Group(i32),
     /// Become a session leader.
     Session,
+    /// Take on this uid and gid.
+    Owner(u32, u32),
     /// Take this name.
     Name(Vec<u8>),
     /// Show this command line (NUL-separated).
@@ -98,6 +100,8 @@ pub enum Order {
     Kill(Pid),
     /// SIGSTOP.
     Stop(Pid),
+    /// SIGCONT that its ghost got and could not pass on.
+    Continue(Pid),
     /// A process that has a skeleton there is gone.
     RelativeGone(Pid),
     /// The end of this process has been replayed.
@@ -246,6 +250,8 @@ pub(super) struct Process {
     pub ghost_stopped: Option<Stopped>,
     /// The node said so last.
     pub stopped_there: bool,
+    /// The ghost was continued from here and has not passed on the SIGCONT.
+    pub continue_due: bool,
     /// SIGCONTs on their way to the node.
     pub continues: u32,
     pub killed: bool,
@@ -271,6 +277,7 @@ impl Process {
             early_signals: Vec::new(),
             ghost_stopped: None,
             stopped_there: false,
+            continue_due: false,
             continues: 0,
             killed: false,
             end: None,

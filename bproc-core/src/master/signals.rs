@@ -12,6 +12,8 @@ use super::{Master, Out};
 use bproc_common::id::{NodeId, Pid};
 
 const SIGCONT: i32 = 18;
+/// SIGTSTP, SIGTTIN, SIGTTOU.
+const TERMINAL_STOPS: [i32; 3] = [20, 21, 22];
 
 impl Master {
     /// A ghost forwards a signal. Repetitions (after a reconnect) are acknowledged again and dropped.
@@ -30,10 +32,16 @@ impl Master {
             return;
         }
         let signal = siginfo.first_chunk().map_or(0, |b| i32::from_ne_bytes(*b));
-        if signal == SIGCONT {
+        // A stop signal makes the kernel drop a SIGCONT that the ghost has not read yet.
+        let overtaken = TERMINAL_STOPS.contains(&signal) && process.continue_due;
+        if signal == SIGCONT || overtaken {
             process.continues += 1;
+            process.continue_due = false;
         }
         let stop_again = signal == SIGCONT && process.ghost_stopped == Some(Stopped::FromHere);
+        if overtaken {
+            self.order(node, Order::Continue(pid), out);
+        }
         self.order(node, Order::Signal { pid, number, siginfo }, out);
         if stop_again {
             self.order(node, Order::Stop(pid), out);
@@ -46,6 +54,7 @@ impl Master {
         if process.ghost_stopped.is_some() {
             return;
         }
+        process.continue_due = false;
         process.ghost_stopped = Some(if own { Stopped::AsThere } else { Stopped::FromHere });
         // Overtaken by a continue, or to end, which nobody can stop any more.
         if process.end.is_some() || (own && !process.stopped_there) {
@@ -58,7 +67,7 @@ impl Master {
     /// Keeper: the ghost goes on.
     pub fn ghost_continued(&mut self, pid: Pid) {
         if let Some(process) = self.processes.get_mut(&pid) {
-            process.ghost_stopped = None;
+            process.continue_due = process.ghost_stopped.take().is_some();
         }
     }
 

@@ -154,6 +154,22 @@ fn a_late_continued_does_not_wake_a_ghost_that_was_stopped_since() {
 }
 
 #[test]
+fn a_continue_that_a_terminal_stop_drops_is_made_up_for() {
+    let mut m = up();
+    running(&mut m, 50);
+    let mut out = vec![];
+    m.ghost_stopped(pid(50), false, &mut out);
+    m.ghost_continued(pid(50));
+    out.clear();
+    m.ghost_signal(pid(50), 1, siginfo(20), &mut out);
+    assert!(matches!(orders(&out)[..], [Order::Continue(_), Order::Signal { .. }]), "{out:?}");
+    out.clear();
+    m.continued(pid(50), &mut out);
+    m.stopped(pid(50), 20, &mut out);
+    assert_eq!(out, [Action::Ghost(pid(50), GhostCommand::Stop(20))]);
+}
+
+#[test]
 fn a_late_stopped_is_old_news_while_a_continue_is_on_its_way() {
     let mut m = up();
     running(&mut m, 50);

@@ -1,0 +1,42 @@
+//! When to look at which process: the kernel tells of no setpgid, setsid or setuid, so a process is looked at shortly
+//! after it was forked or started, once more a little later, and then now and then.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Pauses after the birth of a process: a shell sets the groups of its children at once, daemons soon.
+const PAUSES: [Duration; 3] = [Duration::from_millis(2), Duration::from_millis(30), Duration::from_millis(300)];
+
+/// Looks that are due. Each pause has a queue of its own, so that these stay in order of time.
+#[derive(Debug, Default)]
+pub struct Looks {
+    due: [VecDeque<(Instant, i32)>; PAUSES.len()],
+}
+
+impl Looks {
+    /// A process was born.
+    pub fn born(&mut self, pid: i32) {
+        let now = Instant::now();
+        for (queue, pause) in self.due.iter_mut().zip(PAUSES) {
+            queue.push_back((now + pause, pid));
+        }
+    }
+
+    /// When the next look is due.
+    pub fn next(&self) -> Option<Instant> {
+        self.due.iter().filter_map(|q| q.front()).map(|(at, _)| *at).min()
+    }
+
+    /// Who is to be looked at now.
+    pub fn take(&mut self) -> Vec<i32> {
+        let now = Instant::now();
+        let mut pids = Vec::new();
+        for queue in &mut self.due {
+            while let Some((_, pid)) = queue.pop_front_if(|(at, _)| *at <= now) {
+                pids.push(pid);
+            }
+        }
+        pids
+    }
+}
