@@ -127,7 +127,7 @@ static void vexecmove(const struct bproc_node_set_t *set)
     CHECK(waitpid(-1, &status, __WALL) == -1 && errno == ECHILD);
 
     /* Ordinary children: seen where they are, killed as any. */
-    sh("sleep 40", argv);
+    sh("exec sleep 40", argv);
     CHECK(bproc_vexecmove(1, nodes, pids, "/bin/sh", argv, environment) == 1 && pids[0] > 0);
     struct bproc_proc_info_t *list;
     int found = 0, count = bproc_proclist(nodes[0], &list);
