@@ -3,6 +3,7 @@
 //! - [`space`]: the pid namespace and its record · [`spawn`]: skeletons and exec · [`link`]: to the master
 //! - [`table`]: processes, and what the kernel tells of them · [`run`]: start-up
 
+pub mod delivery;
 pub mod link;
 pub mod looks;
 pub mod run;
@@ -23,6 +24,7 @@ use bproc_proto::link::{self as wire, FromNode, ToNode, event, from_node, order,
 use bproc_proto::{Failure, SpawnSpec};
 use bproc_sys::process::FileId;
 use bproc_sys::signal::SigInfo;
+use delivery::Delivery;
 use looks::Looks;
 use space::Space;
 use spawn::{Family, Member, Spawner};
@@ -97,6 +99,8 @@ pub struct Actor {
     blocks: Blocks,
     events: Outbox<event::Body>,
     orders: Inbox,
+    /// Unbounded: signals are acknowledged when they are delivered, and ghosts keep few that are not.
+    deliveries: mpsc::UnboundedSender<Delivery>,
     under_way: BTreeSet<u64>,
     newest_order: u64,
     instance: u64,
@@ -437,7 +441,7 @@ impl Actor {
         match self.init.clone() {
             Some(init) => {
                 let by = self.sender(&signal.siginfo).unwrap_or(init);
-                self.deliver(&by, number, signal.pid, signal.siginfo);
+                self.deliver(by, number, signal.pid, signal.siginfo);
             }
             None => self.for_init.push((number, signal.pid, signal.siginfo)),
         }
@@ -447,23 +451,12 @@ impl Actor {
     /// SI_TKILL can come from nobody else; init makes a process for a moment where there is no skeleton.)
     fn sender(&self, siginfo: &[u8]) -> Option<Ghost> {
         let info = SigInfo(*siginfo.first_chunk()?);
-        let plain = matches!(info.code(), libc::SI_USER | libc::SI_TKILL);
-        self.family.get(info.pid()).filter(|_| plain && info.pid() > 1).map(|m| m.ghost)
+        self.family.get(info.pid()).filter(|_| info.code() <= 0 && info.pid() > 1).map(|m| m.ghost)
     }
 
-    fn deliver(&self, init: &Ghost, number: u64, pid: i32, siginfo: Vec<u8>) {
-        let answer = init.ask(op::SIGNAL, pid.into(), 0, siginfo, vec![]);
-        let facts = self.facts.clone();
-        tokio::spawn(async move {
-            match answer.await {
-                Ok(value) if value < 0 && value != -i64::from(libc::ESRCH) => {
-                    tracing::warn!(pid, errno = -value, "a signal could not be delivered");
-                }
-                Ok(_) => {}
-                Err(_) => tracing::warn!(pid, "the connection to init ended in the middle of a signal"),
-            }
-            facts.send(Fact::Done(number)).await.ok();
-        });
+    fn deliver(&self, by: Ghost, order: u64, pid: i32, siginfo: Vec<u8>) {
+        // It ends with the agent only.
+        let _ = self.deliveries.send(Delivery { order, by, pid, siginfo });
     }
 
     /// The end of a process was replayed at its ghost: the zombie that kept its number may go.
@@ -491,7 +484,7 @@ impl Actor {
                     self.kernel.add_keeper(host_pid);
                     self.init = Some(ghost.clone());
                     for (number, pid, siginfo) in std::mem::take(&mut self.for_init) {
-                        self.deliver(&ghost, number, pid, siginfo);
+                        self.deliver(ghost.clone(), number, pid, siginfo);
                     }
                     if let Some(block) = self.blocks.held().first() {
                         self.move_cursor(Cursor::MoveTo(*block));

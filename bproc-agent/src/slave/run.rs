@@ -81,6 +81,8 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
     let spawner = Arc::new(Spawner { family: family.clone(), iod: iod.clone(), node: number });
     let mut orders = Inbox::default();
     orders.accept(space.orders_noted());
+    let (deliveries, queue) = mpsc::unbounded_channel();
+    tokio::spawn(super::delivery::serve(queue, facts.clone()));
     let actor = Actor {
         node: number,
         ghost,
@@ -102,6 +104,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         looked_at: 0,
         blocks,
         events,
+        deliveries,
         under_way: BTreeSet::new(),
         instance: crate::random_id()?,
         to_master: None,
