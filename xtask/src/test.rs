@@ -67,7 +67,7 @@ pub fn run(args: &TestArgs) -> Result<()> {
 
 /// Unit and property tests, and the ghost's against a real kernel.
 fn unit() -> Result<()> {
-    let mut cargo = Cmd::cargo().args(["test", "--workspace"]);
+    let mut cargo = Cmd::cargo().args(["test", "--workspace", "--no-fail-fast"]);
     for package in OF_THEIR_OWN {
         cargo = cargo.args(["--exclude", package]);
     }
@@ -76,7 +76,7 @@ fn unit() -> Result<()> {
 
 /// Clusters of real agents, here.
 fn local() -> Result<()> {
-    with_stage(Cmd::cargo().args(["test", "-p", CLUSTER_TESTS])).run()
+    with_stage(Cmd::cargo().args(["test", "--no-fail-fast", "-p", CLUSTER_TESTS])).run()
 }
 
 fn with_stage(cargo: Cmd) -> Cmd {

@@ -30,8 +30,20 @@ use results::Outcome;
 use rootfs::{Extra, RootFs};
 
 /// Packages whose tests ask something of the kernel; the pure ones need no VM.
-const PACKAGES: &[&str] =
-    &["bproc-sys", "bproc-bpf", "bproc-keeper", "bproc-stdio", "vmadump", "bproc-agent", "bproc-tests"];
+const PACKAGES: &[&str] = &[
+    "bproc-sys",
+    "bproc-bpf",
+    "bproc-ghost-check",
+    "bproc-keeper",
+    "bproc-stdio",
+    "vmadump",
+    "bproc-agent",
+    "bproc",
+    "bproc-tests",
+];
+
+/// Where the tour is shown to those who are not root.
+const TOUR_KERNEL: &str = "6.12";
 
 /// Time limit of one test program, in seconds.
 const TEST_LIMIT: u64 = 600;
@@ -93,6 +105,12 @@ enum Task {
         /// Run only tests whose names contain one of these
         filter: Vec<String>,
     },
+    /// The tour of `cargo xtask demo`, with what is staged
+    Demo {
+        /// Series of the kernel
+        #[arg(long, default_value = TOUR_KERNEL)]
+        kernel: String,
+    },
     /// Fetch kernels into the cache
     Fetch {
         /// Series of the kernels
@@ -126,6 +144,7 @@ pub fn run(args: Args) -> Result<()> {
             verdict(&outcomes)
         }
         Task::Test { kernel, package, filter } => test(&kernel, &package, &filter),
+        Task::Demo { kernel } => demo(&kernel),
         Task::Fetch { kernel } => {
             for series in &kernel {
                 let kernel = fetch_kernel(series)?;
@@ -150,6 +169,10 @@ pub fn run_tests(kernels: &[String]) -> Result<()> {
 
 /// The tour, in a virtual machine: for those who are not root.
 pub fn run_demo() -> Result<()> {
+    demo(TOUR_KERNEL)
+}
+
+fn demo(series: &str) -> Result<()> {
     need_stage()?;
     let xtask = std::env::current_exe().context("where is xtask itself?")?;
     let command = format!(
@@ -158,7 +181,7 @@ pub fn run_demo() -> Result<()> {
         quote(&xtask.to_string_lossy())
     );
     let extras = [Extra { path: xtask, empty_directory: false }];
-    let outcomes = each(&["6.12".to_owned()], &[Job::new("demo", 300, &command)], &extras, true)?;
+    let outcomes = each(&[series.to_owned()], &[Job::new("demo", 300, &command)], &extras, true)?;
     verdict(&outcomes)
 }
 
@@ -168,11 +191,9 @@ fn test(kernels: &[String], packages: &[String], filters: &[String]) -> Result<(
     if paths::stage().join("bin/bproc-agent").exists() {
         jobs.push(Job::new("probe", 60, "exec bproc-agent probe"));
     }
-    for package in packages {
-        for program in test_binaries(package, filters)? {
-            jobs.push(program.job(TEST_LIMIT));
-            extras.extend(program.extras());
-        }
+    for program in test_binaries(packages, filters)? {
+        jobs.push(program.job(TEST_LIMIT));
+        extras.extend(program.extras());
     }
     let outcomes = each(kernels, &jobs, &extras, false)?;
     results::print(&outcomes);

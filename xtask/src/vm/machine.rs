@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::kernels::Kernel;
-use super::results::Outcome;
+use super::results::{self, Outcome};
 use crate::sh::which;
 
 /// Memory beside what the root file system takes (it is there twice at boot).
@@ -198,7 +198,7 @@ impl Machine {
 
 /// The output of jobs as it is; notes and left-overs with their key word.
 fn worth_showing(line: &str) -> Option<&str> {
-    line.strip_prefix("| ").or_else(|| (line.starts_with("NOTE ") || line.starts_with("LEFT ")).then_some(line))
+    results::said(line).or_else(|| (line.starts_with("NOTE ") || line.starts_with("LEFT ")).then_some(line))
 }
 
 /// A path as part of a qemu option, where a comma separates.

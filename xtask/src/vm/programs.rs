@@ -78,16 +78,17 @@ impl TestBinary {
     }
 }
 
-/// Builds the tests of a package and finds their executables.
+/// Builds the tests of these packages and finds their executables, in the order of the packages.
 ///
 /// They run one test at a time, and their output is not captured, so that a
 /// test that hangs can be seen.
-pub(crate) fn test_binaries(package: &str, filters: &[String]) -> Result<Vec<TestBinary>> {
-    let said = Cmd::cargo()
-        .args(["test", "--no-run", "--quiet", "--message-format=json"])
-        .args(["-p", package])
-        .said()
-        .with_context(|| format!("cannot build the tests of {package}"))?;
+pub(crate) fn test_binaries(packages: &[String], filters: &[String]) -> Result<Vec<TestBinary>> {
+    // All at once: cargo would build what they share anew for each choice of features.
+    let mut cargo = Cmd::cargo().args(["test", "--no-run", "--quiet", "--message-format=json"]);
+    for package in packages {
+        cargo = cargo.args(["-p", package]);
+    }
+    let said = cargo.said().context("cannot build the tests")?;
     let mut programs = Vec::new();
     let mut tests = BTreeMap::new();
     for line in said.lines() {
@@ -100,21 +101,25 @@ pub(crate) fn test_binaries(package: &str, filters: &[String]) -> Result<Vec<Tes
         let Some(path) = message["executable"].as_str().map(PathBuf::from) else {
             continue;
         };
+        let manifest = message["manifest_path"].as_str().unwrap_or_default();
+        let directory = Path::new(manifest).parent().unwrap_or(Path::new("/"));
+        let Some(at) = packages.iter().position(|package| belongs(&message, package)) else {
+            continue;
+        };
+        let package = &packages[at];
         if message["profile"]["test"] == true {
             let target = message["target"]["name"].as_str().unwrap_or("test");
             let kind = message["target"]["kind"][0].as_str().unwrap_or("lib");
             let name = if kind == "test" { format!("{package}/{target}") } else { format!("{package}({kind})") };
-            let manifest = message["manifest_path"].as_str().unwrap_or_default();
-            let directory = Path::new(manifest).parent().unwrap_or(Path::new("/"));
-            tests.insert(name, (path, directory.to_owned()));
+            tests.insert((at, name), (path, directory.to_owned()));
         } else {
-            programs.push(path);
+            programs.push((at, path));
         }
     }
     Ok(tests
         .into_iter()
         .filter(|(_, (path, _))| !is_empty(path))
-        .map(|(name, (path, directory))| TestBinary {
+        .map(|((at, name), (path, directory))| TestBinary {
             name,
             path,
             args: ["--nocapture", "--test-threads=1"]
@@ -124,9 +129,19 @@ pub(crate) fn test_binaries(package: &str, filters: &[String]) -> Result<Vec<Tes
                 .collect(),
             env: environment(&directory),
             directory,
-            programs: programs.clone(),
+            programs: programs.iter().filter(|(of, _)| *of == at).map(|(_, path)| path.clone()).collect(),
         })
         .collect())
+}
+
+/// Is this artifact of that package? Its identifier ends in `/NAME#VERSION` or `#NAME@VERSION`.
+fn belongs(artifact: &Value, package: &str) -> bool {
+    let id = artifact["package_id"].as_str().unwrap_or_default();
+    let (place, version) = id.rsplit_once('#').unwrap_or((id, ""));
+    match version.split_once('@') {
+        Some((name, _)) => name == package,
+        None => place.ends_with(&format!("/{package}")),
+    }
 }
 
 /// What tests find in their environment on the host, too.

@@ -22,6 +22,12 @@ const QEMU_PASSED: i32 = 33;
 /// And when it reported failed jobs: `2 * 0x11 + 1`.
 const QEMU_FAILED: i32 = 35;
 
+/// What a job wrote, if this result line tells it.
+pub(super) fn said(line: &str) -> Option<&str> {
+    // An empty line has lost its blank at the end.
+    line.strip_prefix("| ").or_else(|| line.strip_prefix('|').filter(|rest| rest.is_empty()))
+}
+
 /// One job and what became of it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct JobResult {
@@ -121,7 +127,7 @@ impl Outcome {
 
     /// Takes one result line.
     pub(super) fn line(&mut self, line: &str) {
-        if let Some(text) = line.strip_prefix("| ") {
+        if let Some(text) = said(line) {
             if let Some((_, feature)) = text.split_once(EXERCISED) {
                 self.exercised.insert(feature.trim().to_owned());
             }
