@@ -192,6 +192,12 @@ struct Packet {
     payload: Vec<u8>,
 }
 
+async fn send(fd: &AsyncFd<Conn>, packet: Option<&(Vec<u8>, Vec<OwnedFd>)>) -> std::io::Result<()> {
+    let Some((bytes, fds)) = packet else { return Ok(()) };
+    let fds: Vec<_> = fds.iter().map(|f| f.as_fd()).collect();
+    fd.async_io(Interest::WRITABLE, |c| c.send(bytes, &fds)).await
+}
+
 async fn receive(fd: &AsyncFd<Conn>, buffer: &mut [u8]) -> Result<Option<Packet>> {
     let got = fd.async_io(Interest::READABLE, |c| c.recv(buffer)).await?;
     if got.len == 0 {
@@ -253,9 +259,12 @@ async fn converse<T>(
 ) -> Result<()> {
     let mut waiting: HashMap<u32, oneshot::Sender<i64>> = HashMap::new();
     let mut tag = 0u32;
+    // Sent beside reading: a ghost whose own reports nobody reads does not read commands either.
+    let mut outgoing: Option<(Vec<u8>, Vec<OwnedFd>)> = None;
     loop {
+        let waits = outgoing.is_some();
         tokio::select! {
-            command = inbox.recv() => {
+            command = inbox.recv(), if !waits => {
                 let Some(mut command) = command else { return Ok(()) };
                 tag = tag.wrapping_add(1);
                 command.msg.tag = tag;
@@ -265,11 +274,14 @@ async fn converse<T>(
                 if packet.len() > MAX_PACKET {
                     bail!("command {} to {pid} is too long: {} bytes", command.msg.op, packet.len());
                 }
-                let fds: Vec<_> = command.fds.iter().map(|f| f.as_fd()).collect();
                 if let Some(answer) = command.answer {
                     waiting.insert(tag, answer);
                 }
-                fd.async_io(Interest::WRITABLE, |c| c.send(&packet, &fds)).await?;
+                outgoing = Some((packet, command.fds));
+            }
+            sent = send(fd, outgoing.as_ref()), if waits => {
+                sent?;
+                outgoing = None;
             }
             packet = receive(fd, buffer) => {
                 let Some(Packet { msg, payload }) = packet? else { return Ok(()) };
