@@ -231,7 +231,8 @@ impl Cluster {
             Role::Node(number) => command.args(["slave", "--node", &number.to_string()]),
         };
         command.args(["--name", &self.name, "--config"]).arg(self.config());
-        let level = std::env::var("BPROC_TEST_LOG").unwrap_or_else(|_| "debug,h2=info,tower=info,hyper=info,rustls=info".into());
+        let level = std::env::var("BPROC_TEST_LOG")
+            .unwrap_or_else(|_| "debug,h2=info,tower=info,hyper=info,rustls=info".into());
         command.env("NOTIFY_SOCKET", &socket).env("RUST_LOG", level).current_dir("/");
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let child = run::tie(&mut command).spawn().context("cannot start an agent")?;

@@ -28,9 +28,9 @@ impl Proc {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        let space = fs::read_link(format!("/proc/{pid}/ns/pid")).ok().and_then(|link| {
-            link.to_str()?.trim_start_matches("pid:[").trim_end_matches(']').parse().ok()
-        });
+        let space = fs::read_link(format!("/proc/{pid}/ns/pid"))
+            .ok()
+            .and_then(|link| link.to_str()?.trim_start_matches("pid:[").trim_end_matches(']').parse().ok());
         Some(Proc {
             pid,
             pids: field("NSpid:")?.split_whitespace().filter_map(|word| word.parse().ok()).collect(),

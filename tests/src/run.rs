@@ -1,5 +1,6 @@
 //! A program with input, output and a time limit, in a session of its own.
 
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +12,7 @@ use bproc_common::id::Pid;
 use bproc_sys::pidfd::PidFd;
 
 /// What came of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Finished {
     /// Exit code, or the number of the signal, negative.
     pub status: i32,
@@ -19,6 +20,13 @@ pub struct Finished {
     pub stdout: Vec<u8>,
     /// Standard error.
     pub stderr: Vec<u8>,
+}
+
+impl fmt::Debug for Finished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let short = |text: String| text.chars().take(2000).collect::<String>();
+        write!(f, "status {}, stdout {:?}, stderr {:?}", self.status, short(self.out()), short(self.err()))
+    }
 }
 
 impl Finished {

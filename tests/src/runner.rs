@@ -50,11 +50,11 @@ impl Wanted {
     }
 }
 
-fn tell<E: std::fmt::Debug>(name: &str, began: Instant, result: &Result<(), E>) -> bool {
+fn tell(name: &str, began: Instant, result: Result<(), &anyhow::Error>) -> bool {
     let seconds = began.elapsed().as_secs_f64();
     match result {
         Ok(()) => println!("test {name} ... ok ({seconds:.2} s)"),
-        Err(error) => println!("{error:?}\ntest {name} ... FAILED ({seconds:.2} s)"),
+        Err(error) => println!("{error:#}\ntest {name} ... FAILED ({seconds:.2} s)"),
     }
     result.is_ok()
 }
@@ -78,14 +78,16 @@ pub fn main<T>(open: impl FnOnce() -> Result<T>, tests: Vec<Test<T>>, close: imp
     let mut passed = 0;
     let mut note = |name: &str, good: bool| if good { passed += 1 } else { failed.push(name.to_owned()) };
     match open() {
-        Err(error) => note("cluster_starts", tell("cluster_starts", began, &Err(error))),
+        Err(error) => note("cluster_starts", tell("cluster_starts", began, Err(&error))),
         Ok(shared) => {
             for test in chosen {
                 let began = Instant::now();
-                note(&test.name, tell(&test.name, began, &(test.body)(&shared)));
+                let result = (test.body)(&shared);
+                note(&test.name, tell(&test.name, began, result.as_ref().map(|()| ())));
             }
             let began = Instant::now();
-            note("nothing_is_left", tell("nothing_is_left", began, &close(shared)));
+            let result = close(shared);
+            note("nothing_is_left", tell("nothing_is_left", began, result.as_ref().map(|()| ())));
         }
     }
     summary(began, passed, &failed)

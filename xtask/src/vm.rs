@@ -38,7 +38,6 @@ const PACKAGES: &[&str] = &[
     "bproc-stdio",
     "vmadump",
     "bproc-agent",
-    "bproc",
     "bproc-tests",
 ];
 

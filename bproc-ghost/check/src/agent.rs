@@ -9,13 +9,16 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Path of the release binary, built if need be.
+/// Path of the release binary: the staged one if `BPROC_STAGE` names it, as where there is no cargo; else built if need be.
 ///
 /// # Panics
 /// When it cannot be built.
 pub fn binary() -> PathBuf {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
+        if let Some(stage) = std::env::var_os("BPROC_STAGE") {
+            return PathBuf::from(stage).join("libexec/bproc/bproc-ghost");
+        }
         let test = std::env::current_exe().expect("own path");
         let target = test.ancestors().nth(3).expect("target/PROFILE/deps/TEST").to_owned();
         let done = Command::new(env!("CARGO"))

@@ -49,7 +49,8 @@ fn descriptors_may_be_exchanged_and_lie_above_the_limit() {
     let limits = [(u64::MAX, u64::MAX), (u64::MAX, u64::MAX), (u64::MAX, u64::MAX), (8 << 20, u64::MAX), (0, 0)];
     let mut limits = limits.to_vec();
     limits.extend([(u64::MAX, u64::MAX), (u64::MAX, u64::MAX), (64, 64)]);
-    let script = "for n in 8 7 6 5 4 3 0; do cat /proc/$$/fd/$n; done; cat /proc/$$/fd/1500; set -- /proc/$$/fd/*; echo $#";
+    let script =
+        "for n in 8 7 6 5 4 3 0; do cat /proc/$$/fd/$n; done; cat /proc/$$/fd/1500; set -- /proc/$$/fd/*; echo $#";
     let block = shell(root_head(), script, |b| {
         b.fds = &numbers;
         b.rlimits = &limits;

@@ -26,13 +26,18 @@ extern "C" fn record(_: i32, info: *const libc::siginfo_t, _: *mut libc::c_void)
 
 /// Runs until told to end.
 pub fn run() -> i32 {
-    sys::action(libc::SIGPIPE, libc::SIG_DFL, 0);
+    // Rust's runtime has ideas of its own about these.
+    for signal in [libc::SIGPIPE, libc::SIGSEGV, libc::SIGBUS] {
+        sys::action(signal, libc::SIG_DFL, 0);
+    }
     sys::alarm(LIFE);
     let mut pipe = [0; 2];
     // SAFETY: room for two descriptors.
     if unsafe { libc::pipe2(pipe.as_mut_ptr(), libc::O_CLOEXEC) } < 0 {
         return 98;
     }
+    // SAFETY: integers. Room for thousands: a handler that waits would wait for ever.
+    unsafe { libc::fcntl(pipe[1], libc::F_SETPIPE_SZ, 1 << 20) };
     RECORDS.store(pipe[1], Ordering::Relaxed);
     say("ready");
     for line in std::io::stdin().lock().lines() {
@@ -66,7 +71,8 @@ fn obey(command: &str, words: &[&str], numbers: &[i32], records: i32) -> String 
             "handling".into()
         }
         "ignore" => sys::said(sys::action(first, libc::SIG_IGN, 0)),
-        "signals" => (0..first).map(|_| next_record(records)).collect::<Vec<_>>().join(" ; "),
+        "signals" => (0..first).map(|_| next_record(records, words_of)).collect::<Vec<_>>().join(" ; "),
+        "exactly" => (0..first).map(|_| next_record(records, exact_words_of)).collect::<Vec<_>>().join(" ; "),
         "block" | "unblock" => {
             let how = if command == "block" { libc::SIG_BLOCK } else { libc::SIG_UNBLOCK };
             sys::mask(how, &sys::set(numbers));
@@ -150,12 +156,19 @@ fn handle(signal: i32) {
     sys::action(signal, record as *const () as usize, libc::SA_SIGINFO | libc::SA_RESTART);
 }
 
+/// Without the code: that of kill(2) is compared in cases of its own.
 fn words_of(info: &sys::Info) -> String {
+    let value =
+        if info.code == libc::SI_QUEUE && info.value != 0 { format!(" value {}", info.value) } else { String::new() };
+    format!("got {} from={} uid {}{value}", info.signal, info.pid, info.uid)
+}
+
+fn exact_words_of(info: &sys::Info) -> String {
     let value = if info.code == libc::SI_QUEUE { format!(" value {}", info.value) } else { String::new() };
     format!("got {} code {} from={} uid {}{value}", info.signal, info.code, info.pid, info.uid)
 }
 
-fn next_record(records: i32) -> String {
+fn next_record(records: i32, words: fn(&sys::Info) -> String) -> String {
     if !sys::readable(records, PATIENCE) {
         return "no signal came".into();
     }
@@ -165,7 +178,7 @@ fn next_record(records: i32) -> String {
         libc::read(records, (&raw mut info).cast(), size_of::<libc::siginfo_t>());
         info
     };
-    words_of(&sys::Info::of(&info))
+    words(&sys::Info::of(&info))
 }
 
 fn take(signal: i32) -> String {

@@ -148,7 +148,11 @@ fn setpgid_outside(parent: &mut Parent) -> Result<()> {
 }
 
 /// A process between the parent and the child, which starts it and ends when told.
-fn with_middle(parent: &mut Parent, tied: bool, then: impl FnOnce(&mut Parent, Child, i32) -> Result<()>) -> Result<()> {
+fn with_middle(
+    parent: &mut Parent,
+    tied: bool,
+    then: impl FnOnce(&mut Parent, Child, i32) -> Result<()>,
+) -> Result<()> {
     use std::io::{Read, Write};
     use std::os::fd::AsRawFd;
     // The child's streams must be the parent's, so the parent makes them and the middle inherits all.

@@ -72,6 +72,10 @@ impl Parent {
         // SIGCHLD waits until it is asked for.
         let mask = sys::mask(libc::SIG_BLOCK, &sys::set(&[libc::SIGCHLD]));
         sys::setrlimit(libc::RLIMIT_CORE, 0, 0);
+        // Children of programs with threads find one ignored.
+        for signal in [32, 33] {
+            sys::raw_action(signal, libc::SIG_DFL);
+        }
         let names = vec![(sys::getpid(), "parent".to_owned())];
         Ok(Parent { mode, program: std::env::current_exe()?, names, transcript: Vec::new(), mask })
     }
@@ -86,10 +90,12 @@ impl Parent {
         &self.program
     }
 
-    /// A line for the transcript.
+    /// A line for the transcript, or several with `;` between.
     pub fn note(&mut self, line: impl AsRef<str>) {
-        let line = self.translate(line.as_ref());
-        self.transcript.push(line);
+        for line in line.as_ref().split(" ; ") {
+            let line = self.translate(line);
+            self.transcript.push(line);
+        }
     }
 
     /// The lines so far.
@@ -153,8 +159,12 @@ impl Parent {
     /// For a process between the parent and the child: starts the obedient child on the standard streams that the
     /// caller has, and returns its pid.
     pub fn start_on_own_streams(&mut self, tied: bool) -> Result<i32> {
-        let program =
-            Program { path: self.program.clone(), argv: vec![b"bproc-case".to_vec(), b"child".to_vec()], prepare: &|| {}, tied };
+        let program = Program {
+            path: self.program.clone(),
+            argv: vec![b"bproc-case".to_vec(), b"child".to_vec()],
+            prepare: &|| {},
+            tied,
+        };
         let (failure, tell) = pipe()?;
         let copy = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned();
         let (stdin, stdout) = (copy(&std::io::stdin())?, copy(&std::io::stdout())?);
@@ -315,9 +325,8 @@ fn become_it(mode: Mode, program: &Program<'_>, stdin: &OwnedFd, stdout: &OwnedF
         sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as _);
     }
     let path = program.path.as_os_str().as_bytes().to_vec();
-    let envp: Vec<Vec<u8>> = std::env::vars_os()
-        .map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat())
-        .collect();
+    let envp: Vec<Vec<u8>> =
+        std::env::vars_os().map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat()).collect();
     match mode {
         Mode::Native => {
             // SAFETY: descriptors of our own; the originals close on exec.
@@ -325,10 +334,10 @@ fn become_it(mode: Mode, program: &Program<'_>, stdin: &OwnedFd, stdout: &OwnedF
                 libc::dup2(stdin.as_raw_fd(), 0);
                 libc::dup2(stdout.as_raw_fd(), 1);
             }
-            let strings = |list: &[Vec<u8>]| list.iter().filter_map(|s| CString::new(s.clone()).ok()).collect::<Vec<_>>();
-            let pointers = |list: &[CString]| {
-                list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
-            };
+            let strings =
+                |list: &[Vec<u8>]| list.iter().filter_map(|s| CString::new(s.clone()).ok()).collect::<Vec<_>>();
+            let pointers =
+                |list: &[CString]| list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>();
             let (argv, envp) = (strings(&program.argv), strings(&envp));
             let Ok(path) = CString::new(path) else { return libc::EINVAL };
             // SAFETY: terminated arrays of terminated strings, which live over the call.

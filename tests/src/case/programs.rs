@@ -34,6 +34,7 @@ fn inherited(parent: &mut Parent) -> Result<()> {
         sys::mask(libc::SIG_BLOCK, &sys::set(&[libc::SIGUSR1, libc::SIGTERM, 40, 64]));
         sys::action(libc::SIGHUP, libc::SIG_IGN, 0);
         sys::action(50, libc::SIG_IGN, 0);
+        sys::raw_action(32, libc::SIG_IGN);
     })?;
     parent.ask(&mut child, "view")?;
     parent.ask(&mut child, "environment PATH")?;

@@ -12,6 +12,7 @@ pub(super) const CASES: &[(&str, Case)] = &[
     ("default_action_of_every_signal", default_actions),
     ("every_signal_queued_with_value_to_a_handler", queued_to_handler),
     ("every_signal_killed_to_a_handler", killed_to_handler),
+    ("si_code_tells_kill_from_sigqueue_and_tgkill", codes),
     ("queued_signals_keep_their_order", order),
     ("blocked_standard_signals_coalesce", coalesce),
     ("a_blocked_signal_waits", blocked),
@@ -182,6 +183,27 @@ fn directed(parent: &mut Parent) -> Result<()> {
     parent.note(sys::said(sys::pidfd_kill(fd, libc::SIGKILL)));
     parent.wait(child.pid, 0);
     parent.note(sys::said(sys::pidfd_kill(fd, libc::SIGKILL)));
+    Ok(())
+}
+
+fn codes(parent: &mut Parent) -> Result<()> {
+    let mut child = parent.start("child")?;
+    parent.ask(&mut child, "handle 10 40")?;
+    let fd = sys::pidfd(child.pid).map_err(anyhow::Error::msg)?;
+    let pid = child.pid;
+    let sends: [&dyn Fn(i32) -> i32; 4] = [
+        &|signal| sys::kill(pid, signal),
+        &|signal| sys::tgkill(pid, pid, signal),
+        &|signal| sys::sigqueue(pid, signal, 5),
+        &|signal| sys::pidfd_kill(fd, signal),
+    ];
+    for send in sends {
+        for signal in [libc::SIGUSR1, 40] {
+            parent.note(format!("{signal}: {}", sys::said(send(signal))));
+            parent.ask(&mut child, "exactly 1")?;
+        }
+    }
+    parent.end(child);
     Ok(())
 }
 

@@ -124,6 +124,14 @@ pub fn action(signal: i32, handler: usize, flags: i32) -> i32 {
     }
 }
 
+/// rt_sigaction(2) without a handler, for the numbers that the C library keeps to itself, too.
+pub fn raw_action(signal: i32, constant: usize) -> i32 {
+    // The kernel's record: handler, flags, restorer, mask of eight bytes.
+    let record: [u64; 4] = [constant as u64, 0, 0, 0];
+    // SAFETY: the record lives over the call, and says how long its mask is.
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, record.as_ptr(), 0, 8) as i32 }
+}
+
 /// Siginfo, as far as it is compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Info {
@@ -245,9 +253,17 @@ pub fn pidfd_kill(fd: i32, signal: i32) -> i32 {
 
 /// True when the descriptor becomes readable within the limit.
 pub fn readable(fd: i32, limit: Duration) -> bool {
-    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    // SAFETY: one record that lives over the call.
-    unsafe { libc::poll(&raw mut poll, 1, limit.as_millis() as i32) > 0 }
+    let end = std::time::Instant::now() + limit;
+    loop {
+        let left = end.saturating_duration_since(std::time::Instant::now());
+        let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one record that lives over the call.
+        let result = unsafe { libc::poll(&raw mut poll, 1, left.as_millis() as i32) };
+        // A handler ran, most likely the one that is waited for.
+        if result >= 0 || errno() != libc::EINTR {
+            return result > 0;
+        }
+    }
 }
 
 /// A number from a call that takes integers only.

@@ -46,8 +46,7 @@ fn open_dir(path: &Path) -> Result<()> {
     Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
 }
 
-/// Copies `from` with all below it. Large programs are linked where the file system allows it: they are not changed,
-/// only replaced. The ghost is copied: the agents give it a capability.
+/// Copies `from` with all below it. Links to the originals would keep them from being built anew meanwhile.
 fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     open_dir(to)?;
     for entry in fs::read_dir(from).with_context(|| format!("{}", from.display()))? {
@@ -58,7 +57,7 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
             copy_tree(&source, &target)?;
         } else if kind.is_symlink() {
             std::os::unix::fs::symlink(fs::read_link(&source)?, &target)?;
-        } else if entry.file_name() == "bproc-ghost" || fs::hard_link(&source, &target).is_err() {
+        } else {
             fs::copy(&source, &target).with_context(|| format!("copying {}", source.display()))?;
         }
     }
