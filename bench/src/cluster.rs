@@ -70,7 +70,9 @@ impl Drop for Cluster {
         match down {
             Ok(output) if output.status.success() => {
                 let said = String::from_utf8_lossy(&output.stdout);
-                if !said.contains("nothing left") {
+                if said.contains("nothing left") {
+                    let _ = fs::remove_dir_all(Path::new("/var/log/bproc").join(&self.name));
+                } else {
                     eprintln!("bproc-bench: {}", said.trim());
                 }
             }
