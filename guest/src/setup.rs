@@ -83,6 +83,10 @@ pub(crate) fn machine() -> Vec<String> {
         tell(&format!("write {value} to {file}"), fs::write(file, value));
     }
     sys::limit(libc::RLIMIT_NOFILE, 1024, 524_288);
+    // By default they follow the memory, which is small here.
+    for resource in [libc::RLIMIT_NPROC, libc::RLIMIT_SIGPENDING] {
+        sys::limit(resource, 65_536, 65_536);
+    }
     sys::limit(libc::RLIMIT_CORE, 0, libc::RLIM_INFINITY);
     sys::limit(libc::RLIMIT_MEMLOCK, 8 << 20, 8 << 20);
     for module in lines("/bproc-guest/modules") {

@@ -9,6 +9,7 @@
 //! The guest has the staged tree, the tests and their programs at the same
 //! paths as the host, so paths that are compiled in keep working.
 
+mod compiler;
 mod cpio;
 mod kernels;
 mod machine;
@@ -194,6 +195,7 @@ fn test(kernels: &[String], packages: &[String], filters: &[String]) -> Result<(
         jobs.push(program.job(TEST_LIMIT));
         extras.extend(program.extras());
     }
+    extras.extend(compiler::files()?);
     let outcomes = each(kernels, &jobs, &extras, false)?;
     results::print(&outcomes);
     verdict(&outcomes)

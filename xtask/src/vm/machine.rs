@@ -18,7 +18,7 @@ use super::results::{self, Outcome};
 use crate::sh::which;
 
 /// Memory beside what the root file system takes (it is there twice at boot).
-const MEMORY_MIB: u64 = 1024;
+const MEMORY_MIB: u64 = 2560;
 
 /// All that the emulator can do, but: five-level page tables cost time, and
 /// qemu 7.2 leaves wrong flags behind cmpxchg16b (a small program shows it each
