@@ -240,7 +240,12 @@ impl AsyncIodClient {
             (tag, answer)
         };
         let bytes = Request { tag, body: Some(body) }.encode_to_vec();
-        self.shared.fd.async_io(Interest::WRITABLE, |fd| packet::send(fd, &bytes, fds)).await?;
+        let sent = self.shared.fd.async_io(Interest::WRITABLE, |fd| packet::send(fd, &bytes, fds)).await;
+        if let Err(error) = sent {
+            // The receiver may not have seen it yet.
+            self.shared.waiting.lock().unwrap_or_else(|e| e.into_inner()).1 = None;
+            return Err(error.into());
+        }
         outcome(answer.await.map_err(|_| lost("it has ended"))?)
     }
 

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bproc_common::id::Pid;
@@ -35,12 +36,17 @@ impl Drop for Dir {
     }
 }
 
+/// Held by tests that start processes, and by those that watch a descriptor's last copy go: a process that is being
+/// started holds copies of all until it has become its program.
+static COPIES: Mutex<()> = Mutex::new(());
+
 fn me() -> Pid {
     Pid::new(std::process::id() as i32).unwrap()
 }
 
 #[test]
 fn packets_keep_their_ends_and_carry_descriptors() {
+    let _copies = COPIES.lock().unwrap_or_else(|e| e.into_inner());
     let dir = Dir::new("packets");
     let path = dir.0.join("s");
     let listener = Listener::bind(&path, 0o640).unwrap();
@@ -155,6 +161,7 @@ fn file_capabilities_are_read_back() {
 /// Root only.
 #[test]
 fn a_space_has_an_init_of_its_own() {
+    let _copies = COPIES.lock().unwrap_or_else(|e| e.into_inner());
     let dir = Dir::new("space");
     let (script, out) = (dir.0.join("init"), dir.0.join("out"));
     // The shell is told nothing by arguments, as a ghost is not.
