@@ -199,7 +199,12 @@ async fn send(fd: &AsyncFd<Conn>, packet: Option<&(Vec<u8>, Vec<OwnedFd>)>) -> s
 }
 
 async fn receive(fd: &AsyncFd<Conn>, buffer: &mut [u8]) -> Result<Option<Packet>> {
-    let got = fd.async_io(Interest::READABLE, |c| c.recv(buffer)).await?;
+    let mut got = fd.async_io(Interest::READABLE, |c| c.recv(buffer)).await;
+    if got.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset) {
+        // It ended with commands unread. The kernel says so first, and only then gives what the ghost had said before.
+        got = fd.async_io(Interest::READABLE, |c| c.recv(buffer)).await;
+    }
+    let got = got?;
     if got.len == 0 {
         return Ok(None);
     }

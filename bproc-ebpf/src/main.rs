@@ -138,6 +138,10 @@ unsafe fn on_simple(what: u32, task: Ptr, arg: u32) -> Option<()> {
         }
         let mut event = task::describe(what, task, &space);
         event.arg = arg;
+        if what == kind::EXEC {
+            // A skeleton that has become a program: its signals are a program's from now on. Not there: never was one.
+            let _ = GHOSTS.remove(event.host_pid);
+        }
         emit(&mut event);
     }
     Some(())

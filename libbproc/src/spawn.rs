@@ -37,6 +37,8 @@ pub enum Source<'fd> {
         /// Mode when it is created, before the umask.
         mode: u32,
     },
+    /// To the same as this descriptor, which stands before it in the list (as `2>&1` says it).
+    Same(i32),
     /// Not open.
     Closed,
 }
@@ -130,6 +132,10 @@ fn stream(from: &Stream<'_>) -> bproc_proto::Stream {
         Source::Forward(_) => Kind::Forward,
         Source::Null => Kind::Null,
         Source::Closed => Kind::Closed,
+        Source::Same(fd) => {
+            to.like = *fd;
+            Kind::Same
+        }
         Source::File { path, flags, mode } => {
             to.path.clone_from(path);
             to.flags = *flags;

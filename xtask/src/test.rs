@@ -82,13 +82,7 @@ fn unit() -> Result<()> {
 
 /// Clusters of real agents, here.
 fn local() -> Result<()> {
-    let tests = || with_stage(Cmd::cargo().args(["test", "--no-fail-fast", "-p", CLUSTER_TESTS])).run();
-    if let Err(first) = tests() {
-        // An open race (docs/status.md) shows once in a while: a second failure is no chance.
-        println!("== failed once: {first}; running again, see docs/status.md");
-        return tests();
-    }
-    Ok(())
+    with_stage(Cmd::cargo().args(["test", "--no-fail-fast", "-p", CLUSTER_TESTS])).run()
 }
 
 fn with_stage(cargo: Cmd) -> Cmd {

@@ -16,6 +16,7 @@ impl Actor {
     pub(super) async fn perform(&mut self, actions: Vec<Action>) {
         let mut queue = VecDeque::from(actions);
         while let Some(action) = queue.pop_front() {
+            tracing::trace!(?action);
             match action {
                 Action::Answer(ask, result) => self.answer(ask, result),
                 Action::Hold(pid) => self.keeper.hold(pid),
@@ -97,14 +98,18 @@ impl Actor {
     }
 
     fn clone_ghost(&self, ghost: Ghost, child: Pid) {
-        let facts = self.facts.clone();
+        let (facts, keeper) = (self.facts.clone(), self.keeper.clone());
         // Sent here and now: commands that follow must find the child made.
         let answer = ghost.ask(op::CLONE, child.get().into(), 0, vec![], vec![]);
         tokio::spawn(async move {
             let result = match answer.await {
                 Ok(value) if value < 0 => Err(-value as i32),
                 Ok(_) => Ok(()),
-                Err(_) => Err(libc::ESRCH),
+                Err(_) => {
+                    // A new keeper looks for itself.
+                    let _ = keeper.barrier().await;
+                    Err(libc::ESRCH)
+                }
             };
             facts.send(Fact::Cloned(child, result)).await.ok();
         });

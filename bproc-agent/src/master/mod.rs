@@ -119,7 +119,10 @@ impl Actor {
             tokio::select! {
                 fact = facts.recv() => match fact {
                     None | Some(Fact::Stop) => return,
-                    Some(fact) => self.learn(fact, &mut out).await,
+                    Some(fact) => {
+                        tracing::trace!(?fact);
+                        self.learn(fact, &mut out).await;
+                    }
                 },
                 _ = tick.tick() => self.look_at_clocks(&mut out).await,
             }

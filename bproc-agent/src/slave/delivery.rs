@@ -2,9 +2,11 @@
 //! SIGSTOP by init. As long as one and the same sends, it is not waited for its answers.
 
 use super::Fact;
+use super::spawn::Family;
 use crate::ghosts::Ghost;
 use bproc_common::ghost::op;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 /// A signal that is to be sent.
@@ -21,12 +23,14 @@ pub struct Delivery {
 
 struct Open {
     order: u64,
+    by: u64,
     pid: i32,
+    siginfo: Vec<u8>,
     answer: oneshot::Receiver<i64>,
 }
 
 /// Sends what comes, and tells when each is done. Ends with its senders.
-pub async fn serve(mut inbox: mpsc::UnboundedReceiver<Delivery>, facts: mpsc::Sender<Fact>) {
+pub async fn serve(mut inbox: mpsc::UnboundedReceiver<Delivery>, family: Arc<Family>, facts: mpsc::Sender<Fact>) {
     let mut by = 0;
     let mut open: VecDeque<Open> = VecDeque::new();
     loop {
@@ -34,7 +38,7 @@ pub async fn serve(mut inbox: mpsc::UnboundedReceiver<Delivery>, facts: mpsc::Se
             biased;
             answer = first(&mut open) => {
                 if let Some(done) = open.pop_front() {
-                    finish(&done, answer, &facts).await;
+                    finish(&done, answer, &family, &facts).await;
                 }
             }
             next = inbox.recv() => {
@@ -43,11 +47,12 @@ pub async fn serve(mut inbox: mpsc::UnboundedReceiver<Delivery>, facts: mpsc::Se
                     by = next.by.id();
                     while let Some(mut before) = open.pop_front() {
                         let answer = (&mut before.answer).await.ok();
-                        finish(&before, answer, &facts).await;
+                        finish(&before, answer, &family, &facts).await;
                     }
                 }
-                let answer = next.by.ask(op::SIGNAL, next.pid.into(), 0, next.siginfo, vec![]);
-                open.push_back(Open { order: next.order, pid: next.pid, answer });
+                let Delivery { order, by, pid, siginfo } = next;
+                let answer = by.ask(op::SIGNAL, pid.into(), 0, siginfo.clone(), vec![]);
+                open.push_back(Open { order, by: by.id(), pid, siginfo, answer });
             }
         }
     }
@@ -61,7 +66,12 @@ async fn first(open: &mut VecDeque<Open>) -> Option<i64> {
     }
 }
 
-async fn finish(done: &Open, answer: Option<i64>, facts: &mpsc::Sender<Fact>) {
+/// What its sender's skeleton did not live to say, init does. (A skeleton that is told to go answers first all that it
+/// was told before: without an answer it has not sent the signal, but where it was killed in that very moment.)
+async fn finish(done: &Open, mut answer: Option<i64>, family: &Family, facts: &mpsc::Sender<Fact>) {
+    if let (None, Some(init)) = (answer, family.get(1).filter(|init| init.ghost.id() != done.by)) {
+        answer = init.ghost.ask(op::SIGNAL, done.pid.into(), 0, done.siginfo.clone(), vec![]).await.ok();
+    }
     match answer {
         Some(value) if value < 0 && value != -i64::from(libc::ESRCH) => {
             tracing::warn!(pid = done.pid, errno = -value, "a signal could not be delivered");

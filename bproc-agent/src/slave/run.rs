@@ -82,7 +82,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
     let mut orders = Inbox::default();
     orders.accept(space.orders_noted());
     let (deliveries, queue) = mpsc::unbounded_channel();
-    tokio::spawn(super::delivery::serve(queue, facts.clone()));
+    tokio::spawn(super::delivery::serve(queue, family.clone(), facts.clone()));
     let actor = Actor {
         node: number,
         ghost,

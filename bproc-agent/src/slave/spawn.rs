@@ -237,6 +237,16 @@ impl Spawner {
                     (null.map_err(|e| io("/dev/null", e))?.into(), None)
                 }
                 (Kind::File, _) => (self.file(stream, spec).await?, None),
+                (Kind::Same, _) => {
+                    let like =
+                        spec.streams.iter().filter(|s| s.kind() != Kind::Closed).position(|s| s.fd == stream.like);
+                    let like = like.and_then(|at| theirs.get(at)).ok_or_else(|| {
+                        let text =
+                            format!("descriptor {} is to be like {}, which is none before it", stream.fd, stream.like);
+                        failed(libc::EINVAL, text)
+                    })?;
+                    (OwnedFd::try_clone(like).map_err(|e| io("a copy of a descriptor", e))?, None)
+                }
                 (Kind::Forward, Some(terminal)) => {
                     let copy = |fd: &OwnedFd| fd.try_clone().map_err(|e| io("a pseudo terminal", e));
                     (copy(&terminal.slave)?, Some(copy(&terminal.master)?))

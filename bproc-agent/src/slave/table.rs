@@ -32,6 +32,8 @@ struct Entry {
     /// Newest signal of its ghost that was delivered.
     signals: u32,
     state: State,
+    /// The kernel told its exec, which the agent learns of a little later than what the program does then.
+    execed: bool,
     /// Who holds its zombie, if that is one of ours.
     held_by: Option<i32>,
     /// Start in clock ticks after boot, once it has ended.
@@ -301,18 +303,22 @@ impl Table {
         let pid = event.pid as i32;
         let mut told = Told::default();
         if event.kind == kind::FORK {
-            if !is_ghost(pid) {
+            if !self.is_skeleton(pid, is_ghost) {
                 self.fork(event, &mut told);
             }
             return told;
         }
+        let of_skeleton = event.kind == kind::EXIT && self.is_skeleton(event.ppid as i32, is_ghost);
         let Some(entry) = self.entries.get_mut(&pid) else { return told };
         if matches!(event.kind, kind::EXEC | kind::STOP | kind::RENAME) {
             entry.regroup(pid, event, &mut told);
         }
         match event.kind {
-            kind::EXEC | kind::RENAME => entry.rename(pid, event, &mut told),
-            kind::EXIT if !is_ghost(event.ppid as i32) && entry.state == State::Running => {
+            kind::EXEC | kind::RENAME => {
+                entry.execed |= event.kind == kind::EXEC;
+                entry.rename(pid, event, &mut told);
+            }
+            kind::EXIT if !of_skeleton && entry.state == State::Running => {
                 entry.state = State::Ended;
                 entry.started = start_of(entry.host_pid).unwrap_or(0);
                 self.zombies += 1;
@@ -330,6 +336,13 @@ impl Table {
             _ => {}
         }
         told
+    }
+
+    /// Whether a pid is a skeleton's, not yet or never a program's. `is_ghost`: it has a connection like one, which a
+    /// program has too for a moment after its exec.
+    fn is_skeleton(&self, pid: i32, is_ghost: impl Fn(i32) -> bool) -> bool {
+        let program = |e: &Entry| e.execed || !matches!(e.state, State::Starting(_) | State::Failed);
+        !self.entries.get(&pid).is_some_and(program) && is_ghost(pid)
     }
 
     fn fork(&mut self, event: &Event, told: &mut Told) {

@@ -44,6 +44,8 @@ pub(crate) struct Child {
 enum Route {
     Pipe,
     Null,
+    /// Where standard output goes.
+    Output,
     /// Path on the node, open(2) flags.
     File(Vec<u8>, OFlag),
 }
@@ -58,7 +60,7 @@ fn routes(options: &Bpsh) -> [Route; 3] {
         options.stdin.as_deref().map_or(stdin, |path| file(path, OFlag::O_RDONLY)),
         options.stdout.as_deref().map_or(other.clone(), |path| file(path, write)),
         // On a terminal there is one output only.
-        options.stderr.as_deref().map_or(if options.pty { Route::Null } else { other }, |path| file(path, write)),
+        options.stderr.as_deref().map_or(if options.pty { Route::Output } else { other }, |path| file(path, write)),
     ]
 }
 
@@ -96,7 +98,7 @@ pub(crate) fn start(options: &Bpsh, nodes: &[NodeId], program: &Program) -> io::
         let prepared = if node == NodeId::MASTER.0 {
             Ok(None)
         } else {
-            Prepared::new(request(options, node, program, &routes, &theirs)).map(Some)
+            Prepared::new(request(node, program, &routes, &theirs)).map(Some)
         };
         match prepared {
             Err(error) => {
@@ -128,19 +130,18 @@ pub(crate) fn start(options: &Bpsh, nodes: &[NodeId], program: &Program) -> io::
 }
 
 fn request<'fd>(
-    options: &Bpsh,
     node: i32,
     program: &Program,
     routes: &[Route; 3],
     theirs: &'fd [Option<OwnedFd>; 3],
 ) -> SpawnRequest<'fd> {
-    let streams = routes.iter().zip(theirs).enumerate().filter(|(i, _)| !(options.pty && *i == 2));
-    let streams = streams.map(|(i, (route, end))| {
+    let streams = routes.iter().zip(theirs).enumerate().map(|(i, (route, end))| {
         let source = match (route, end) {
             (Route::Pipe, Some(end)) => Source::Forward(end.as_fd()),
             (Route::File(path, flags), _) => {
                 Source::File { path: path.clone(), flags: flags.bits() as u32, mode: 0o666 }
             }
+            (Route::Output, _) => Source::Same(1),
             _ => Source::Null,
         };
         Stream { fd: i as i32, input: i == 0, source }
@@ -170,6 +171,7 @@ fn redirect(routes: &[Route; 3], theirs: &[Option<OwnedFd>; 3]) -> io::Result<()
             (Route::Pipe, None) => continue,
             (Route::Pipe, Some(end)) => end.try_clone()?,
             (Route::File(path, flags), _) => open(path, *flags)?,
+            (Route::Output, _) => sys::standard(1).try_clone_to_owned()?,
             (Route::Null, _) => open(b"/dev/null", if number == 0 { OFlag::O_RDONLY } else { OFlag::O_WRONLY })?,
         };
         sys::redirect(file.as_fd(), number)?;

@@ -112,7 +112,7 @@ impl Master {
         match (held, started) {
             (Ok(()), Ok(())) => {
                 process.phase = Phase::Running;
-                process.held = true;
+                process.made = true;
                 out.push(Action::TrackSignals(pid));
                 out.push(Action::Answer(ask, Ok(())));
                 if process.at_gate {
@@ -132,6 +132,7 @@ impl Master {
                 out.push(Action::Answer(ask, Err(Refusal::CannotHold(pid, errno))));
                 process.phase = Phase::Running;
                 process.ghost_gone = true;
+                self.leave_orphans(pid, out);
                 self.kill_remote(pid, out);
             }
         }
@@ -144,7 +145,6 @@ impl Master {
             return;
         }
         let mut process = Process::new(Some(node), parent);
-        process.held = true;
         process.orphan = Some(child.clone());
         self.processes.insert(child.pid, process);
         out.push(Action::TrackSignals(child.pid));
@@ -154,11 +154,16 @@ impl Master {
         }
     }
 
-    /// A ghost answered the command to clone.
+    /// A ghost answered the command to clone. One that ended without an answer may have carried it out: `Err(ESRCH)` is
+    /// to be told after all that the keeper has seen until then.
     pub fn cloned(&mut self, child: Pid, result: Result<(), i32>, out: &mut Out) {
         let Some(process) = self.processes.get_mut(&child) else { return };
         let orphan = process.orphan.take();
         let Err(errno) = result else { return };
+        if process.made {
+            // Whoever made it ended before it could say so.
+            return;
+        }
         if process.end.is_some() {
             // Over before it was shown.
             process.ghost_gone = true;
@@ -210,6 +215,8 @@ impl Master {
             return;
         }
         process.end = Some(status);
+        self.leave_zombies(pid, out);
+        let Some(process) = self.processes.get_mut(&pid) else { return };
         if process.ghost_gone {
             self.forget(pid, out);
             return;
@@ -252,6 +259,7 @@ impl Master {
         };
         process.at_gate = true;
         self.leave_orphans(pid, out);
+        self.leave_zombies(pid, out);
         let Some(process) = self.processes.get_mut(&pid) else { return };
         if process.end.is_some() {
             out.push(Action::Release(pid));
@@ -266,6 +274,7 @@ impl Master {
         process.ghost_gone = true;
         process.connected = false;
         self.leave_orphans(pid, out);
+        self.leave_zombies(pid, out);
         let Some(process) = self.processes.get_mut(&pid) else { return };
         if process.end.is_some() {
             self.forget(pid, out);
@@ -278,7 +287,7 @@ impl Master {
     pub fn adopted(&mut self, pid: Pid, parent: Option<Pid>) {
         let recovering = self.recovering;
         if let Some(process) = self.processes.get_mut(&pid) {
-            process.held = true;
+            process.made = true;
         } else if recovering {
             self.processes.insert(pid, Process::new(None, parent));
         }
@@ -294,11 +303,11 @@ impl Master {
                 return;
             }
             let mut process = Process::new(None, parent);
-            process.held = true;
+            process.made = true;
             self.processes.insert(pid, process);
         }
         let Some(process) = self.processes.get_mut(&pid) else { return };
-        process.connected = true;
+        (process.connected, process.made) = (true, true);
         process.parent = parent;
         for command in process.queue.drain(..) {
             out.push(Action::Ghost(pid, command));
@@ -359,6 +368,16 @@ impl Master {
         out.push(Action::Trouble(format!("process {pid} runs on a node without a ghost; it is killed")));
     }
 
+    /// A process that reaps no more: its children that have ended are over, here and there.
+    fn leave_zombies(&mut self, pid: Pid, out: &mut Out) {
+        let unreaped = self.processes.get_mut(&pid).map(|p| std::mem::take(&mut p.unreaped)).unwrap_or_default();
+        for child in unreaped {
+            if self.processes.get(&child).is_some_and(|p| p.ghost_gone && p.end.is_some()) {
+                self.forget(child, out);
+            }
+        }
+    }
+
     fn forget(&mut self, pid: Pid, out: &mut Out) {
         let Some(process) = self.processes.get(&pid) else { return };
         let parent = process.parent.and_then(|p| self.processes.get(&p).filter(|q| q.can_act()).map(|_| p));
@@ -369,7 +388,12 @@ impl Master {
                     p.tell(parent, GhostCommand::Reap(pid), out);
                 }
             }
-            Some(_) => return,
+            Some(parent) => {
+                if let Some(p) = self.processes.get_mut(&parent) {
+                    p.unreaped.push(pid);
+                }
+                return;
+            }
             None => {}
         }
         if let Some(node) = process_node(&self.processes, pid) {

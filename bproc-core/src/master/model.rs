@@ -240,7 +240,8 @@ pub(super) struct Process {
     pub parent: Option<Pid>,
     pub phase: Phase,
     pub connected: bool,
-    pub held: bool,
+    /// Its ghost is known to be there, or to have been.
+    pub made: bool,
     /// Commands for the ghost until it connects.
     pub queue: VecDeque<GhostCommand>,
     /// Newest signal of the ghost that was passed on.
@@ -260,6 +261,8 @@ pub(super) struct Process {
     pub at_gate: bool,
     pub ghost_gone: bool,
     pub reap: bool,
+    /// Children that have ended and that it has not reaped, as far as is known.
+    pub unreaped: Vec<Pid>,
     /// Whose ghost is still to be made by its parent's; the nursery makes it if that one dies first.
     pub orphan: Option<Child>,
 }
@@ -271,7 +274,7 @@ impl Process {
             parent,
             phase: Phase::Running,
             connected: false,
-            held: false,
+            made: false,
             queue: VecDeque::new(),
             signals: 0,
             early_signals: Vec::new(),
@@ -284,6 +287,7 @@ impl Process {
             at_gate: false,
             ghost_gone: false,
             reap: false,
+            unreaped: Vec::new(),
             orphan: None,
         }
     }

@@ -168,7 +168,7 @@ impl Master {
 
     fn node_known(&mut self, pid: Pid, node: NodeId, out: &mut Out) {
         let Some(process) = self.processes.get_mut(&pid) else { return };
-        process.held = true;
+        process.made = true;
         out.push(Action::TrackSignals(pid));
         let early = std::mem::take(&mut process.early_signals);
         let (at_gate, from_here) = (process.at_gate, process.ghost_stopped.is_some());

@@ -273,3 +273,51 @@ fn orders_are_sent_again_in_order() {
         out.iter().filter_map(|a| if let Action::Send(_, n, _) = a { Some(*n) } else { None }).collect();
     assert!(numbers.len() > 1 && numbers.is_sorted(), "{out:?}");
 }
+
+#[test]
+fn a_ghost_that_was_made_is_not_made_again() {
+    let mut m = up();
+    running(&mut m, 50);
+    let mut out = vec![];
+    let child = |n| Child { pid: pid(n), uid: 5, gid: 5 };
+    m.forked(NODE, Some(pid(50)), child(1000), &mut out);
+    m.forked(NODE, Some(pid(50)), child(1001), &mut out);
+    m.adopted(pid(1000), Some(pid(50)));
+    out.clear();
+    // The parent's ghost ended: its answer to the first was lost, the second it never made.
+    m.cloned(pid(1000), Err(ESRCH), &mut out);
+    m.cloned(pid(1001), Err(ESRCH), &mut out);
+    assert_eq!(out, [Action::NurseryClone(child(1001))]);
+}
+
+#[test]
+fn children_of_a_caller_that_cannot_be_held_have_an_end() {
+    let mut m = up();
+    let mut out = vec![];
+    m.spawn(Ask(1), facts(50), &mut out);
+    m.held(pid(50), Err(1), &mut out);
+    let child = Child { pid: pid(1000), uid: 5, gid: 5 };
+    m.forked(NODE, Some(pid(50)), child.clone(), &mut out);
+    out.clear();
+    m.spawned(pid(50), Ok(()), &mut out);
+    assert!(out.contains(&Action::NurseryClone(child)), "{out:?}");
+}
+
+#[test]
+fn zombies_of_a_parent_that_ends_are_over() {
+    let mut m = up();
+    running(&mut m, 50);
+    let mut out = vec![];
+    m.forked(NODE, Some(pid(50)), Child { pid: pid(1000), uid: 5, gid: 5 }, &mut out);
+    m.cloned(pid(1000), Ok(()), &mut out);
+    m.ghost_connected(pid(1000), Some(pid(50)), &mut out);
+    m.exited(pid(1000), 1, &mut out);
+    m.ghost_gone(pid(1000), &mut out);
+    out.clear();
+    // The node's init holds the zombie, and waits for this.
+    m.exited(pid(50), 0, &mut out);
+    assert_eq!(orders(&out), [Order::Forget(pid(1000))]);
+    m.ghost_gone(pid(50), &mut out);
+    assert_eq!(m.node_of(pid(1000)), None);
+    assert_eq!(m.node_of(pid(50)), None);
+}
