@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 pub struct Relative {
     /// Pid in the space.
     pub pid: i32,
-    /// Its parent; told for the record, skeletons' own parents are not promised.
+    /// Its parent. A skeleton has it only where it is there and in the same session.
     pub ppid: i32,
     /// Its process group.
     pub pgid: i32,
@@ -52,7 +52,13 @@ pub fn plan(new: Relative, relatives: &[Relative], here: &BTreeSet<i32>) -> Vec<
         if r.pid <= 1 || there.contains(&r.pid) {
             return;
         }
-        let by = if r.sid != r.pid && there.contains(&r.sid) { r.sid } else { 1 };
+        let in_session = |pid: i32| pid == r.sid || r.sid == r.pid || known(pid).is_some_and(|p| p.sid == r.sid);
+        let by = match r.ppid {
+            // Its own parent, so that it has the right one should it ever become more than a skeleton.
+            ppid if ppid > 1 && there.contains(&ppid) && in_session(ppid) => ppid,
+            _ if r.sid != r.pid && there.contains(&r.sid) => r.sid,
+            _ => 1,
+        };
         steps.push(Step::Clone { by, pid: r.pid });
         there.insert(r.pid);
         if r.sid == r.pid {

@@ -6,10 +6,12 @@ use std::time::Instant;
 
 use anyhow::Result;
 
+type Body<T> = Box<dyn Fn(&T) -> Result<()>>;
+
 /// A test: its name, and what it does with what all tests of the program share.
 pub struct Test<T> {
     name: String,
-    body: Box<dyn Fn(&T) -> Result<()>>,
+    body: Body<T>,
 }
 
 impl<T> Test<T> {
@@ -50,7 +52,7 @@ impl Wanted {
     }
 }
 
-fn tell(name: &str, began: Instant, result: Result<(), &anyhow::Error>) -> bool {
+fn tell(name: &str, began: Instant, result: &Result<()>) -> bool {
     let seconds = began.elapsed().as_secs_f64();
     match result {
         Ok(()) => println!("test {name} ... ok ({seconds:.2} s)"),
@@ -78,16 +80,16 @@ pub fn main<T>(open: impl FnOnce() -> Result<T>, tests: Vec<Test<T>>, close: imp
     let mut passed = 0;
     let mut note = |name: &str, good: bool| if good { passed += 1 } else { failed.push(name.to_owned()) };
     match open() {
-        Err(error) => note("cluster_starts", tell("cluster_starts", began, Err(&error))),
+        Err(error) => note("cluster_starts", tell("cluster_starts", began, &Err(error))),
         Ok(shared) => {
             for test in chosen {
                 let began = Instant::now();
                 let result = (test.body)(&shared);
-                note(&test.name, tell(&test.name, began, result.as_ref().map(|()| ())));
+                note(&test.name, tell(&test.name, began, &result));
             }
             let began = Instant::now();
             let result = close(shared);
-            note("nothing_is_left", tell("nothing_is_left", began, result.as_ref().map(|()| ())));
+            note("nothing_is_left", tell("nothing_is_left", began, &result));
         }
     }
     summary(began, passed, &failed)

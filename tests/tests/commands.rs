@@ -286,7 +286,7 @@ fn time_option(cluster: &Cluster) -> Result<()> {
 }
 
 fn many_at_once(cluster: &Cluster) -> Result<()> {
-    let nodes = vec!["0", "1", "2"].repeat(40).join(",");
+    let nodes = ["0", "1", "2"].repeat(40).join(",");
     let done = cluster.bpsh(&[&nodes, "sh", "-c", "echo $$"])?;
     let mut pids: Vec<String> = done.out().lines().map(str::to_owned).collect();
     pids.sort();

@@ -277,7 +277,7 @@ impl Actor {
                     self.core.at_gate(pid, out);
                 }
             }
-            event::kind::BEYOND => run::turn_cursor_back(),
+            event::kind::BEYOND => run::turn_cursor_back(self.config.pids.boundary),
             _ => {}
         }
     }

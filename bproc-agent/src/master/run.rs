@@ -168,14 +168,16 @@ fn identify(addresses: Addresses) -> Box<super::link::Identify> {
 /// Room for pids of nodes above the boundary; local ones stay below it.
 fn prepare_pids(boundary: i32) -> Result<()> {
     bproc_sys::pids::raise_max().context("raising kernel.pid_max, so that nodes have pids of their own")?;
-    if bproc_sys::pids::last()? >= boundary {
-        turn_cursor_back();
-    }
+    turn_cursor_back(boundary);
     Ok(())
 }
 
-/// Local processes go on from the low pids.
-pub fn turn_cursor_back() {
+/// Local processes go on from the low pids once they have come to the boundary. (A pid beyond it that was asked for, as
+/// ghosts of another cluster's are, does not bring the others there.)
+pub fn turn_cursor_back(boundary: i32) {
+    if bproc_sys::pids::last().is_ok_and(|last| last < boundary) {
+        return;
+    }
     if let Err(error) = bproc_sys::pids::set_last(FIRST_LOCAL) {
         tracing::error!(%error, "local pids run into those leased to nodes: kernel.ns_last_pid cannot be set");
     }

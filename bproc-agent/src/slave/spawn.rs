@@ -100,6 +100,19 @@ impl Family {
         lock(&self.members).keys().copied().collect()
     }
 
+    /// A number whose former holder has been told to go, or was reaped a moment ago, is free a little later: `insist`.
+    async fn clone_when_free(&self, by: i32, pid: i32, insist: bool) -> Result<Member, Failure> {
+        const TRIES: usize = 200;
+        const PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
+        for _ in 1..TRIES {
+            match self.clone_by(by, pid).await {
+                Err(failure) if insist && failure.number == libc::EEXIST => tokio::time::sleep(PAUSE).await,
+                other => return other,
+            }
+        }
+        self.clone_by(by, pid).await
+    }
+
     async fn clone_by(&self, by: i32, pid: i32) -> Result<Member, Failure> {
         let parent = self.get(by).ok_or_else(|| failed(libc::ESRCH, format!("skeleton {by} is not there")))?;
         let (hello, arrived) = oneshot::channel();
@@ -182,10 +195,14 @@ impl Spawner {
         let mut last = None;
         for step in plan(new, &relatives, &here) {
             match step {
+                // It has been the parent of others here: its skeleton becomes what it stood for.
+                Step::Clone { pid, .. } if pid == spec.pid && self.family.get(pid).is_some() => {
+                    last = self.family.get(pid);
+                }
                 Step::Clone { by, pid } => {
                     // A parent that is here in person makes no children for us: init does.
                     let by = if natives.contains(&by) || self.family.get(by).is_none() { 1 } else { by };
-                    let member = match self.family.clone_by(by, pid).await {
+                    let member = match self.family.clone_when_free(by, pid, pid == spec.pid).await {
                         Ok(member) => member,
                         // A leader that is dead while others of its group live: they keep its number taken, and it
                         // stands for the group without any process.
