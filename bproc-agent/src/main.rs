@@ -202,11 +202,11 @@ fn own_number(config: &MachineConfig, address: Option<IpAddr>) -> Option<i32> {
 }
 
 /// Makes sure that no other agent of the same role works here. The lock ends with the process.
-fn only_one(path: &Path, what: &str) -> Result<nix::fcntl::Flock<File>> {
+fn only_one(path: &Path, what: &str) -> Result<File> {
     let file = File::options().create(true).truncate(false).write(true).open(path);
     let file = file.with_context(|| format!("opening {}", path.display()))?;
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
-        .map_err(|(_, errno)| anyhow::anyhow!("{what} runs here already: {} is locked ({errno})", path.display()))
+    file.try_lock().with_context(|| format!("{what} runs here already: {}", path.display()))?;
+    Ok(file)
 }
 
 /// The ghost binary must be there, with the capability that lets a user's ghost clone its children's ghosts.

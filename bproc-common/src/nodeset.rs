@@ -218,7 +218,6 @@ pub fn join_runs(numbers: &[i32]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec;
 
     const CLUSTER: [(NodeId, &str); 6] = [
         (NodeId(0), "up"),
@@ -314,7 +313,7 @@ mod tests {
     fn runs() {
         assert_eq!(join_runs(&[]), "");
         assert_eq!(join_runs(&[0, 1, 2, 3, 4]), "0-4");
-        assert_eq!(join_runs(&vec![0, 2, 3, 3, 9]), "0,2-3,3,9");
+        assert_eq!(join_runs(&[0, 2, 3, 3, 9]), "0,2-3,3,9");
         assert_eq!(join_runs(&[-1, 0, 1]), "-1,0-1");
     }
 }

@@ -446,11 +446,8 @@ impl World {
                 self.machines[node].processes.insert(p.get(), Process::default());
                 self.tell(node, Event::Spawned(p.get()));
             }
-            Order::Kill(p) => {
-                if self.machines[node].processes.contains_key(&p.get()) {
-                    self.end(node, p.get(), 9);
-                }
-            }
+            Order::Kill(p) if self.machines[node].processes.contains_key(&p.get()) => self.end(node, p.get(), 9),
+            Order::Kill(_) => {}
             Order::Stop(p) => self.stop_process(node, p.get()),
             Order::Continue(p) => {
                 if let Some(process) = self.machines[node].processes.get_mut(&p.get()) {

@@ -317,11 +317,12 @@ struct Terminal {
 
 /// A pseudo terminal that belongs to the user, with the size and the modes of the caller's.
 fn terminal(spec: &SpawnSpec, uid: u32) -> std::io::Result<Terminal> {
-    let nix::pty::OpenptyResult { master, slave } = nix::pty::openpty(None, None)?;
+    let (master, slave) = bproc_sys::terminal::open()?;
     std::os::unix::fs::fchown(&slave, Some(uid), None)?;
     if let Some(winsize) = spec.winsize.first_chunk() {
         bproc_sys::terminal::set_size(&slave, winsize)?;
     }
+    bproc_sys::terminal::set_modes(&slave, &spec.termios)?;
     Ok(Terminal { master, slave })
 }
 
