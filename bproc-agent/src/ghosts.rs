@@ -1,7 +1,7 @@
 //! Connections of ghosts (and of skeletons and init on a node): who is at the other end, commands and their answers,
 //! reports. One task a connection.
 
-use crate::watched::{both_ways, watched};
+use crate::watched::{sent, watched};
 use anyhow::{Context, Result, bail};
 use bproc_common::ghost::{MAX_PACKET, Msg, Role, ev, op};
 use bproc_common::id::Pid;
@@ -195,7 +195,7 @@ struct Packet {
 async fn send(fd: &AsyncFd<Conn>, packet: Option<&(Vec<u8>, Vec<OwnedFd>)>) -> std::io::Result<()> {
     let Some((bytes, fds)) = packet else { return Ok(()) };
     let fds: Vec<_> = fds.iter().map(|f| f.as_fd()).collect();
-    fd.async_io(Interest::WRITABLE, |c| c.send(bytes, &fds)).await
+    sent(fd.get_ref(), |c| c.send(bytes, &fds)).await
 }
 
 async fn receive(fd: &AsyncFd<Conn>, buffer: &mut [u8]) -> Result<Option<Packet>> {
@@ -231,7 +231,7 @@ async fn attend<T: Send + 'static>(
     if exe != ghost_exe {
         bail!("process {host_pid} is no ghost: it runs another program");
     }
-    let fd = both_ways(conn)?;
+    let fd = watched(conn, Interest::READABLE)?;
     let mut buffer = vec![0; MAX_PACKET];
     let Some(hello) = receive(&fd, &mut buffer).await? else { return Ok(()) };
     if hello.msg.op != ev::HELLO {

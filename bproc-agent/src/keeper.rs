@@ -1,6 +1,6 @@
 //! The agent's side of the keeper: starts it where none runs, asks it, passes on what it tells.
 
-use crate::watched::both_ways;
+use crate::watched::{sent, watched};
 use anyhow::{Context, Result};
 use bproc_common::id::Pid;
 use bproc_common::keeper::{KeeperMsg, ev, op};
@@ -77,7 +77,7 @@ impl Keeper {
         };
         let pid = conn.peer().context("the keeper's socket")?.pid;
         conn.set_nonblocking(true).context("the keeper's socket")?;
-        let fd = Arc::new(both_ways(conn).context("watching the keeper's socket")?);
+        let fd = Arc::new(watched(conn, Interest::READABLE).context("watching the keeper's socket")?);
         let (questions, inbox) = mpsc::unbounded_channel();
         let keeper = Keeper { pid, questions };
         tokio::spawn(async move {
@@ -177,7 +177,7 @@ async fn converse<T>(
                 }
                 let mut packet = [0; KeeperMsg::SIZE];
                 question.msg.put(&mut packet);
-                fd.async_io(Interest::WRITABLE, |c| c.send(&packet, &[])).await?;
+                sent(fd.get_ref(), |c| c.send(&packet, &[])).await?;
             }
             got = fd.async_io(Interest::READABLE, |c| c.recv(&mut buffer)) => {
                 let got = got?;

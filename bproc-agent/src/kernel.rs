@@ -1,16 +1,20 @@
 //! The agent's side of eBPF: load, tell the programs what to watch, pass records on.
 
+use crate::watched::watched;
 use anyhow::{Context, Result};
-use bproc_bpf::{Config, Control, Monitor, Reader, Role, spawn_reader};
+use bproc_bpf::{Config, Control, Monitor, Role};
 use bproc_common::event::Event;
 use bproc_common::id::Pid;
 use bproc_core::lease::Block;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
-/// Bytes of the ring between kernel and agent: some 9,000 records.
-const RING_BYTES: u32 = 1 << 20;
+/// Bytes of the ring between kernel and agent: some 17,000 records.
+const RING_BYTES: u32 = 2 << 20;
 
 /// What is loaded from where.
 #[derive(Debug)]
@@ -26,7 +30,7 @@ pub struct Settings {
 /// The loaded programs. Dropping it leaves them pinned: they gather records for the next agent.
 pub struct Kernel {
     control: Control,
-    _reader: Reader,
+    reader: JoinHandle<()>,
 }
 
 impl Kernel {
@@ -46,12 +50,13 @@ impl Kernel {
         }
         let control = monitor.control();
         control.add_keeper(std::process::id()).context("eBPF maps")?;
-        let reader = spawn_reader(monitor, move |event| {
-            // The reader has a thread of its own; a full queue makes it wait, and the ring holds what comes meanwhile.
-            let _ = out.blocking_send(wrap(*event));
-        })
-        .context("starting the reader of kernel events")?;
-        Ok(Kernel { control, _reader: reader })
+        let monitor = watched(monitor, Interest::READABLE).context("watching the kernel's events")?;
+        let reader = tokio::spawn(async move {
+            if let Err(error) = read(monitor, &out, wrap).await {
+                tracing::error!(%error, "the kernel's events cannot be read any more");
+            }
+        });
+        Ok(Kernel { control, reader })
     }
 
     /// Records lost since the load; only ever grows.
@@ -109,6 +114,28 @@ impl Kernel {
         if let (Some(first), Some(end)) = (first, end) {
             let result = self.control.set_lease(pid_ns as u32, first as u32, end as u32 - 1);
             self.noted("the limits of a space's pids", result);
+        }
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+/// Passes events on. A full queue makes it wait, and the ring holds what comes meanwhile.
+async fn read<T>(mut monitor: AsyncFd<Monitor>, out: &mpsc::Sender<T>, wrap: fn(Event) -> T) -> std::io::Result<()> {
+    let mut events = Vec::new();
+    loop {
+        let mut ready = monitor.readable_mut().await?;
+        ready.get_inner_mut().drain(|event| events.push(*event));
+        // What comes from here on is told anew.
+        ready.clear_ready();
+        for event in events.drain(..) {
+            if out.send(wrap(event)).await.is_err() {
+                return Ok(());
+            }
         }
     }
 }

@@ -15,10 +15,17 @@ pub fn watched<T: AsRawFd + AsFd>(io: T, interest: Interest) -> std::io::Result<
     unsafe { AsyncFd::register_with_interest(io, interest) }.map_err(Into::into)
 }
 
-/// The same for reading and writing.
+/// Sends on a local socket that is watched for reading only: a socket watched for writing too wakes its owner each time
+/// when the other end has read something. Only while the socket is full it is watched, under another number.
 ///
 /// # Errors
-/// As [`watched`].
-pub fn both_ways<T: AsRawFd + AsFd>(io: T) -> std::io::Result<AsyncFd<T>> {
-    watched(io, Interest::READABLE | Interest::WRITABLE)
+/// Those of `op`; WouldBlock is waited out.
+pub async fn sent<T: AsFd>(io: &T, mut op: impl FnMut(&T) -> std::io::Result<()>) -> std::io::Result<()> {
+    loop {
+        match op(io) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+        watched(io.as_fd().try_clone_to_owned()?, Interest::WRITABLE)?.writable().await?.retain_ready();
+    }
 }

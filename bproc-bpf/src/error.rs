@@ -53,14 +53,6 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
-    /// A system call of the reader failed.
-    #[error("{what} for the event reader failed: {source}")]
-    Reader {
-        /// The call.
-        what: &'static str,
-        /// Its error.
-        source: io::Error,
-    },
 }
 
 /// All causes of an error in one line: loaders hide the kernel's answer deep down.

@@ -2,7 +2,7 @@
 
 use std::{
     ops::Deref,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     path::{Path, PathBuf},
 };
 
@@ -113,6 +113,12 @@ impl Deref for Monitor {
     type Target = Control;
     fn deref(&self) -> &Control {
         &self.control
+    }
+}
+
+impl AsRawFd for Monitor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.events.as_raw_fd()
     }
 }
 
@@ -285,11 +291,21 @@ impl Monitor {
 pub(crate) fn load_object(config: &Config, bytes: &[u8]) -> Result<Ebpf> {
     let mut raw = vec![0; <bproc_common::event::Offsets as Record>::SIZE];
     offsets::resolve()?.put(&mut raw);
+    let processes = most_processes();
     EbpfLoader::new()
         .override_global("OFFSETS", raw.as_slice(), true)
+        .map_max_entries("GHOSTS", processes)
+        .map_max_entries("EXITED", processes)
         .map_max_entries("EVENTS", config.ring_bytes.unwrap_or(RING_BYTES))
         .load(bytes)
         .map_err(|error| Error::Object { path: config.object.clone(), why: chain(&error) })
+}
+
+/// How many processes this machine can hold, by its memory. A hash map takes 16 bytes for each entry that it could have,
+/// also without preallocation, and clearing them is most of what making it takes.
+fn most_processes() -> u32 {
+    let text = std::fs::read_to_string("/proc/sys/kernel/threads-max").unwrap_or_default();
+    text.trim().parse().unwrap_or(1 << 18).clamp(1 << 12, 1 << 22)
 }
 
 /// The kernel's BTF as the loader wants it.

@@ -18,7 +18,9 @@ pub(crate) const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// [`Error::Btf`] when there is none or it cannot be parsed, [`Error::Field`]
 /// when a field is missing.
 pub fn resolve() -> Result<Offsets> {
-    let btf = Btf::from_file(BTF).map_err(|error| Error::Btf { path: BTF, why: error.to_string() })?;
+    let bytes = std::fs::read(BTF).map_err(|error| Error::Btf { path: BTF, why: error.to_string() })?;
+    let btf = Btf::from_bytes(&bytes).map_err(|error| Error::Btf { path: BTF, why: error.to_string() })?;
+    drop(bytes);
     let at = |root: &str, fields: &[&str]| offset(&btf, root, fields);
     let size = find(&btf, "upid").map(|upid| upid.size() as u32).ok_or_else(|| missing("upid", &[]))?;
     let task = |field: &str| at("task_struct", &[field]);

@@ -228,7 +228,7 @@ fn stops_and_names_are_told() {
 #[test]
 fn many_forks_are_told_or_counted() {
     const FORKS: u32 = 10_000;
-    let Some(monitor) = monitor(Role::Node) else {
+    let Some(mut monitor) = monitor(Role::Node) else {
         return;
     };
     // A shell, because forks of this process, which has parsed BTF, are slow.
@@ -241,35 +241,18 @@ fn many_forks_are_told_or_counted() {
         97
     });
     monitor.add_space(space.inum).expect("add");
-    let (send, told) = std::sync::mpsc::channel();
-    let reader = bproc_bpf::spawn_reader(monitor, move |event| {
-        let _ = send.send(*event);
-    })
-    .expect("reader");
     space.go();
-    assert_eq!(space.end(), 0);
-    let (mut forks, mut exits, mut frees) = (0, 0, 0);
     // The last FREE may be very late, so the end is init's EXIT.
-    loop {
-        let event = told.recv_timeout(common::LIMIT).expect("an event in time");
-        match event.kind {
-            kind::FORK => forks += 1,
-            kind::EXIT => exits += 1,
-            kind::FREE => frees += 1,
-            _ => {}
-        }
-        if event.kind == kind::EXIT && event.pid == 1 {
-            break;
-        }
-    }
-    let lost = reader.control().dropped().expect("count");
+    let events = collect(&mut monitor, ended);
+    assert_eq!(space.end(), 0);
+    let [forks, exits, frees] = [kind::FORK, kind::EXIT, kind::FREE].map(|what| of(&events, what).len() as u32);
+    let lost = monitor.dropped().expect("count");
     eprintln!("{forks} forks, {exits} exits, {frees} frees told, {lost} lost");
     assert!(u64::from(forks + exits) + lost >= u64::from(2 * FORKS + 1));
     if lost == 0 {
         assert_eq!((forks, exits), (FORKS, FORKS + 1));
         assert!(frees > FORKS / 2);
     }
-    assert!(reader.stop().is_some());
 }
 
 /// Collects what is logged.

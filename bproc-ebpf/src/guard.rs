@@ -34,24 +34,25 @@ pub fn guard_ptrace(ctx: LsmContext) -> i32 {
     if before != 0 {
         return ((4095 + before) & 0xfff) - 4095;
     }
-    // SAFETY: child is a typed pointer from the hook.
+    // SAFETY: child is a task from the hook.
     verdict(unsafe { refuse_trace(child, mode) })
 }
 
 #[inline(always)]
 unsafe fn refuse_trace(child: Ptr, mode: u32) -> Option<i32> {
-    // SAFETY: typed pointers from the hook and the helper.
+    // SAFETY: pointers from the hook and the helper.
     unsafe {
         let tracer = current();
         if mode & PTRACE_MODE_ATTACH == 0 || !is_ghost(task::host_pid(child)) || is_keeper(task::host_pid(tracer)) {
             return None;
         }
         if let Some(space) = task::space_of_task(child) {
-            let mut event = task::describe(kind::REFUSED, child, &space);
-            event.arg = mode;
-            event.arg2 = task::process_in(tracer, &space);
-            event.arg3 = task::real_uid(tracer);
-            emit(&mut event);
+            emit(|event| {
+                task::describe(event, kind::REFUSED, child, &space);
+                event.arg = mode;
+                event.arg2 = task::process_in(tracer, &space);
+                event.arg3 = task::real_uid(tracer);
+            });
         }
     }
     Some(EPERM)
@@ -72,7 +73,7 @@ pub fn guard_lease(ctx: LsmContext) -> i32 {
 
 #[inline(always)]
 unsafe fn refuse_fork() -> Option<i32> {
-    // SAFETY: the running task is a typed pointer.
+    // SAFETY: the running task is a task.
     unsafe {
         let task = current();
         let nsproxy = task::follow(task, off!(task_nsproxy))?;

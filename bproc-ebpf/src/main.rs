@@ -75,7 +75,7 @@ pub fn process_fork(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 unsafe fn on_fork(parent: Ptr, child: Ptr) -> Option<()> {
-    // SAFETY: both are typed pointers from the tracepoint.
+    // SAFETY: both are pointers from the tracepoint.
     unsafe {
         if !task::is_leader(child) {
             return None;
@@ -85,20 +85,20 @@ unsafe fn on_fork(parent: Ptr, child: Ptr) -> Option<()> {
         if !beyond && !reported(&space) {
             return None;
         }
-        let mut event = task::describe(kind::FORK, child, &space);
-        event.arg = event.pid;
-        event.arg2 = event.host_pid;
-        event.pid = task::process_in(parent, &space);
-        event.host_pid = task::host_pid(parent);
+        let describe = |event: &mut Event, kind: u32| {
+            task::describe(event, kind, child, &space);
+            if kind == kind::FORK {
+                (event.arg, event.arg2) = (event.pid, event.host_pid);
+                event.pid = task::process_in(parent, &space);
+                event.host_pid = task::host_pid(parent);
+            }
+        };
         if reported(&space) {
             free_at(child);
-            emit(&mut event);
+            emit(|event| describe(event, kind::FORK));
         }
         if beyond {
-            event.kind = kind::BEYOND;
-            event.pid = event.arg;
-            event.host_pid = event.arg2;
-            emit(&mut event);
+            emit(|event| describe(event, kind::BEYOND));
         }
     }
     Some(())
@@ -114,7 +114,7 @@ unsafe fn is_beyond(parent: Ptr, space: &Space) -> bool {
     if *boundary == 0 || space.nr < *boundary || space.inum != *inum {
         return false;
     }
-    // SAFETY: parent is a typed pointer.
+    // SAFETY: parent is a task.
     let host = unsafe { task::host_pid(parent) };
     !is_ghost(host) && !is_keeper(host)
 }
@@ -130,19 +130,20 @@ pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
 /// Reports something that needs no more than the task.
 #[inline(always)]
 unsafe fn on_simple(what: u32, task: Ptr, arg: u32) -> Option<()> {
-    // SAFETY: a typed pointer from the tracepoint.
+    // SAFETY: a pointer from the tracepoint.
     unsafe {
         let space = task::space_of_task(task)?;
         if !reported(&space) {
             return None;
         }
-        let mut event = task::describe(what, task, &space);
-        event.arg = arg;
+        emit(|event| {
+            task::describe(event, what, task, &space);
+            event.arg = arg;
+        });
         if what == kind::EXEC {
             // A skeleton that has become a program: its signals are a program's from now on. Not there: never was one.
-            let _ = GHOSTS.remove(event.host_pid);
+            let _ = GHOSTS.remove(task::host_pid(task));
         }
-        emit(&mut event);
     }
     Some(())
 }
@@ -159,7 +160,7 @@ pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 unsafe fn on_exit(task: Ptr) -> Option<()> {
-    // SAFETY: a typed pointer from the tracepoint.
+    // SAFETY: a pointer from the tracepoint.
     unsafe {
         let signal = task::follow(task, off!(task_signal))?;
         if task::load::<i32>(signal, off!(signal_live)) != 0 {
@@ -170,22 +171,24 @@ unsafe fn on_exit(task: Ptr) -> Option<()> {
             return None;
         }
         let leader = task::follow(task, off!(task_group_leader))?;
-        let mut event = task::describe(kind::EXIT, task, &space);
         let key = leader as u64;
-        if let Some(note) = EXITED.get_ptr(key) {
-            if same(&*note, &event) {
+        let process = u64::from(task::process_in(task, &space));
+        let note = [(u64::from(space.inum) << 32) | process, u64::from(task::host_pid(task)), task::start_of(task)];
+        if let Some(former) = EXITED.get_ptr(key) {
+            if same(&*former, &note) {
                 return None;
             }
-            free(key, &*note);
+            free(key, &*former);
         }
-        let note = [(u64::from(event.pidns) << 32) | u64::from(event.pid), u64::from(event.host_pid), event.start_ns];
         match EXITED.insert(key, note, u64::from(BPF_NOEXIST)) {
             Ok(()) => {}
             Err(EEXIST) => return None,
             Err(_) => count_loss(),
         }
-        task::add_exit(&mut event, task, signal, leader);
-        emit(&mut event);
+        emit(|event| {
+            task::describe(event, kind::EXIT, task, &space);
+            task::add_exit(event, task, signal, leader);
+        });
     }
     Some(())
 }
@@ -211,24 +214,23 @@ fn free_at(task: Ptr) {
 
 #[inline(always)]
 fn free(key: u64, note: &Note) {
-    let mut event = Event {
-        kind: kind::FREE,
-        pidns: (note[0] >> 32) as u32,
-        pid: note[0] as u32,
-        host_pid: note[1] as u32,
-        start_ns: note[2],
-        ..Event::default()
-    };
+    let note = *note;
     // Whoever removes the note reports it.
     if EXITED.remove(key).is_ok() {
-        emit(&mut event);
+        emit(|event| {
+            event.kind = kind::FREE;
+            event.pidns = (note[0] >> 32) as u32;
+            event.pid = note[0] as u32;
+            event.host_pid = note[1] as u32;
+            event.start_ns = note[2];
+        });
     }
 }
 
-/// Whether a note is about the process of an event.
+/// Whether two notes are about the same process.
 #[inline(always)]
-fn same(note: &Note, event: &Event) -> bool {
-    note[1] == u64::from(event.host_pid) && note[2] == event.start_ns
+fn same(one: &Note, other: &Note) -> bool {
+    one[1] == other[1] && one[2] == other[2]
 }
 
 /// RENAME of a process (its first thread). An exec renames too, just before its EXEC.
@@ -241,7 +243,7 @@ pub fn process_rename(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 unsafe fn on_rename(task: Ptr, name: *const u8) -> Option<()> {
-    // SAFETY: typed pointers from the tracepoint; the name is read with a helper that cannot fault.
+    // SAFETY: pointers from the tracepoint; the name is read with a helper that cannot fault.
     unsafe {
         if !task::is_leader(task) {
             return None;
@@ -254,13 +256,14 @@ unsafe fn on_rename(task: Ptr, name: *const u8) -> Option<()> {
         aya_ebpf::helpers::bpf_probe_read_kernel_str_bytes(name, &mut comm).ok()?;
         let comm0 = u64::from_ne_bytes([comm[0], comm[1], comm[2], comm[3], comm[4], comm[5], comm[6], comm[7]]);
         let comm1 = u64::from_ne_bytes([comm[8], comm[9], comm[10], comm[11], comm[12], comm[13], comm[14], comm[15]]);
-        let mut event = task::describe(kind::RENAME, task, &space);
-        if event.comm0 == comm0 && event.comm1 == comm1 {
+        let (now0, now1): (u64, u64) = (task::load(task, off!(task_comm)), task::load(task, off!(task_comm) + 8));
+        if (now0, now1) == (comm0, comm1) {
             return None;
         }
-        event.comm0 = comm0;
-        event.comm1 = comm1;
-        emit(&mut event);
+        emit(|event| {
+            task::describe(event, kind::RENAME, task, &space);
+            (event.comm0, event.comm1) = (comm0, comm1);
+        });
     }
     Some(())
 }
@@ -279,7 +282,7 @@ unsafe fn on_deliver(sig: i32, action: Ptr) -> Option<()> {
         return None;
     }
     let task = current();
-    // SAFETY: typed pointers from the tracepoint and the helper.
+    // SAFETY: pointers from the tracepoint and the helper.
     unsafe {
         if sig != SIGSTOP {
             let signal = task::follow(task, off!(task_signal))?;
@@ -306,7 +309,7 @@ unsafe fn on_generate(sig: i32, info: u64, task: Ptr) -> Option<()> {
     if sig != SIGKILL && sig != SIGCONT && sig != SIGSTOP {
         return None;
     }
-    // SAFETY: task is a typed pointer from the tracepoint.
+    // SAFETY: task is a pointer from the tracepoint.
     unsafe {
         let ghost = is_ghost(task::host_pid(task));
         if sig != SIGCONT && !ghost {
@@ -317,15 +320,18 @@ unsafe fn on_generate(sig: i32, info: u64, task: Ptr) -> Option<()> {
         if !ghost && !told {
             return None;
         }
-        let mut event = task::describe(kind::CONT, task, &space);
-        event.arg = sig as u32;
+        let describe = |event: &mut Event, kind: u32| {
+            task::describe(event, kind, task, &space);
+            event.arg = sig as u32;
+        };
         if told {
-            emit(&mut event);
+            emit(|event| describe(event, kind::CONT));
         }
         if ghost {
-            event.kind = kind::SIGNAL;
-            add_sender(&mut event, info, &space);
-            emit(&mut event);
+            emit(|event| {
+                describe(event, kind::SIGNAL);
+                add_sender(event, info, &space);
+            });
         }
     }
     Some(())
@@ -343,7 +349,7 @@ unsafe fn add_sender(event: &mut Event, info: u64, space: &Space) {
         return;
     }
     let sender = current();
-    // SAFETY: the running task is a typed pointer.
+    // SAFETY: the running task is a task.
     unsafe {
         event.arg2 = task::process_in(sender, space);
         event.arg3 = task::real_uid(sender);

@@ -9,8 +9,8 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 use bproc_common::event::{Event, Offsets};
 
-/// More than there can be processes: maps without preallocation cost only what is in them.
-const PIDS: u32 = 1 << 22;
+/// Processes at most; user space sets what this machine can hold.
+const PIDS: u32 = 1 << 12;
 
 /// Patched by user space before the load; frozen afterwards, so that the
 /// verifier knows each offset as a constant.
@@ -103,18 +103,22 @@ pub(crate) type Note = [u64; 3];
 #[map]
 pub(crate) static EXITED: HashMap<u64, Note> = HashMap::with_max_entries(PIDS, BPF_F_NO_PREALLOC);
 
-/// Hands an event to user space, or counts that it could not.
+/// Hands an event to user space, or counts that it could not. It is filled where it will be read: the verifier follows
+/// what is written to a stack, on each path, but not what is written to a ring.
 #[inline(always)]
-pub(crate) fn emit(event: &mut Event) {
+pub(crate) fn emit(fill: impl FnOnce(&mut Event)) {
+    let Some(mut place) = EVENTS.reserve::<Event>(0) else {
+        return count_loss();
+    };
+    let event = place.write(Event { ..Event::default() });
+    fill(event);
     // SAFETY: the helper has no preconditions.
     event.time_ns = unsafe { bpf_ktime_get_ns() };
-    if EVENTS.output::<Event>(&*event, 0).is_err() {
-        count_loss();
-    }
+    place.submit(0);
 }
 
 /// Counts one event that user space will not see.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn count_loss() {
     if let Some(count) = DROPPED.get_ptr_mut(0) {
         // SAFETY: the slot is this CPU's own; a nested program can at worst lose one count of many.

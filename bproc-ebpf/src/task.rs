@@ -1,8 +1,6 @@
 //! Reading tasks, pids and namespaces of the running kernel.
 //!
-//! A [`Ptr`] is a pointer that the verifier knows the kernel's type of: it may
-//! be followed with plain loads. What is reached with a computed offset (the
-//! numbers of a pid) goes through `bpf_probe_read_kernel`.
+//! Everything is read with `bpf_probe_read_kernel`, which cannot fault: see [`load`].
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use bproc_common::event::Event;
@@ -23,14 +21,18 @@ const PIDTYPE_TGID: usize = 1;
 const PIDTYPE_PGID: usize = 2;
 const PIDTYPE_SID: usize = 3;
 
-/// A field of a kernel object.
+/// A field of a kernel object; zero when it cannot be read.
+///
+/// By the helper, although the verifier would let typed pointers be followed with plain loads: for each of those, and
+/// again on each path to it, it looks for a name among all types of the kernel, which made a load of these programs
+/// take a second. `T` is a number or a pointer.
 ///
 /// # Safety
-/// `base` is not null and the verifier knows its type; `offset` is that of a `T` in it.
+/// `base` is an object of the kernel; `offset` is that of a `T` in it.
 #[inline(always)]
 pub(crate) unsafe fn load<T: Copy>(base: Ptr, offset: usize) -> T {
-    // SAFETY: the caller's promise, and the verifier checks it at load.
-    unsafe { core::ptr::read_volatile(base.add(offset).cast::<T>()) }
+    // SAFETY: the helper cannot fault, and zero is a value of every `T` used here.
+    unsafe { probe(base as u64 + offset as u64).unwrap_or(core::mem::zeroed()) }
 }
 
 /// A pointer field of a kernel object; `None` when null.
@@ -65,7 +67,7 @@ pub(crate) struct Space {
 /// Address of the number of `pid` at a level; `None` when it has no such level.
 #[inline(always)]
 unsafe fn number_at(pid: Ptr, level: u32) -> Option<u64> {
-    // SAFETY: the caller's pid is a typed pointer.
+    // SAFETY: as the caller's promise.
     let deepest: u32 = unsafe { load(pid, off!(pid_level)) };
     if level > deepest || level > MAX_LEVEL {
         return None;
@@ -81,7 +83,7 @@ unsafe fn number_at(pid: Ptr, level: u32) -> Option<u64> {
 /// The active pid namespace of a `struct pid` and its number there.
 ///
 /// # Safety
-/// `pid` is a typed pointer.
+/// `pid` is a `struct pid`.
 #[inline(always)]
 pub(crate) unsafe fn space_of(pid: Ptr) -> Option<Space> {
     // SAFETY: as the caller's promise.
@@ -97,7 +99,7 @@ pub(crate) unsafe fn space_of(pid: Ptr) -> Option<Space> {
 /// The active pid namespace of a task and the thread's number there.
 ///
 /// # Safety
-/// `task` is a typed pointer.
+/// `task` is a task.
 #[inline(always)]
 pub(crate) unsafe fn space_of_task(task: Ptr) -> Option<Space> {
     // SAFETY: as the caller's promise.
@@ -107,7 +109,7 @@ pub(crate) unsafe fn space_of_task(task: Ptr) -> Option<Space> {
 /// The number that a `struct pid` has in a namespace; 0 when it is not in it.
 ///
 /// # Safety
-/// `pid` is a typed pointer.
+/// `pid` is a `struct pid`.
 #[inline(always)]
 unsafe fn number_in(pid: Ptr, space: &Space) -> u32 {
     // SAFETY: as the caller's promise.
@@ -123,7 +125,7 @@ unsafe fn number_in(pid: Ptr, space: &Space) -> u32 {
 /// Number of a task's process, group or session in a namespace.
 #[inline(always)]
 unsafe fn id_in(task: Ptr, which: usize, space: &Space) -> u32 {
-    // SAFETY: the caller's task is a typed pointer; signal->pids is an array of pointers.
+    // SAFETY: as the caller's promise; signal->pids is an array of pointers.
     unsafe {
         let Some(signal) = follow(task, off!(task_signal)) else {
             return 0;
@@ -138,7 +140,7 @@ unsafe fn id_in(task: Ptr, which: usize, space: &Space) -> u32 {
 /// The process number of a task in a namespace; 0 when it is not in it.
 ///
 /// # Safety
-/// `task` is a typed pointer.
+/// `task` is a task.
 #[inline(always)]
 pub(crate) unsafe fn process_in(task: Ptr, space: &Space) -> u32 {
     // SAFETY: as the caller's promise.
@@ -148,7 +150,7 @@ pub(crate) unsafe fn process_in(task: Ptr, space: &Space) -> u32 {
 /// The process number of a task in the initial namespace.
 ///
 /// # Safety
-/// `task` is a typed pointer.
+/// `task` is a task.
 #[inline(always)]
 pub(crate) unsafe fn host_pid(task: Ptr) -> u32 {
     // SAFETY: as the caller's promise.
@@ -158,7 +160,7 @@ pub(crate) unsafe fn host_pid(task: Ptr) -> u32 {
 /// Whether a task is the first of its process.
 ///
 /// # Safety
-/// `task` is a typed pointer.
+/// `task` is a task.
 #[inline(always)]
 pub(crate) unsafe fn is_leader(task: Ptr) -> bool {
     // SAFETY: as the caller's promise.
@@ -168,7 +170,7 @@ pub(crate) unsafe fn is_leader(task: Ptr) -> bool {
 /// Real uid of a task.
 ///
 /// # Safety
-/// `task` is a typed pointer.
+/// `task` is a task.
 #[inline(always)]
 pub(crate) unsafe fn real_uid(task: Ptr) -> u32 {
     // SAFETY: as the caller's promise.
@@ -180,37 +182,23 @@ pub(crate) unsafe fn real_uid(task: Ptr) -> u32 {
     }
 }
 
-/// An event about a task, with everything that does not depend on the kind.
+/// Fills an event about a task, with everything that does not depend on the kind.
 ///
 /// # Safety
-/// `task` is a typed pointer and `space` is its namespace.
+/// `task` is a task and `space` is its namespace.
 #[inline(always)]
-pub(crate) unsafe fn describe(kind: u32, task: Ptr, space: &Space) -> Event {
+pub(crate) unsafe fn describe(event: &mut Event, kind: u32, task: Ptr, space: &Space) {
     // SAFETY: as the caller's promise; the offsets are those of the types named.
     unsafe {
-        let mut event = Event {
-            kind,
-            pidns: space.inum,
-            time_ns: 0,
-            pid: process_in(task, space),
-            ppid: 0,
-            pgid: id_in(task, PIDTYPE_PGID, space),
-            sid: id_in(task, PIDTYPE_SID, space),
-            host_pid: host_pid(task),
-            uid: 0,
-            gid: 0,
-            arg: 0,
-            arg2: 0,
-            arg3: 0,
-            code: 0,
-            zero: 0,
-            comm0: load(task, off!(task_comm)),
-            comm1: load(task, off!(task_comm) + 8),
-            start_ns: load(task, off!(task_start_boottime)),
-            utime_ns: 0,
-            stime_ns: 0,
-            zero2: 0,
-        };
+        event.kind = kind;
+        event.pidns = space.inum;
+        event.pid = process_in(task, space);
+        event.pgid = id_in(task, PIDTYPE_PGID, space);
+        event.sid = id_in(task, PIDTYPE_SID, space);
+        event.host_pid = host_pid(task);
+        event.comm0 = load(task, off!(task_comm));
+        event.comm1 = load(task, off!(task_comm) + 8);
+        event.start_ns = start_of(task);
         if let Some(parent) = follow(task, off!(task_real_parent)) {
             event.ppid = process_in(parent, space);
         }
@@ -218,17 +206,23 @@ pub(crate) unsafe fn describe(kind: u32, task: Ptr, space: &Space) -> Event {
             event.uid = load(cred, off!(cred_euid));
             event.gid = load(cred, off!(cred_egid));
         }
-        if let Some(leader) = follow(task, off!(task_group_leader)) {
-            event.start_ns = load(leader, off!(task_start_boottime));
-        }
-        event
     }
+}
+
+/// When the process of a task was started, in nanoseconds of boot time.
+///
+/// # Safety
+/// `task` is a task.
+#[inline(always)]
+pub(crate) unsafe fn start_of(task: Ptr) -> u64 {
+    // SAFETY: as the caller's promise.
+    unsafe { load(load(task, off!(task_group_leader)), off!(task_start_boottime)) }
 }
 
 /// Completes an EXIT with the status that wait will show and the CPU time of all threads.
 ///
 /// # Safety
-/// `task` is a typed pointer to the last thread of its process.
+/// `task` is the last thread of its process.
 #[inline(always)]
 pub(crate) unsafe fn add_exit(event: &mut Event, task: Ptr, signal: Ptr, leader: Ptr) {
     // SAFETY: as the caller's promise.

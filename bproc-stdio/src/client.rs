@@ -12,7 +12,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use crate::packet;
-use crate::watched::watch;
+use crate::watched::{sent, watch};
 use crate::wire::{Attach, Body, Empty, Expect, MAX_PACKET, Reply, Request, Status, StreamSpec, Token, Winsize};
 
 /// Why a request failed.
@@ -215,7 +215,7 @@ impl AsyncIodClient {
         nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
             .map_err(io::Error::from)?;
         let shared = Arc::new(Shared {
-            fd: watch(fd, Interest::READABLE | Interest::WRITABLE).map_err(io::Error::from)?,
+            fd: watch(fd, Interest::READABLE).map_err(io::Error::from)?,
             waiting: Mutex::new((0, Some(HashMap::new()))),
         });
         let task = tokio::spawn(receive_replies(shared.clone()));
@@ -240,7 +240,7 @@ impl AsyncIodClient {
             (tag, answer)
         };
         let bytes = Request { tag, body: Some(body) }.encode_to_vec();
-        let sent = self.shared.fd.async_io(Interest::WRITABLE, |fd| packet::send(fd, &bytes, fds)).await;
+        let sent = sent(self.shared.fd.get_ref(), |fd| packet::send(fd, &bytes, fds)).await;
         if let Err(error) = sent {
             // The receiver may not have seen it yet.
             self.shared.waiting.lock().unwrap_or_else(|e| e.into_inner()).1 = None;

@@ -15,7 +15,7 @@ use crate::master::Master;
 use crate::packet;
 use crate::pump::Counters;
 use crate::slave::Slave;
-use crate::watched::watch;
+use crate::watched::{sent, watch};
 use crate::wire::{Body, MAX_PACKET, MAX_STREAMS, Reply, Request, Status, StreamSpec, Token};
 
 /// What the requests are for.
@@ -69,7 +69,7 @@ pub(crate) async fn serve(listener: OwnedFd, control: Arc<Control>) -> io::Resul
 }
 
 async fn connection(fd: OwnedFd, control: Arc<Control>) -> io::Result<()> {
-    let fd = Arc::new(watch(fd, Interest::READABLE | Interest::WRITABLE)?);
+    let fd = Arc::new(watch(fd, Interest::READABLE)?);
     let mut buffer = vec![0; MAX_PACKET];
     loop {
         let got = fd.async_io(Interest::READABLE, |fd| packet::receive(fd, &mut buffer)).await?;
@@ -99,7 +99,7 @@ async fn connection(fd: OwnedFd, control: Arc<Control>) -> io::Result<()> {
 
 async fn answer(fd: &AsyncFd<OwnedFd>, reply: Reply) -> io::Result<()> {
     let bytes = reply.encode_to_vec();
-    fd.async_io(Interest::WRITABLE, |fd| packet::send(fd, &bytes, &[])).await
+    sent(fd.get_ref(), |fd| packet::send(fd, &bytes, &[])).await
 }
 
 fn flush(control: &Control, token: &[u8], tag: u64) -> impl Future<Output = Reply> + Send + 'static {

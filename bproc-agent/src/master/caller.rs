@@ -30,7 +30,7 @@ pub fn complete(pid: Pid, spec: &mut proto::SpawnSpec) -> bproc_sys::Result<Call
     }
     spec.umask = status.umask;
     spec.limits = process.limits()?.iter().map(|l| proto::Limit { soft: l.soft, hard: l.hard }).collect();
-    spec.nice = process.nice()?;
+    spec.nice = stat.nice;
     spec.no_new_privs = status.no_new_privs;
     spec.credentials = Some(proto::Credentials {
         ruid: status.uids.real,

@@ -3,7 +3,7 @@
 use super::Fact;
 use super::caller::{self, Caller};
 use crate::stdio::Iod;
-use crate::watched::{both_ways, watched};
+use crate::watched::{sent, watched};
 use anyhow::{Context, Result};
 use bproc::frame;
 use bproc_common::id::{NodeId, Pid};
@@ -14,6 +14,7 @@ use bproc_stdio::wire::Token;
 use bproc_sys::process::Process;
 use bproc_sys::seqpacket::{Conn, Listener, PeerCred};
 use prost::Message;
+use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -94,16 +95,13 @@ pub async fn serve(path: &Path, desk: Desk) -> Result<()> {
 
 async fn attend(conn: Conn, desk: Desk) -> Result<()> {
     let peer = conn.peer()?;
-    let fd = both_ways(conn)?;
-    let mut buffer = vec![0; frame::PACKET_MAX];
+    let fd = watched(conn, Interest::READABLE)?;
     loop {
-        let got = fd.async_io(Interest::READABLE, |c| c.recv(&mut buffer)).await?;
-        if got.len == 0 {
+        let got = fd.async_io(Interest::READABLE, receive).await?;
+        if matches!(got, Err(frame::FrameError::Closed)) {
             return Ok(());
         }
-        let decoded = frame::decode(&buffer[..got.len], got.fds)
-            .map_err(anyhow::Error::from)
-            .and_then(|(bytes, fds)| Ok((Request::decode(&bytes[..])?, fds)));
+        let decoded = got.map_err(anyhow::Error::from).and_then(|(bytes, fds)| Ok((Request::decode(&bytes[..])?, fds)));
         let (request, fds) = match decoded {
             Ok((Request { body: Some(body) }, fds)) => (body, fds),
             Ok((Request { body: None }, _)) => {
@@ -125,6 +123,17 @@ async fn attend(conn: Conn, desk: Desk) -> Result<()> {
     }
 }
 
+/// One packet, by way of a buffer that all clients of a thread share: most have little to say.
+fn receive(conn: &Conn) -> std::io::Result<Result<(Vec<u8>, Vec<OwnedFd>), frame::FrameError>> {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; frame::PACKET_MAX]);
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        let got = conn.recv(buffer)?;
+        Ok(frame::decode(&buffer[..got.len], got.fds))
+    })
+}
+
 fn fail(number: i32, message: &str) -> reply::Body {
     reply::Body::Failure(Failure { number, message: message.into() })
 }
@@ -133,7 +142,7 @@ async fn send(fd: &AsyncFd<Conn>, body: reply::Body) -> Result<()> {
     let bytes = Reply { body: Some(body) }.encode_to_vec();
     let packet = frame::Packet::new(&bytes)?;
     let fds: Vec<_> = packet.memfd().into_iter().collect();
-    fd.async_io(Interest::WRITABLE, |c| c.send(packet.bytes(), &fds)).await?;
+    sent(fd.get_ref(), |c| c.send(packet.bytes(), &fds)).await?;
     Ok(())
 }
 

@@ -388,9 +388,16 @@ impl Actor {
         }
     }
 
+    /// Those whom a spec names and who are here in person.
+    fn natives(&self, spec: &SpawnSpec) -> BTreeSet<i32> {
+        let relatives = spec.relatives.iter().flat_map(|r| [r.pid, r.ppid, r.pgid, r.sid]);
+        let named = [spec.pid, spec.ppid, spec.pgid, spec.sid].into_iter().chain(relatives);
+        named.filter(|pid| self.table.is_here(*pid)).collect()
+    }
+
     fn spawn(&mut self, number: u64, spec: SpawnSpec) {
         let (spawner, facts) = (self.spawner.clone(), self.facts.clone());
-        let (address, natives) = (self.stdio_address.clone(), self.table.pids());
+        let (address, natives) = (self.stdio_address.clone(), self.natives(&spec));
         self.table.expect(&spec);
         tokio::spawn(async move {
             let pid = spec.pid;

@@ -96,10 +96,6 @@ impl Family {
         }
     }
 
-    fn pids(&self) -> BTreeSet<i32> {
-        lock(&self.members).keys().copied().collect()
-    }
-
     /// A number whose former holder has been told to go, or was reaped a moment ago, is free a little later: `insist`.
     async fn clone_when_free(&self, by: i32, pid: i32, insist: bool) -> Result<Member, Failure> {
         const TRIES: usize = 200;
@@ -145,7 +141,8 @@ pub struct Spawner {
 }
 
 impl Spawner {
-    /// Starts the program. `natives` are the pids of real processes in the space. When this returns `Ok`, the exec has
+    /// Starts the program. `natives` are the pids of real processes in the space, as far
+    /// as the spec names them. When this returns `Ok`, the exec has
     /// succeeded.
     pub async fn spawn(
         &self,
@@ -190,8 +187,9 @@ impl Spawner {
         let relatives: Vec<Relative> =
             spec.relatives.iter().map(|r| Relative { pid: r.pid, ppid: r.ppid, pgid: r.pgid, sid: r.sid }).collect();
         let new = Relative { pid: spec.pid, ppid: spec.ppid, pgid: spec.pgid, sid: spec.sid };
-        let mut here = self.family.pids();
-        here.extend(&natives);
+        // Only those that the plan can meet: there may be ten thousand others.
+        let met = relatives.iter().chain([&new]).flat_map(|r| [r.pid, r.ppid, r.pgid, r.sid, 1]);
+        let here = met.filter(|pid| natives.contains(pid) || self.family.get(*pid).is_some()).collect();
         let mut last = None;
         for step in plan(new, &relatives, &here) {
             match step {

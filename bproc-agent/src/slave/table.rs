@@ -85,9 +85,9 @@ impl Table {
         self.entries.is_empty()
     }
 
-    /// All pids.
-    pub fn pids(&self) -> BTreeSet<i32> {
-        self.entries.keys().copied().collect()
+    /// Whether a process lives or lies here.
+    pub fn is_here(&self, pid: i32) -> bool {
+        self.entries.contains_key(&pid)
     }
 
     /// A process is going to be made.

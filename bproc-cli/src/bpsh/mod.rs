@@ -53,6 +53,11 @@ fn targets(options: &Bpsh) -> Result<Vec<NodeId>, i32> {
         complain(words);
         FAILED
     };
+    // The agent itself tells of a number that is no node, and bpsh has started sooner.
+    let digits = named.and_then(OsStr::to_str).filter(|name| name.bytes().all(|b| b.is_ascii_digit()));
+    if let Some(Ok(number)) = digits.map(str::parse) {
+        return Ok(vec![NodeId(number)]);
+    }
     let known: Vec<Node> = nodes::fetch().map_err(|error| fail(&error))?;
     let Some(named) = named else {
         let fits = |node: &&Node| if options.up { node.state == "up" } else { node.state != "down" };

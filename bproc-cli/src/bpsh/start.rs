@@ -7,7 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use bproc::{Prepared, Signals, Source, SpawnRequest, Stream, Terminal};
+use bproc_common::errno::BE_INVALIDNODE;
 use bproc_common::id::{NodeId, Pid};
+use bproc_common::nodeset::Unknown;
 use bproc_common::wait::Status;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -119,7 +121,10 @@ pub(crate) fn start(options: &Bpsh, nodes: &[NodeId], program: &Program) -> io::
                             run_with(options, program, &theirs)
                         }
                     };
-                    tell(node, &outcome::reason(&error));
+                    match error.number {
+                        BE_INVALIDNODE => super::complain(Unknown::Nodes(node, node)),
+                        _ => tell(node, &outcome::reason(&error)),
+                    }
                     sys::exit_child(outcome::start_failed(error.number));
                 }
             }
