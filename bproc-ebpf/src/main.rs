@@ -136,14 +136,14 @@ unsafe fn on_simple(what: u32, task: Ptr, arg: u32) -> Option<()> {
         if !reported(&space) {
             return None;
         }
-        emit(|event| {
-            task::describe(event, what, task, &space);
-            event.arg = arg;
-        });
         if what == kind::EXEC {
             // A skeleton that has become a program: its signals are a program's from now on. Not there: never was one.
             let _ = GHOSTS.remove(task::host_pid(task));
         }
+        emit(|event| {
+            task::describe(event, what, task, &space);
+            event.arg = arg;
+        });
     }
     Some(())
 }
