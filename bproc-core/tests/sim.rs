@@ -61,6 +61,8 @@ enum Word {
     Continued(i32),
     AtGate(i32),
     Gone(i32),
+    /// The connection of a ghost ended before it answered; whether it has made this child, the keeper has told before.
+    NoAnswer(i32),
 }
 
 #[derive(Debug)]
@@ -214,6 +216,13 @@ impl World {
                 self.report(p, Report::Cloned(child.get(), Err(3)));
             }
         }
+        if let Some(reports) = self.reports.get_mut(&p)
+            && self.dice.below(2) == 0
+        {
+            let lost = |r: &Report| if let Report::Cloned(child, Ok(())) = r { Some(*child) } else { None };
+            self.keeper.extend(reports.iter().filter_map(lost).map(Word::NoAnswer));
+            reports.retain(|r| lost(r).is_none());
+        }
         let g = self.ghosts.get_mut(&p).unwrap();
         if open {
             g.gone = Some(status);
@@ -340,7 +349,8 @@ impl World {
         process.ended = Some(status);
         let natural = process.parent.is_some();
         self.tell(node, Event::Exited(p, status));
-        if natural {
+        // Parents reap or not; what one leaves behind is held by the node's init, which waits for the order to forget.
+        if natural && self.dice.below(2) == 0 {
             self.tell(node, Event::Reaped(p));
         }
     }
@@ -402,6 +412,7 @@ impl World {
             Word::Continued(p) => self.master.ghost_continued(pid(p)),
             Word::AtGate(p) => self.master.at_gate(pid(p), out),
             Word::Gone(p) => self.master.ghost_gone(pid(p), out),
+            Word::NoAnswer(child) => self.master.cloned(pid(child), Err(3), out),
         }
     }
 
@@ -546,6 +557,12 @@ impl World {
             .map(|(p, _)| *p)
             .collect();
         assert_eq!(known, alive, "seed {seed}");
+        for (zombie, parent) in self.master.zombies() {
+            let reaps = parent.is_some_and(|p| alive.contains(&p.get()));
+            let waits = |m: &Machine| m.processes.get(&zombie.get()).is_some_and(|p| self.waits_for_parent(m, p));
+            // What was to have a ghost of a stopped one's making has its end told on SIGCONT.
+            assert!(reaps || self.machines.iter().any(waits), "seed {seed}: {zombie} is never forgotten");
+        }
     }
 }
 

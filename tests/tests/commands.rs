@@ -24,15 +24,9 @@ fn has(program: &str) -> bool {
     there
 }
 
-/// Mebibytes of the large transfers: 1 GiB with BPROC_TEST_FULL.
+/// Mebibytes of the large transfers.
 fn mebibytes() -> usize {
-    if std::env::var_os("BPROC_TEST_FULL").is_some() {
-        1024
-    } else if std::env::var_os("BPROC_TEST_QUICK").is_some() {
-        4
-    } else {
-        64
-    }
+    std::env::var("BPROC_TEST_MIB").ok().and_then(|number| number.parse().ok()).unwrap_or(64)
 }
 
 /// Lines with numbers in no order, so many bytes of them.

@@ -45,8 +45,9 @@ const PACKAGES: &[&str] = &[
 /// Where the tour is shown to those who are not root.
 const TOUR_KERNEL: &str = "6.12";
 
-/// Time limit of one test program, in seconds.
+/// Time limit of one test program, in seconds; those with clusters bring many tests.
 const TEST_LIMIT: u64 = 600;
+const CLUSTER_LIMIT: u64 = 3600;
 
 /// Names and addresses of a pair, reserved for documentation by RFC 5737: the
 /// link between the two VMs leads nowhere else.
@@ -192,7 +193,8 @@ fn test(kernels: &[String], packages: &[String], filters: &[String]) -> Result<(
         jobs.push(Job::new("probe", 60, "exec bproc-agent probe"));
     }
     for program in test_binaries(packages, filters)? {
-        jobs.push(program.job(TEST_LIMIT));
+        let cluster = program.name.starts_with("bproc-tests/");
+        jobs.push(program.job(if cluster { CLUSTER_LIMIT } else { TEST_LIMIT }));
         extras.extend(program.extras());
     }
     extras.extend(compiler::files()?);

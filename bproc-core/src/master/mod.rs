@@ -336,6 +336,11 @@ impl Master {
         all
     }
 
+    /// Processes that have ended and are kept until their parent, which is told beside, has reaped them there and here.
+    pub fn zombies(&self) -> Vec<(Pid, Option<Pid>)> {
+        self.processes.iter().filter(|(_, p)| p.end.is_some()).map(|(pid, p)| (*pid, p.parent)).collect()
+    }
+
     /// Node of a process of the space; `None` for an unknown one.
     pub fn node_of(&self, pid: Pid) -> Option<NodeId> {
         self.processes.get(&pid).and_then(|p| p.node)

@@ -155,7 +155,8 @@ fn environment(directory: &Path) -> Vec<(String, String)> {
         ("BPROC_BPF_OBJECT", object),
     ]
     .map(|(name, path)| (name.to_owned(), path.to_string_lossy().into_owned()));
-    paths.into_iter().chain([("BPROC_TEST_MIB".to_owned(), "16".to_owned())]).collect()
+    let less = [("BPROC_TEST_MIB", "4"), ("BPROC_TEST_QUICK", "1")];
+    paths.into_iter().chain(less.map(|(name, value)| (name.to_owned(), value.to_owned()))).collect()
 }
 
 /// True for a test program without a single test.
