@@ -95,13 +95,20 @@ impl Ghost {
     /// Sends a command without waiting for its answer.
     pub fn tell(&self, op: u32, a: i64, b: i64, payload: Vec<u8>) {
         // An ended connection is reported as Closed; nobody else needs to know.
-        let _ = self.send(op, a, b, payload, Vec::new(), None);
+        let _ = self.send(Msg { op, a, b, ..Msg::default() }, payload, Vec::new(), None);
     }
 
     /// Sends a command at once; the answer comes later.
     pub fn ask(&self, op: u32, a: i64, b: i64, payload: Vec<u8>, fds: Vec<OwnedFd>) -> oneshot::Receiver<i64> {
         let (answer, receiver) = oneshot::channel();
-        let _ = self.send(op, a, b, payload, fds, Some(answer));
+        let _ = self.send(Msg { op, a, b, ..Msg::default() }, payload, fds, Some(answer));
+        receiver
+    }
+
+    /// The same for a command with all its arguments.
+    pub fn ask_all(&self, msg: Msg, payload: Vec<u8>) -> oneshot::Receiver<i64> {
+        let (answer, receiver) = oneshot::channel();
+        let _ = self.send(msg, payload, Vec::new(), Some(answer));
         receiver
     }
 
@@ -116,14 +123,12 @@ impl Ghost {
 
     fn send(
         &self,
-        op: u32,
-        a: i64,
-        b: i64,
+        msg: Msg,
         payload: Vec<u8>,
         fds: Vec<OwnedFd>,
         answer: Option<oneshot::Sender<i64>>,
     ) -> Result<(), Gone> {
-        let msg = Msg { op, a, b, len: payload.len() as u32, ..Msg::default() };
+        let msg = Msg { len: payload.len() as u32, ..msg };
         self.commands.send(Command { msg, payload, fds, answer }).map_err(|_| Gone)
     }
 }

@@ -18,8 +18,8 @@ pub const ENV_ROLE: &str = "BPROC_ROLE";
 /// Environment entry `BPROC_PDEATH=PPID`: die (SIGKILL, gated like any other) when
 /// the parent, which must still be PPID, dies.
 pub const ENV_PDEATH: &str = "BPROC_PDEATH";
-/// Environment entry `BPROC_LEASE=SECONDS` of an init: without a connection to its agent for this long it ends, and
-/// its space with it. By then the master has declared the node dead.
+/// Environment entry `BPROC_LEASE=SECONDS` of an init: without [`op::LEASE`] for this long it ends, and its space with
+/// it. Soon after, the master declares the node dead.
 pub const ENV_LEASE: &str = "BPROC_LEASE";
 /// Longest packet in bytes: header and payload. Longer payloads travel as memfd.
 pub const MAX_PACKET: usize = 8192;
@@ -84,7 +84,9 @@ pub mod op {
     /// Send signal to process `a` with the siginfo that is the payload (128 bytes). A si_code of SI_USER or
     /// SI_TKILL with a si_pid other than the sender's own is sent by a short-lived process that has that pid and
     /// the uid si_uid, so that the receiver sees the native siginfo; where the pid is taken, by SI_QUEUE.
-    /// `b` = thread to send to, or 0 for the process.
+    /// `b` = thread to send to, or 0 for the process. `d` = a key of this signal among all of its receiver, or 0; `c` = a
+    /// number that the receiver shares with no other process, also not with a former one of the same pid. A signal with
+    /// a key is noted in the space; with a negative one it may have been sent before, and is not if it was.
     pub const SIGNAL: u32 = 10;
     /// Become a program: first descriptor is a memfd with an exec block ([`crate::exec`]), the others are its
     /// open files. On failure RESULT with -errno, then the process exits; on success the connection just ends.
@@ -97,6 +99,8 @@ pub mod op {
     pub const ACK: u32 = 14;
     /// nice value `a` for itself.
     pub const NICE: u32 = 15;
+    /// Lives `a` milliseconds more unless told again; 0: for ever (init only).
+    pub const LEASE: u32 = 20;
     /// Children: from now on report changes of child state (CHILD). Skeletons and init do from the start.
     pub const WATCH_CHILDREN: u32 = 16;
 }

@@ -136,6 +136,7 @@ impl World {
             instance: 1,
             orders_seen: m.orders_seen,
             inventory: m.processes.keys().map(|p| pid(*p)).collect(),
+            skeletons: vec![],
             leases: vec![],
         };
         m.linked = true;

@@ -45,6 +45,8 @@ pub(crate) mod nr {
     pub(crate) const WAITID: usize = 247;
     pub(crate) const OPENAT: usize = 257;
     pub(crate) const PPOLL: usize = 271;
+    pub(crate) const TIMERFD_CREATE: usize = 283;
+    pub(crate) const TIMERFD_SETTIME: usize = 286;
     pub(crate) const SIGNALFD4: usize = 289;
     pub(crate) const DUP3: usize = 292;
     pub(crate) const RT_TGSIGQUEUEINFO: usize = 297;

@@ -127,9 +127,10 @@ fn obey(ghost: &mut Ghost, msg: &Msg, payload: &[u8], fds: &mut Fds) -> sys::Res
         op::SETSID => sys::setsid().map(Answer::from),
         op::NAME => name(payload).map(Answer::from),
         op::CMDLINE => ghost.title.set(payload, msg.a, fds).map(Answer::from),
-        op::SIGNAL => signals::send(msg, payload).map(Answer::from),
+        op::SIGNAL => signals::send_once(ghost, msg, payload).map(Answer::from),
         op::EXEC => exec::become_program(ghost, msg, fds),
         op::LAST_PID => last_pid(ghost.role, pid(msg.a)?).map(Answer::from),
+        op::LEASE => lease(ghost, msg.a).map(Answer::from),
         op::CREDS => credentials(msg).map(Answer::from),
         op::ACK => {
             ghost.queue.acknowledge(msg.a as u32);
@@ -172,6 +173,14 @@ fn last_pid(role: Role, pid: i32) -> sys::Result<()> {
     let written = sys::write(file, &digits[at..]);
     sys::close(file);
     written.map(|_| ())
+}
+
+/// Lives so many milliseconds more without a word from the agent.
+fn lease(ghost: &mut Ghost, ms: i64) -> sys::Result<()> {
+    if ghost.role != Role::Init {
+        return Err(Errno(errno::EPERM));
+    }
+    ghost.lease.renew(u32::try_from(ms).map_err(|_| INVALID)?)
 }
 
 /// Takes a user's identity and keeps the capabilities, which a ghost needs to clone with chosen pids.

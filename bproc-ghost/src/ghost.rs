@@ -14,6 +14,8 @@
 use crate::abi::{POLLIN, PollFd, SigInfo, Timespec, cld, si, sig};
 use crate::children::Children;
 use crate::command::Inbox;
+use crate::delivered::Delivered;
+use crate::lease::Lease;
 use crate::link::Link;
 use crate::queue::Queue;
 use crate::sys::{self, Errno};
@@ -44,8 +46,10 @@ pub(crate) struct Ghost {
     retry: Timespec,
     /// Left before the next look at children.
     rest: Timespec,
-    /// Seconds that an init lives without its agent; 0: for ever.
-    lease_s: u32,
+    /// Init's.
+    pub(crate) lease: Lease,
+    /// Init's, and of all its clones.
+    pub(crate) delivered: Delivered,
 }
 
 impl Ghost {
@@ -60,14 +64,18 @@ impl Ghost {
             signals: 0,
             retry: NOW,
             rest: NOW,
-            lease_s: 0,
+            lease: Lease::new(),
+            delivered: Delivered::new(),
         }
     }
 
     pub(crate) fn start(&mut self, start: &Start) -> Result<(), Errno> {
         self.signals = sys::signalfd(u64::MAX)?;
         self.link.set_path(start.socket);
-        self.lease_s = start.lease_s;
+        if start.role == Role::Init {
+            self.delivered.share();
+            self.lease.renew(start.lease_s.saturating_mul(1000))?;
+        }
         self.take_role(start.role);
         Ok(())
     }
@@ -82,6 +90,7 @@ impl Ghost {
     /// What differs in a fresh clone: nothing sent, nothing told, no connection.
     pub(crate) fn begin_anew(&mut self, role: Role) {
         self.link.close();
+        self.lease.give_up();
         self.queue = Queue::new();
         self.children.reset();
         self.retry = NOW;
@@ -105,9 +114,6 @@ impl Ghost {
         let done = self.link.connect();
         self.retry = self.link.pause();
         if done.is_err() {
-            if self.role == Role::Init && self.lease_s > 0 && self.link.away_ms() / 1000 >= self.lease_s {
-                sys::exit(0);
-            }
             return;
         }
         let hello = Msg {
@@ -129,6 +135,7 @@ impl Ghost {
         let mut fds = [
             PollFd { fd: self.link.fd(), events: POLLIN, revents: 0 },
             PollFd { fd: if self.queue.has_room() { self.signals } else { -1 }, events: POLLIN, revents: 0 },
+            PollFd { fd: self.lease.fd(), events: POLLIN, revents: 0 },
         ];
         let until = match (self.link.is_up(), self.children.is_due()) {
             (false, _) => Some(&mut self.retry),
@@ -137,6 +144,9 @@ impl Ghost {
         };
         if sys::poll(&mut fds, until).is_err() {
             return;
+        }
+        if fds[2].revents != 0 && self.lease.beat() {
+            sys::exit(0);
         }
         if fds[1].revents != 0 {
             self.take_signals();

@@ -15,13 +15,11 @@ pub(crate) struct Link {
     socket: i32,
     /// Milliseconds between the last attempt and the next.
     pause: u32,
-    /// Milliseconds without a connection so far.
-    away_ms: u32,
 }
 
 impl Link {
     pub(crate) const fn new() -> Link {
-        Link { path: None, up: false, socket: 0, pause: 0, away_ms: 0 }
+        Link { path: None, up: false, socket: 0, pause: 0 }
     }
 
     pub(crate) fn set_path(&mut self, path: &'static [u8]) {
@@ -49,11 +47,9 @@ impl Link {
                 self.up = true;
                 self.socket = fd;
                 self.pause = PAUSE.0;
-                self.away_ms = 0;
                 Ok(())
             }
             Err(error) => {
-                self.away_ms = self.away_ms.saturating_add(self.pause);
                 self.pause = (self.pause * 2).clamp(PAUSE.0, PAUSE.1);
                 Err(error)
             }
@@ -63,11 +59,6 @@ impl Link {
     /// The time before the next attempt, also after a success: an agent that hangs up at once is not stormed.
     pub(crate) fn pause(&self) -> Timespec {
         Timespec::from_millis(self.pause)
-    }
-
-    /// Milliseconds of pauses since the connection was lost.
-    pub(crate) fn away_ms(&self) -> u32 {
-        self.away_ms
     }
 
     pub(crate) fn close(&mut self) {

@@ -4,7 +4,8 @@
 //! Where things are: [`entry`] starts; [`ghost`] is the state and the loop; [`link`]
 //! the connection to the agent; [`queue`] the signals not yet acknowledged;
 //! [`children`] what became of children; [`command`] takes orders, which [`signals`],
-//! [`family`], [`title`] and [`exec`] carry out; [`sys`] is the only place with
+//! [`family`], [`title`] and [`exec`] carry out, [`delivered`] with a memory for those
+//! sent; [`lease`] ends an init without agent; [`sys`] is the only place with
 //! system calls, [`abi`] their numbers and records, [`mem`] what a compiler takes for
 //! granted.
 //!
@@ -16,10 +17,12 @@
 mod abi;
 mod children;
 mod command;
+mod delivered;
 mod entry;
 mod exec;
 mod family;
 mod ghost;
+mod lease;
 mod link;
 mod mem;
 mod queue;

@@ -44,6 +44,19 @@ pub(crate) fn stop(ghost: &mut Ghost, msg: &Msg) -> sys::Result<Answer> {
     Ok(Answer::None)
 }
 
+/// Sends a signal, and notes it if it has a key; one that may have been sent before is looked up first.
+pub(crate) fn send_once(ghost: &Ghost, msg: &Msg, payload: &[u8]) -> sys::Result<()> {
+    let (receiver, key) = (msg.c as u64, msg.d.unsigned_abs());
+    if msg.d < 0 && ghost.delivered.has(receiver, key) {
+        return Ok(());
+    }
+    send(msg, payload)?;
+    if key != 0 {
+        ghost.delivered.note(receiver, key);
+    }
+    Ok(())
+}
+
 /// Sends a signal that was sent elsewhere, so that the receiver sees the same siginfo, as far as the kernel lets.
 ///
 /// | si_code | how |
@@ -53,7 +66,7 @@ pub(crate) fn stop(ghost: &mut Ghost, msg: &Msg) -> sys::Result<Answer> {
 /// | SI_USER, SI_TKILL, from another pid | by a process that has this pid for a moment |
 /// | the same, pid taken, or 0 (sender in an outer namespace) | SI_QUEUE with si_pid and si_uid, value 0 |
 /// | positive: from the kernel, may not be claimed | kill by us |
-pub(crate) fn send(msg: &Msg, payload: &[u8]) -> sys::Result<()> {
+fn send(msg: &Msg, payload: &[u8]) -> sys::Result<()> {
     let target = pid(msg.a)?;
     let thread = if msg.b == 0 { None } else { Some(pid(msg.b)?) };
     let info = SigInfo(payload.try_into().map_err(|_| INVALID)?);

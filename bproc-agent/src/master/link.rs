@@ -111,6 +111,7 @@ pub fn attach(hello: &wire::Hello) -> Attach {
         instance: hello.instance,
         orders_seen: hello.orders_seen,
         inventory: hello.inventory.iter().filter_map(|p| Pid::new(p.pid)).collect(),
+        skeletons: hello.skeletons.iter().filter_map(|p| Pid::new(*p)).collect(),
         leases: hello.leases.iter().map(|l| Block { start: l.start, length: l.length }).collect(),
     }
 }

@@ -4,7 +4,7 @@
 use super::Fact;
 use super::spawn::Family;
 use crate::ghosts::Ghost;
-use bproc_common::ghost::op;
+use bproc_common::ghost::{Msg, op};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
@@ -19,14 +19,27 @@ pub struct Delivery {
     pub pid: i32,
     /// `siginfo_t`.
     pub siginfo: Vec<u8>,
+    /// How it is noted in the space.
+    pub note: Note,
+}
+
+/// How a signal is noted in the space, for an agent that takes over from this one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Note {
+    /// A number that its receiver shares with no other process, also not with a former one of the same pid.
+    pub receiver: i64,
+    /// Tells the signals of one receiver apart; 0: it is not noted. Negative: a former agent may have sent it.
+    pub key: i64,
 }
 
 struct Open {
-    order: u64,
-    by: u64,
-    pid: i32,
-    siginfo: Vec<u8>,
+    asked: Delivery,
     answer: oneshot::Receiver<i64>,
+}
+
+fn ask(what: &Delivery, note: Note) -> oneshot::Receiver<i64> {
+    let msg = Msg { op: op::SIGNAL, a: what.pid.into(), c: note.receiver, d: note.key, ..Msg::default() };
+    what.by.ask_all(msg, what.siginfo.clone())
 }
 
 /// Sends what comes, and tells when each is done. Ends with its senders.
@@ -38,7 +51,7 @@ pub async fn serve(mut inbox: mpsc::UnboundedReceiver<Delivery>, family: Arc<Fam
             biased;
             answer = first(&mut open) => {
                 if let Some(done) = open.pop_front() {
-                    finish(&done, answer, &family, &facts).await;
+                    finish(done, answer, &family, &facts).await;
                 }
             }
             next = inbox.recv() => {
@@ -47,12 +60,11 @@ pub async fn serve(mut inbox: mpsc::UnboundedReceiver<Delivery>, family: Arc<Fam
                     by = next.by.id();
                     while let Some(mut before) = open.pop_front() {
                         let answer = (&mut before.answer).await.ok();
-                        finish(&before, answer, &family, &facts).await;
+                        finish(before, answer, &family, &facts).await;
                     }
                 }
-                let Delivery { order, by, pid, siginfo } = next;
-                let answer = by.ask(op::SIGNAL, pid.into(), 0, siginfo.clone(), vec![]);
-                open.push_back(Open { order, by: by.id(), pid, siginfo, answer });
+                let answer = ask(&next, next.note);
+                open.push_back(Open { asked: next, answer });
             }
         }
     }
@@ -66,18 +78,19 @@ async fn first(open: &mut VecDeque<Open>) -> Option<i64> {
     }
 }
 
-/// What its sender's skeleton did not live to say, init does. (A skeleton that is told to go answers first all that it
-/// was told before: without an answer it has not sent the signal, but where it was killed in that very moment.)
-async fn finish(done: &Open, mut answer: Option<i64>, family: &Family, facts: &mpsc::Sender<Fact>) {
-    if let (None, Some(init)) = (answer, family.get(1).filter(|init| init.ghost.id() != done.by)) {
-        answer = init.ghost.ask(op::SIGNAL, done.pid.into(), 0, done.siginfo.clone(), vec![]).await.ok();
+/// What its sender's skeleton did not live to say, init does, if that one did not.
+async fn finish(done: Open, mut answer: Option<i64>, family: &Family, facts: &mpsc::Sender<Fact>) {
+    let Delivery { order, pid, note, ref by, .. } = done.asked;
+    if let (None, Some(init)) = (answer, family.get(1).filter(|init| init.ghost.id() != by.id())) {
+        let again = Note { key: -note.key.abs(), ..note };
+        answer = ask(&Delivery { by: init.ghost, ..done.asked }, again).await.ok();
     }
     match answer {
         Some(value) if value < 0 && value != -i64::from(libc::ESRCH) => {
-            tracing::warn!(pid = done.pid, errno = -value, "a signal could not be delivered");
+            tracing::warn!(pid, errno = -value, "a signal could not be delivered");
         }
         Some(_) => {}
-        None => tracing::warn!(pid = done.pid, "who was to send a signal went away in the middle of it"),
+        None => tracing::warn!(pid, "who was to send a signal went away in the middle of it"),
     }
-    facts.send(Fact::Done(done.order)).await.ok();
+    facts.send(Fact::Done(order)).await.ok();
 }

@@ -1,9 +1,10 @@
 //! The slave role: one task owns what is known of the node's processes; spawns run beside it.
 //!
 //! - [`space`]: the pid namespace and its record · [`spawn`]: skeletons and exec · [`link`]: to the master
-//! - [`table`]: processes, and what the kernel tells of them · [`run`]: start-up
+//! - [`table`]: processes, and what the kernel tells of them · [`run`]: start-up · [`life`]: lives of the node
 
 pub mod delivery;
+pub mod life;
 pub mod link;
 pub mod looks;
 pub mod run;
@@ -13,7 +14,6 @@ pub mod table;
 
 use crate::ghosts::{self, Ghost};
 use crate::kernel::Kernel;
-use crate::watched::watched;
 use bproc_common::event::Event;
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::Pid;
@@ -24,17 +24,15 @@ use bproc_proto::link::{self as wire, FromNode, ToNode, event, from_node, order,
 use bproc_proto::{Failure, SpawnSpec};
 use bproc_sys::process::FileId;
 use bproc_sys::signal::SigInfo;
-use delivery::Delivery;
+use delivery::{Delivery, Note};
 use looks::Looks;
 use space::Space;
 use spawn::{Family, Member, Spawner};
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use table::Table;
-use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
 
 /// Everything that can happen to a node's agent.
@@ -71,6 +69,8 @@ pub enum Fact {
 /// Pauses between looks at processes that ended and are not known to be reaped.
 const FIRST_LOOK: Duration = Duration::from_millis(10);
 const SLOWEST_LOOK: Duration = Duration::from_secs(1);
+/// Marks keys of signals that have no number of their ghost.
+const UNCOUNTED: i64 = 1 << 62;
 /// Processes that are looked at again in each second, in turn.
 const LOOKS_A_SECOND: usize = 20;
 
@@ -91,7 +91,7 @@ pub struct Actor {
     spawner: Arc<Spawner>,
     init: Option<Ghost>,
     /// Signals that came before init (re)connected.
-    for_init: Vec<(u64, i32, Vec<u8>)>,
+    for_init: Vec<(u64, i32, Note, Vec<u8>)>,
     table: Table,
     looks: Looks,
     /// The last one looked at in turn.
@@ -164,6 +164,7 @@ impl Actor {
         }
         if self.to_master.is_none() {
             self.look_at_clock().await;
+            self.renew_lease();
         }
     }
 
@@ -179,63 +180,20 @@ impl Actor {
         }
     }
 
-    /// The master gives the node up a little later: by then nothing of this life may run on.
-    async fn look_at_clock(&mut self) {
-        if self.heard.elapsed() < lease(self.patience) || self.keep_on_loss || self.table.is_empty() {
-            return;
-        }
-        tracing::error!(seconds = self.patience.as_secs(), "the master stays away: ending this life of the node");
-        self.begin_anew().await;
-    }
-
-    async fn begin_anew(&mut self) {
-        self.kernel.remove_space(self.space.record.pid_ns);
-        if let Err(error) = self.space.end() {
-            tracing::error!(error = %format!("{error:#}"), "the old space");
-        }
-        self.family.begin_anew();
-        // The link stands for one life: it is made again for the next.
-        self.to_master = None;
-        self.init = None;
-        self.for_init.clear();
-        self.table = Table::default();
-        self.blocks = Blocks::default();
-        self.events.reset();
-        self.orders = Inbox::default();
-        self.under_way.clear();
-        self.newest_order = 0;
-        match Space::make(&self.dir, &self.ghost, &self.title, lease(self.patience).as_secs() as u32) {
-            Ok(space) => {
-                self.kernel.add_space(space.record.pid_ns);
-                self.space = space;
-                self.watch_init();
-            }
-            Err(error) => tracing::error!(error = %format!("{error:#}"), "no new space; the node can run nothing"),
-        }
-    }
-
-    /// Has the end of the space told.
-    pub(super) fn watch_init(&self) {
-        let (facts, pid_ns) = (self.facts.clone(), self.space.record.pid_ns);
-        let watched = self.space.init.as_fd().try_clone_to_owned().and_then(|fd| watched(fd, Interest::READABLE));
-        match watched {
-            Ok(fd) => {
-                tokio::spawn(async move {
-                    if fd.readable().await.is_ok() {
-                        facts.send(Fact::SpaceGone(pid_ns)).await.ok();
-                    }
-                });
-            }
-            Err(error) => tracing::warn!(%error, "the end of the space's init will not be noticed"),
-        }
-    }
-
     async fn learn(&mut self, fact: Fact) {
         match fact {
             Fact::Ghost(report) => self.ghost(report),
             Fact::Kernel(event) => self.kernel_event(&event),
-            Fact::Hello(answer) => {
+            Fact::Hello(answer) if self.family.is_complete() => {
                 let _ = answer.send(self.hello());
+            }
+            // Orders are for those who are there: what a former agent told them is over when they have come to this one.
+            Fact::Hello(answer) => {
+                let (family, facts) = (self.family.clone(), self.facts.clone());
+                tokio::spawn(async move {
+                    family.complete().await;
+                    facts.send(Fact::Hello(answer)).await.ok();
+                });
             }
             Fact::Linked(welcome, to) => self.linked(&welcome, to),
             Fact::Master(message) => {
@@ -272,6 +230,7 @@ impl Actor {
             inventory: self.table.inventory(),
             oldest_event: self.events.oldest(),
             leases: self.blocks.held().iter().map(|b| wire::Lease { start: b.start, length: b.length }).collect(),
+            skeletons: self.family.pids().difference(&self.table.pids()).copied().filter(|pid| *pid > 1).collect(),
             kernel: crate::kernel::release(),
             address: String::new(),
         }
@@ -317,6 +276,7 @@ impl Actor {
         match message.body {
             Some(to_node::Body::Ack(number)) => self.events.acknowledged(number),
             Some(to_node::Body::Ping(ping)) => {
+                self.renew_lease();
                 let pong = wire::Pong { id: ping.id, processes: self.table.len() as u32, ..table::gauges() };
                 self.say(from_node::Body::Pong(pong));
             }
@@ -445,12 +405,18 @@ impl Actor {
             tracing::debug!(pid = signal.pid, number = signal.ghost_number, "a signal told before, or to nobody");
             return self.done(number);
         }
+        // What its ghost did not count is told apart by the order.
+        let key = match signal.ghost_number {
+            0 => UNCOUNTED | (((self.space.record.master_epoch << 32) ^ number) as i64 & (UNCOUNTED - 1)),
+            counted => i64::from(counted),
+        };
+        let note = self.table.note(signal.pid, key);
         match self.init.clone() {
             Some(init) => {
                 let by = self.sender(&signal.siginfo).unwrap_or(init);
-                self.deliver(by, number, signal.pid, signal.siginfo);
+                self.deliver(by, number, signal.pid, note, signal.siginfo);
             }
-            None => self.for_init.push((number, signal.pid, signal.siginfo)),
+            None => self.for_init.push((number, signal.pid, note, signal.siginfo)),
         }
     }
 
@@ -461,9 +427,9 @@ impl Actor {
         self.family.get(info.pid()).filter(|_| info.code() <= 0 && info.pid() > 1).map(|m| m.ghost)
     }
 
-    fn deliver(&self, by: Ghost, order: u64, pid: i32, siginfo: Vec<u8>) {
+    fn deliver(&self, by: Ghost, order: u64, pid: i32, note: Note, siginfo: Vec<u8>) {
         // It ends with the agent only.
-        let _ = self.deliveries.send(Delivery { order, by, pid, siginfo });
+        let _ = self.deliveries.send(Delivery { order, by, pid, siginfo, note });
     }
 
     /// The end of a process was replayed at its ghost: the zombie that kept its number may go.
@@ -490,8 +456,9 @@ impl Actor {
                     }
                     self.kernel.add_keeper(host_pid);
                     self.init = Some(ghost.clone());
-                    for (number, pid, siginfo) in std::mem::take(&mut self.for_init) {
-                        self.deliver(ghost.clone(), number, pid, siginfo);
+                    self.renew_lease();
+                    for (number, pid, note, siginfo) in std::mem::take(&mut self.for_init) {
+                        self.deliver(ghost.clone(), number, pid, note, siginfo);
                     }
                     if let Some(block) = self.blocks.held().first() {
                         self.move_cursor(Cursor::MoveTo(*block));
@@ -559,12 +526,6 @@ impl Actor {
             self.tell(body);
         }
     }
-}
-
-/// How long a node goes on without its master: less than the time after which the master declares its processes dead,
-/// counted by each side's own clock from the last word.
-pub fn lease(patience: Duration) -> Duration {
-    (patience * 4 / 5).max(Duration::from_secs(1))
 }
 
 fn send(to: &mpsc::UnboundedSender<FromNode>, number: u64, body: event::Body) {

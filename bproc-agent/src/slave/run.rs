@@ -51,7 +51,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
     // Before the space is made: its init's lease runs from the start.
     ghosts::serve(&space::socket_in(&dir), ghost_exe, None, facts.clone(), Fact::Ghost).await?;
     let (space, former) =
-        Space::find_or_make(&dir, &ghost, ghost_exe, &title, super::lease(patience).as_secs() as u32)?;
+        Space::find_or_make(&dir, &ghost, ghost_exe, &title, super::life::lease(patience).as_secs() as u32)?;
     let kernel = Kernel::start(
         kernel::Settings { object: config.libexec_dir.join("bproc.bpf.o"), pins: dir.join("bpf"), master: false },
         facts.clone(),

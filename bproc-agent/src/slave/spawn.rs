@@ -79,8 +79,14 @@ impl Family {
         *lock(&self.awaited) = pids;
     }
 
-    /// Returns when all have connected that were awaited, or after five seconds: whoever has not by then is dead.
-    async fn complete(&self) {
+    /// Nobody is awaited.
+    pub fn is_complete(&self) -> bool {
+        lock(&self.awaited).is_empty()
+    }
+
+    /// Returns when all have connected that were awaited, or after two seconds: they try twice a second, and whoever has
+    /// not come by then is dead.
+    pub async fn complete(&self) {
         let all = async {
             loop {
                 let arrived = self.arrived.notified();
@@ -90,10 +96,15 @@ impl Family {
                 arrived.await;
             }
         };
-        if tokio::time::timeout(std::time::Duration::from_secs(5), all).await.is_err() {
+        if tokio::time::timeout(std::time::Duration::from_secs(2), all).await.is_err() {
             let missing = std::mem::take(&mut *lock(&self.awaited));
             tracing::warn!(?missing, "skeletons of a former agent's time do not connect; going on without them");
         }
+    }
+
+    /// All of them.
+    pub fn pids(&self) -> BTreeSet<i32> {
+        lock(&self.members).keys().copied().collect()
     }
 
     /// A number whose former holder has been told to go, or was reaped a moment ago, is free a little later: `insist`.

@@ -4,12 +4,16 @@
 //! told by that one, which holds it as a zombie until the master has replayed the end; a child of a real process is
 //! told by the kernel's record, and its parent reaps it.
 
+use super::delivery::Note;
 use super::space::{Found, look_at};
 use bproc_common::event::{Event, kind};
 use bproc_common::id::Pid;
 use bproc_proto::link::{self as wire, event};
 use bproc_sys::process::{FileId, Process};
 use std::collections::{BTreeSet, HashMap};
+
+/// Pids are below 2 to this power.
+const PID_BITS: u32 = 22;
 
 /// The processes of the space, skeletons left out.
 #[derive(Debug, Default)]
@@ -36,8 +40,10 @@ struct Entry {
     execed: bool,
     /// Who holds its zombie, if that is one of ours.
     held_by: Option<i32>,
-    /// Start in clock ticks after boot, once it has ended.
+    /// Start in clock ticks after boot, once that was asked for.
     started: u64,
+    /// Found at start: a former agent may have delivered signals that the master sends again.
+    adopted: bool,
     /// Its streams at the stdio service; empty for none.
     token: Vec<u8>,
 }
@@ -149,6 +155,21 @@ impl Table {
         }
     }
 
+    /// How a signal is noted in the space. `key` tells the signals of one process apart.
+    pub fn note(&mut self, pid: i32, key: i64) -> Note {
+        let Some(entry) = self.entries.get_mut(&pid) else { return Note::default() };
+        if entry.started == 0 {
+            entry.started = start_of(entry.host_pid).unwrap_or(0);
+        }
+        if entry.started == 0 {
+            return Note::default();
+        }
+        Note {
+            receiver: (entry.started << PID_BITS) as i64 | i64::from(pid),
+            key: if entry.adopted { -key } else { key },
+        }
+    }
+
     /// One of ours (`by`) tells the end of a child.
     pub fn ended(&mut self, pid: i32, by: i32, status: i32, rusage: &[u8]) -> Ended {
         let Some(entry) = self.entries.get_mut(&pid) else { return Ended::Reap };
@@ -201,6 +222,7 @@ impl Table {
             cmdline,
             state: if natural_end { State::Ended } else { State::Running },
             started: start_of(found.host_pid).unwrap_or(0),
+            adopted: true,
             ..Entry::default()
         };
         self.zombies += usize::from(natural_end);

@@ -72,14 +72,19 @@ impl Master {
         process.phase = Phase::Starting { ask, held: None, started: None };
         self.processes.insert(facts.pid, process);
         for relative in facts.relatives {
-            // A relative that is a ghost of the same node is there in person.
-            let in_person = self.processes.get(&relative).is_some_and(|p| p.node == Some(facts.node));
-            if !in_person && self.relatives.entry(relative).or_default().insert(facts.node) {
-                out.push(Action::Watch(relative));
-            }
+            self.speak_for(relative, facts.node, out);
         }
         out.push(Action::Hold(facts.pid));
         self.order(facts.node, Order::Spawn(facts.pid), out);
+    }
+
+    /// The node has, or will have, a skeleton of this one.
+    fn speak_for(&mut self, relative: Pid, node: NodeId, out: &mut Out) {
+        // A relative that is a ghost of the same node is there in person.
+        let in_person = self.processes.get(&relative).is_some_and(|p| p.node == Some(node));
+        if !in_person && self.relatives.entry(relative).or_default().insert(node) {
+            out.push(Action::Watch(relative));
+        }
     }
 
     /// The keeper's answer to [`Action::Hold`].
@@ -289,7 +294,7 @@ impl Master {
         if let Some(process) = self.processes.get_mut(&pid) {
             process.made = true;
         } else if recovering {
-            self.processes.insert(pid, Process::new(None, parent));
+            self.processes.insert(pid, Process::inherited(parent));
         }
     }
 
@@ -302,9 +307,7 @@ impl Master {
                 out.push(Action::Release(pid));
                 return;
             }
-            let mut process = Process::new(None, parent);
-            process.made = true;
-            self.processes.insert(pid, process);
+            self.processes.insert(pid, Process::inherited(parent));
         }
         let Some(process) = self.processes.get_mut(&pid) else { return };
         (process.connected, process.made) = (true, true);

@@ -239,6 +239,8 @@ pub(super) struct Process {
     pub node: Option<NodeId>,
     pub parent: Option<Pid>,
     pub phase: Phase,
+    /// Known from before the restart of this agent, by one of its halves at least.
+    pub inherited: bool,
     pub connected: bool,
     /// Its ghost is known to be there, or to have been.
     pub made: bool,
@@ -273,6 +275,7 @@ impl Process {
             node,
             parent,
             phase: Phase::Running,
+            inherited: false,
             connected: false,
             made: false,
             queue: VecDeque::new(),
@@ -290,6 +293,11 @@ impl Process {
             unreaped: Vec::new(),
             orphan: None,
         }
+    }
+
+    /// One that was there before this agent.
+    pub(super) fn inherited(parent: Option<Pid>) -> Process {
+        Process { inherited: true, ..Process::new(None, parent) }
     }
 
     /// Its ghost can still carry out commands.

@@ -20,6 +20,8 @@ pub struct Attach {
     pub orders_seen: u64,
     /// Processes there.
     pub inventory: Vec<Pid>,
+    /// Skeletons there.
+    pub skeletons: Vec<Pid>,
     /// Blocks of pids that it holds.
     pub leases: Vec<Block>,
 }
@@ -78,8 +80,12 @@ impl Master {
         n.orders.reset();
         n.events = Default::default();
         for pid in hello.inventory {
-            self.processes.entry(pid).or_insert_with(|| Process::new(None, None)).node = Some(node);
+            self.processes.entry(pid).or_insert_with(|| Process::inherited(None)).node = Some(node);
             self.node_known(pid, node, out);
+        }
+        // Also those of a former master's time: whoever they speak for may have gone meanwhile.
+        for relative in hello.skeletons {
+            self.speak_for(relative, node, out);
         }
         let mut blocks: Vec<_> = hello.leases.into_iter().filter(|b| self.leases.claim(node, *b)).collect();
         if blocks.is_empty() {
@@ -150,13 +156,13 @@ impl Master {
     }
 
     /// Time for halves to find each other after a restart is over: a ghost without a process ends, a process without
-    /// a ghost is killed.
+    /// a ghost is killed. What was started meanwhile is not concerned: its ghost may be about to connect.
     pub fn recovered(&mut self, ghosts: &HashSet<Pid>, out: &mut Out) {
         self.recovering = false;
         let mut pids: Vec<_> = self.processes.keys().copied().collect();
         pids.sort_unstable();
         for pid in pids {
-            let Some(process) = self.processes.get_mut(&pid) else { continue };
+            let Some(process) = self.processes.get_mut(&pid).filter(|p| p.inherited) else { continue };
             if process.node.is_none() {
                 self.exited(pid, LOST, out);
             } else if !process.connected && !ghosts.contains(&pid) {

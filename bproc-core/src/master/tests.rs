@@ -15,7 +15,7 @@ fn siginfo(signal: i32) -> Vec<u8> {
 }
 
 fn hello(epoch: u64, inventory: Vec<Pid>) -> Attach {
-    Attach { epoch: Epoch(epoch), instance: 1, orders_seen: 0, inventory, leases: vec![] }
+    Attach { epoch: Epoch(epoch), instance: 1, orders_seen: 0, inventory, skeletons: vec![], leases: vec![] }
 }
 
 fn master(recovering: bool) -> Master {
@@ -202,13 +202,35 @@ fn after_a_restart_the_halves_find_each_other() {
     m.ghost_connected(pid(50), Some(pid(2)), &mut out);
     m.ghost_signal(pid(50), 4, siginfo(10), &mut out);
     m.ghost_connected(pid(51), Some(pid(2)), &mut out);
-    m.attach(NODE, hello(1, vec![pid(50), pid(52)]), "up", &mut out).unwrap();
+    let skeletons = vec![pid(40), pid(52)];
+    m.attach(NODE, Attach { skeletons, ..hello(1, vec![pid(50), pid(52)]) }, "up", &mut out).unwrap();
+    assert!(out.contains(&Action::Watch(pid(40))) && !out.contains(&Action::Watch(pid(52))), "{out:?}");
     assert!(orders(&out).iter().any(|o| matches!(o, Order::Signal { number: 4, .. })));
     out.clear();
     m.recovered(&[pid(50), pid(51)].into(), &mut out);
     assert!(out.contains(&Action::KillGhost(pid(51))), "{out:?}");
     assert_eq!(orders(&out), [Order::Kill(pid(52))]);
     assert_eq!(m.processes().iter().map(|(p, _)| p.get()).collect::<Vec<_>>(), [50, 52]);
+}
+
+#[test]
+fn the_end_of_the_recovery_spares_what_was_started_meanwhile() {
+    let mut m = master(true);
+    let mut out = vec![];
+    m.attach(NODE, hello(1, vec![pid(40)]), "up", &mut out).unwrap();
+    m.ghost_connected(pid(40), Some(pid(2)), &mut out);
+    m.spawn(Ask(1), facts(50), &mut out);
+    m.spawn(Ask(2), facts(51), &mut out);
+    m.held(pid(51), Ok(()), &mut out);
+    m.spawned(pid(51), Ok(()), &mut out);
+    m.forked(NODE, Some(pid(40)), Child { pid: pid(52), uid: 0, gid: 0 }, &mut out);
+    out.clear();
+    // One is being made, one was answered, one forked; none of their ghosts has connected.
+    m.recovered(&[pid(40)].into(), &mut out);
+    assert_eq!(out, []);
+    m.ghost_connected(pid(51), Some(pid(2)), &mut out);
+    m.exited(pid(51), 0, &mut out);
+    assert!(out.contains(&Action::Ghost(pid(51), GhostCommand::Exit(0))), "{out:?}");
 }
 
 #[test]

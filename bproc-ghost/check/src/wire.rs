@@ -248,12 +248,24 @@ impl Conn {
 
     /// Sends a command and gives its tag.
     pub fn send(&mut self, op: u32, a: i64, b: i64, payload: &[u8], fds: &[RawFd]) -> u32 {
+        self.send_msg(Msg { op, a, b, ..Msg::default() }, payload, fds)
+    }
+
+    fn send_msg(&mut self, msg: Msg, payload: &[u8], fds: &[RawFd]) -> u32 {
         self.tag += 1;
         let mut bytes = vec![0; Msg::SIZE];
-        Msg { op, tag: self.tag, a, b, len: payload.len() as u32, ..Msg::default() }.put(&mut bytes);
+        Msg { tag: self.tag, len: payload.len() as u32, ..msg }.put(&mut bytes);
         bytes.extend(payload);
         self.send_raw(&bytes, fds);
         self.tag
+    }
+
+    /// Sends a command with all its arguments and waits for its result.
+    pub fn call_msg(&mut self, msg: Msg, payload: &[u8]) -> i64 {
+        let tag = self.send_msg(msg, payload, &[]);
+        let result = self.report(ev::RESULT).msg;
+        assert_eq!(result.tag, tag);
+        result.a
     }
 
     /// Sends a command and waits for its result.

@@ -3,14 +3,23 @@
 use super::{Result, call, padded};
 use crate::abi::{MmMap, nr};
 use core::ptr;
+use core::sync::atomic::AtomicU64;
 
 const PROT_READ_WRITE: usize = 3;
+const MAP_SHARED: usize = 1;
 const MAP_PRIVATE: usize = 2;
 const MAP_ANONYMOUS: usize = 0x20;
 
 /// Fresh zeroed memory that stays until [`unmap`].
 pub(crate) fn map_zeroed(len: usize) -> Result<&'static mut [u8]> {
     map(len, MAP_PRIVATE | MAP_ANONYMOUS, usize::MAX)
+}
+
+/// Fresh zeroed memory that all clones of this process share, for ever.
+pub(crate) fn map_shared(len: usize) -> Result<&'static [AtomicU64]> {
+    let area = map(len, MAP_SHARED | MAP_ANONYMOUS, usize::MAX)?;
+    // SAFETY: pages are aligned for words, the area is never unmapped, and nobody has it but by these words.
+    Ok(unsafe { core::slice::from_raw_parts(area.as_ptr().cast(), area.len() / size_of::<AtomicU64>()) })
 }
 
 /// A private writable view of a file's first `len` bytes.

@@ -11,8 +11,9 @@ fn run(words: &[&str]) -> Result<i32> {
         ["child"] => Ok(case::child::run()),
         ["parent", "native", name] => case::run(Mode::Native, name),
         ["parent", "remote", name] => case::run(Mode::Remote, name),
+        ["crowd", count] => case::crowd::run(count.parse()?),
         ["guard", name] => cluster::guard(name).map(|()| 0),
-        _ => bail!("usage: bproc-case child | parent native|remote CASE | guard CLUSTER"),
+        _ => bail!("usage: bproc-case child | parent native|remote CASE | crowd COUNT | guard CLUSTER"),
     }
 }
 

@@ -73,6 +73,14 @@ fn obey(command: &str, words: &[&str], numbers: &[i32], records: i32) -> String 
         "ignore" => sys::said(sys::action(first, libc::SIG_IGN, 0)),
         "signals" => (0..first).map(|_| next_record(records, words_of)).collect::<Vec<_>>().join(" ; "),
         "exactly" => (0..first).map(|_| next_record(records, exact_words_of)).collect::<Vec<_>>().join(" ; "),
+        "more" => {
+            let mut count = 0;
+            while sys::readable(records, Duration::ZERO) {
+                next_record(records, words_of);
+                count += 1;
+            }
+            format!("{count}")
+        }
         "block" | "unblock" => {
             let how = if command == "block" { libc::SIG_BLOCK } else { libc::SIG_UNBLOCK };
             sys::mask(how, &sys::set(numbers));

@@ -4,6 +4,7 @@
 //! own (`bproc-case parent native|remote CASE`). It prints a transcript; the two must be equal.
 
 pub mod child;
+pub mod crowd;
 pub mod parent;
 pub mod sys;
 

@@ -393,12 +393,17 @@ impl Child {
 
     /// The next line that it prints.
     pub fn line(&mut self) -> Result<String> {
+        self.line_within(PATIENCE)
+    }
+
+    /// The next line that it prints, if it does within the limit.
+    pub fn line_within(&mut self, limit: Duration) -> Result<String> {
         loop {
             if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.rest.drain(..=end).collect();
                 return Ok(String::from_utf8_lossy(&line[..end]).into_owned());
             }
-            if !sys::readable(self.stdout.as_raw_fd(), PATIENCE) {
+            if !sys::readable(self.stdout.as_raw_fd(), limit) {
                 bail!("the child says nothing");
             }
             let mut part = [0; 4096];

@@ -1,0 +1,284 @@
+//! What remains when a part of the system is killed in the middle of a hundred running processes.
+
+use std::io::Read;
+use std::process::{Child as Process, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use bproc_tests::case::parent::Child;
+use bproc_tests::cluster::{Cluster, Role, eventually, signal_to};
+use bproc_tests::run;
+use bproc_tests::runner::{self, Test};
+
+const SOON: Duration = Duration::from_secs(60);
+/// Long enough for a hundred answers on a busy machine.
+const ANSWER: Duration = Duration::from_secs(120);
+const COUNT: usize = 100;
+const NODE: Role = Role::Node(0);
+
+/// A parent on the master with a hundred children on node 0.
+struct Crowd {
+    process: Process,
+    lines: Child,
+}
+
+impl Crowd {
+    fn start(cluster: &Cluster) -> Result<Crowd> {
+        let mut command = cluster.command("bproc-case");
+        run::tie(command.args(["crowd", &COUNT.to_string()])).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn()?;
+        let stdin = process.stdin.take().context("no input")?;
+        let stdout = process.stdout.take().context("no output")?;
+        let mut lines = Child::of(process.id() as i32, stdin.into(), stdout.into());
+        let said = lines.line_within(ANSWER)?;
+        ensure!(said == "started", "the crowd says {said}");
+        Ok(Crowd { process, lines })
+    }
+
+    fn must(&mut self, command: &str) -> Result<()> {
+        self.lines.tell(command)?;
+        let said = self.lines.line_within(ANSWER).with_context(|| format!("'{command}'"))?;
+        ensure!(said == "good", "'{command}': {said}");
+        Ok(())
+    }
+
+    fn all_exit(&mut self) -> Result<()> {
+        self.must("exit")?;
+        self.must("reap")
+    }
+
+    fn end(mut self, cluster: &Cluster) -> Result<()> {
+        self.lines.close_stdin();
+        let status = run::wait(&mut self.process, SOON)?;
+        ensure!(status == 0, "the crowd ends with {status}");
+        cluster.quiet()
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        // Its children on nodes die with it.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn crash(cluster: &Cluster, roles: &[Role]) -> Result<()> {
+    roles.iter().try_for_each(|role| cluster.stop_agent(*role, libc::SIGKILL))
+}
+
+fn revive(cluster: &Cluster, roles: &[Role]) -> Result<()> {
+    roles.iter().try_for_each(|role| cluster.start_agent(*role))?;
+    cluster.wait_up()
+}
+
+/// Signals before, between and after arrive once each and in their order, and so do the statuses.
+fn signals_between(cluster: &Cluster, roles: &[Role]) -> Result<()> {
+    let mut crowd = Crowd::start(cluster)?;
+    crowd.must("queue 1")?;
+    crowd.must("expect 1")?;
+    crowd.must("queue 2")?;
+    crash(cluster, roles)?;
+    crowd.must("queue 3")?;
+    crowd.must("queue 4")?;
+    revive(cluster, roles)?;
+    crowd.must("queue 5")?;
+    crowd.must("expect 2 3 4 5")?;
+    crowd.must("echo")?;
+    crowd.all_exit()?;
+    crowd.end(cluster)
+}
+
+/// Who ends while nobody looks has his own status all the same.
+fn statuses_between(cluster: &Cluster, roles: &[Role]) -> Result<()> {
+    let mut crowd = Crowd::start(cluster)?;
+    crash(cluster, roles)?;
+    // The streams do not need the agents.
+    crowd.must("exit")?;
+    eventually("all have ended on the node", SOON, || {
+        let alive = cluster.programs().into_iter().filter(|p| p.comm == "bproc-case" && p.state != 'Z').count();
+        Ok(if alive == 0 { Ok(()) } else { Err(format!("{alive} live")) })
+    })?;
+    revive(cluster, roles)?;
+    crowd.must("reap")?;
+    crowd.end(cluster)
+}
+
+/// SIGKILL between: kill has returned 0, so they die.
+fn kills_between(cluster: &Cluster, roles: &[Role]) -> Result<()> {
+    let mut crowd = Crowd::start(cluster)?;
+    crash(cluster, roles)?;
+    crowd.must("kill")?;
+    revive(cluster, roles)?;
+    crowd.must("killed")?;
+    crowd.end(cluster)
+}
+
+/// More than fits anywhere is under way when the agents die.
+fn output_between(cluster: &Cluster, roles: &[Role]) -> Result<()> {
+    let wanted: String = (1..=1_000_000).map(|number| format!("{number}\n")).collect();
+    let mut command = cluster.command("bpsh");
+    run::tie(command.args(["0", "seq", "1000000"])).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut bpsh = command.spawn()?;
+    let mut output = bpsh.stdout.take().context("no output")?;
+    let mut got = vec![0; 4096];
+    output.read_exact(&mut got)?;
+    crash(cluster, roles)?;
+    revive(cluster, roles)?;
+    output.read_to_end(&mut got)?;
+    let status = run::wait(&mut bpsh, SOON)?;
+    ensure!(got == wanted.as_bytes(), "{} bytes instead of {}, or others", got.len(), wanted.len());
+    ensure!(status == 0, "bpsh ends with {status}");
+    cluster.quiet()
+}
+
+fn bpsh_dies(cluster: &Cluster) -> Result<()> {
+    let mut command = cluster.command("bpsh");
+    let nodes = vec!["0"; COUNT].join(",");
+    run::tie(command.args([&nodes, "sleep", "1000"])).stdin(Stdio::null());
+    let mut bpsh = command.spawn()?;
+    let started = eventually("all run", SOON, || {
+        let count = cluster.programs().iter().filter(|p| p.comm == "sleep").count();
+        Ok(if count == COUNT { Ok(()) } else { Err(format!("{count} run")) })
+    });
+    bpsh.kill()?;
+    bpsh.wait()?;
+    started?;
+    cluster.quiet()
+}
+
+fn ghosts_die(cluster: &Cluster) -> Result<()> {
+    let mut crowd = Crowd::start(cluster)?;
+    crowd.must("kill")?;
+    crowd.must("killed")?;
+    crowd.end(cluster)
+}
+
+fn keeper_dies(cluster: &Cluster) -> Result<()> {
+    let mut crowd = Crowd::start(cluster)?;
+    let keeper = cluster.keeper_pid()?;
+    signal_to(keeper, libc::SIGKILL)?;
+    crowd.must("queue 1")?;
+    crowd.must("expect 1")?;
+    eventually("there is another keeper", SOON, || match cluster.keeper_pid() {
+        Ok(pid) if pid != keeper => Ok(Ok(())),
+        _ => Ok(Err("none".into())),
+    })?;
+    crowd.must("echo")?;
+    crowd.must("kill")?;
+    crowd.must("killed")?;
+    crowd.end(cluster)?;
+    let mut crowd = Crowd::start(cluster)?;
+    crowd.all_exit()?;
+    crowd.end(cluster)
+}
+
+fn wait_down(cluster: &Cluster) -> Result<()> {
+    cluster.wait_states("node 0 is down", |states| states.first().is_some_and(|state| state == "down"))
+}
+
+/// Nobody of the old life runs on.
+fn nobody_runs(cluster: &Cluster) -> Result<()> {
+    eventually("no process of the old life runs", SOON, || {
+        let alive: Vec<_> = cluster.programs().into_iter().filter(|p| p.comm == "bproc-case").collect();
+        Ok(if alive.is_empty() { Ok(()) } else { Err(format!("there are {alive:?}")) })
+    })
+}
+
+fn slave_stays_away(cluster: &Cluster) -> Result<()> {
+    let mut crowd = Crowd::start(cluster)?;
+    cluster.stop_agent(NODE, libc::SIGKILL)?;
+    wait_down(cluster)?;
+    crowd.must("killed")?;
+    nobody_runs(cluster)?;
+    let refused = cluster.bpsh(&["0", "true"])?;
+    ensure!(refused.status != 0 && refused.err().starts_with("0: "), "{refused:?}");
+    revive(cluster, &[NODE])?;
+    crowd.end(cluster)?;
+    let done = cluster.bpsh(&["0", "echo", "a new life"])?;
+    ensure!(done.out() == "a new life\n", "{done:?}");
+    cluster.quiet()
+}
+
+/// As if it were cut off: it lives, and hears nothing.
+fn slave_is_cut_off(cluster: &Cluster) -> Result<()> {
+    let mut crowd = Crowd::start(cluster)?;
+    let agent = cluster.agent_pid(NODE)?;
+    signal_to(agent, libc::SIGSTOP)?;
+    let down = wait_down(cluster).and_then(|()| crowd.must("killed")).and_then(|()| nobody_runs(cluster));
+    signal_to(agent, libc::SIGCONT)?;
+    down?;
+    cluster.wait_up()?;
+    crowd.end(cluster)?;
+    let done = cluster.bpsh(&["0", "echo", "back"])?;
+    ensure!(done.out() == "back\n", "{done:?}");
+    cluster.quiet()
+}
+
+fn space_dies(cluster: &Cluster) -> Result<()> {
+    let mut crowd = Crowd::start(cluster)?;
+    let agent = cluster.agent_pid(NODE)?;
+    let init = cluster.inits().into_iter().find(|init| init.ppid == agent).context("no init is the agent's child")?;
+    signal_to(init.pid, libc::SIGKILL)?;
+    crowd.must("killed")?;
+    nobody_runs(cluster)?;
+    crowd.end(cluster)?;
+    cluster.wait_up()?;
+    eventually("the node has a new life", SOON, || {
+        let done = cluster.bpsh(&["0", "echo", "a new life"])?;
+        Ok(if done.out() == "a new life\n" { Ok(()) } else { Err(format!("{done:?}")) })
+    })?;
+    cluster.quiet()
+}
+
+fn master_stays_away(cluster: &Cluster) -> Result<()> {
+    let mut crowd = Crowd::start(cluster)?;
+    cluster.stop_agent(Role::Master, libc::SIGKILL)?;
+    // As configured by default: nodes end what they have.
+    nobody_runs(cluster)?;
+    revive(cluster, &[Role::Master])?;
+    crowd.must("killed")?;
+    crowd.end(cluster)?;
+    let done = cluster.bpsh(&["0-1", "true"])?;
+    ensure!(done.status == 0, "{done:?}");
+    cluster.quiet()
+}
+
+fn again_and_again(cluster: &Cluster) -> Result<()> {
+    let mut crowd = Crowd::start(cluster)?;
+    let rounds: [&[Role]; 6] =
+        [&[Role::Master], &[NODE], &[Role::Master, NODE], &[NODE, Role::Master], &[NODE], &[Role::Master]];
+    for (round, roles) in (1..).zip(rounds) {
+        crash(cluster, roles)?;
+        crowd.must(&format!("queue {round}"))?;
+        revive(cluster, roles)?;
+    }
+    crowd.must("expect 1 2 3 4 5 6")?;
+    crowd.all_exit()?;
+    crowd.end(cluster)
+}
+
+fn main() -> ExitCode {
+    const MASTER: &[Role] = &[Role::Master];
+    const SLAVE: &[Role] = &[NODE];
+    const BOTH: &[Role] = &[Role::Master, NODE];
+    let mut tests = vec![
+        Test::new("bpsh_is_killed", bpsh_dies),
+        Test::new("ghosts_are_killed", ghosts_die),
+        Test::new("the_keeper_is_killed", keeper_dies),
+    ];
+    for (name, roles) in [("slave_agent", SLAVE), ("master_agent", MASTER), ("both_agents", BOTH)] {
+        tests.push(Test::new(format!("{name}_restarts_signals"), move |c: &Cluster| signals_between(c, roles)));
+        tests.push(Test::new(format!("{name}_restarts_statuses"), move |c: &Cluster| statuses_between(c, roles)));
+        tests.push(Test::new(format!("{name}_restarts_kills"), move |c: &Cluster| kills_between(c, roles)));
+        tests.push(Test::new(format!("{name}_restarts_output"), move |c: &Cluster| output_between(c, roles)));
+    }
+    tests.extend([
+        Test::new("agents_restart_again_and_again", again_and_again),
+        Test::new("the_slave_agent_stays_away", slave_stays_away),
+        Test::new("the_node_is_cut_off", slave_is_cut_off),
+        Test::new("the_space_dies", space_dies),
+        Test::new("the_master_stays_away", master_stays_away),
+    ]);
+    runner::main(|| Cluster::start(2), tests, Cluster::close)
+}
