@@ -4,7 +4,7 @@
 //! process is stopped too. The other way round the ghost stops when its process did. STOP and CONT may cross on the
 //! wire; the rules that keep a late report from overwriting a newer wish:
 //! - a stop of the ghost that came from here outranks a "continued" of the node until the node confirms the stop;
-//! - while a SIGCONT is on its way, a "stopped" of the node is old news;
+//! - while a SIGCONT is on its way, or with a ghost that has not passed it on yet, a "stopped" of the node is old news;
 //! - a ghost that stops as told, though the process has gone on since, is woken.
 
 use super::model::{Action, GhostCommand, Order, Stopped};
@@ -74,7 +74,7 @@ impl Master {
     /// Node: the process stopped.
     pub fn stopped(&mut self, pid: Pid, signal: i32, out: &mut Out) {
         let Some(process) = self.processes.get_mut(&pid) else { return };
-        if process.continues > 0 || process.end.is_some() {
+        if process.continues > 0 || process.continue_due || process.end.is_some() {
             return;
         }
         process.stopped_there = true;

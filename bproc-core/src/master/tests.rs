@@ -170,6 +170,23 @@ fn a_continue_that_a_terminal_stop_drops_is_made_up_for() {
 }
 
 #[test]
+fn a_late_stopped_is_old_news_before_the_ghost_has_passed_on_its_continue() {
+    let mut m = up();
+    running(&mut m, 50);
+    let mut out = vec![];
+    m.ghost_stopped(pid(50), false, &mut out);
+    m.ghost_continued(pid(50));
+    out.clear();
+    m.stopped(pid(50), 19, &mut out);
+    assert_eq!(out, []);
+    m.ghost_signal(pid(50), 1, siginfo(18), &mut out);
+    m.continued(pid(50), &mut out);
+    out.clear();
+    m.stopped(pid(50), 20, &mut out);
+    assert_eq!(out, [Action::Ghost(pid(50), GhostCommand::Stop(20))]);
+}
+
+#[test]
 fn a_late_stopped_is_old_news_while_a_continue_is_on_its_way() {
     let mut m = up();
     running(&mut m, 50);
