@@ -230,7 +230,7 @@ impl Actor {
             inventory: self.table.inventory(),
             oldest_event: self.events.oldest(),
             leases: self.blocks.held().iter().map(|b| wire::Lease { start: b.start, length: b.length }).collect(),
-            skeletons: self.family.pids().difference(&self.table.pids()).copied().filter(|pid| *pid > 1).collect(),
+            skeletons: self.family.pids().into_iter().filter(|pid| *pid > 1 && !self.table.is_here(*pid)).collect(),
             kernel: crate::kernel::release(),
             address: String::new(),
         }
