@@ -123,8 +123,11 @@ async fn attend(conn: Conn, desk: Desk) -> Result<()> {
     }
 }
 
+/// A request and its descriptors.
+type Received = (Vec<u8>, Vec<OwnedFd>);
+
 /// One packet, by way of a buffer that all clients of a thread share: most have little to say.
-fn receive(conn: &Conn) -> std::io::Result<Result<(Vec<u8>, Vec<OwnedFd>), frame::FrameError>> {
+fn receive(conn: &Conn) -> std::io::Result<Result<Received, frame::FrameError>> {
     thread_local! {
         static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; frame::PACKET_MAX]);
     }
