@@ -64,9 +64,10 @@ fn start_job(job: &Job) -> io::Result<(i32, OwnedFd)> {
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
         .stderr(writer);
-    // SAFETY: setsid is async-signal-safe and touches no memory of ours.
+    // SAFETY: both calls are async-signal-safe and touch no memory of ours.
     unsafe {
         command.pre_exec(|| {
+            sys::unblock_signals();
             if libc::setsid() < 0 {
                 return Err(io::Error::last_os_error());
             }

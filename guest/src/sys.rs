@@ -88,6 +88,16 @@ pub(crate) fn child_signals() -> OwnedFd {
     }
 }
 
+/// Blocks nothing: for a child, which would inherit what we block.
+pub(crate) fn unblock_signals() {
+    // SAFETY: sigemptyset initialises the set; sigprocmask reads it.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+    }
+}
+
 /// Reads all that is pending on a non-blocking descriptor and throws it away.
 pub(crate) fn clear(fd: RawFd) {
     let mut buffer = [0u8; 1024];

@@ -356,7 +356,7 @@ impl Cluster {
              [tls]\nca = \"{tls}/ca.pem\"\ncert = \"{tls}/master.pem\"\nkey = \"{tls}/master-key.pem\"\n\n\
              [node_defaults]\nmode = \"0111\"\nuser = \"root\"\ngroup = \"root\"\n\n\
              [[node]]\nhosts = [{}]\n\n[[master]]\naddresses = [\"127.0.0.1:{port}\"]\n",
-            options.ping_timeout,
+            run::patience(Duration::from_secs(options.ping_timeout.into())).as_secs(),
             libexec.display(),
             options.settings,
             hosts.join(", ")
@@ -422,7 +422,7 @@ struct Launch {
 
 impl Launch {
     fn ready(mut self, cluster: &Cluster) -> Result<()> {
-        let end = Instant::now() + READY;
+        let end = Instant::now() + run::patience(READY);
         let mut text = [0; 4096];
         loop {
             if let Ok(length) = self.ready.recv(&mut text)
@@ -464,6 +464,7 @@ pub fn signal_to(pid: i32, signal: i32) -> Result<()> {
 /// # Errors
 /// It is not within the limit, with the last reason why not; or looking itself fails.
 pub fn eventually<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Result<T, String>>) -> Result<T> {
+    let limit = run::patience(limit);
     let end = Instant::now() + limit;
     let mut pause = Duration::from_millis(2);
     loop {

@@ -104,7 +104,7 @@ impl Session {
     /// # Errors
     /// It does not; what did is told.
     pub fn expect(&mut self, text: &str) -> Result<String> {
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + run::patience(LIMIT);
         loop {
             if let Some(at) = self.unread.find(text) {
                 let before = self.unread[..at].replace('\r', "");

@@ -59,11 +59,18 @@ pub fn number(status: std::process::ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| -status.signal().unwrap_or(0))
 }
 
+/// A time limit, which is longer where the processor is emulated.
+pub fn patience(limit: Duration) -> Duration {
+    const EMULATED: u32 = 6;
+    if std::env::var_os("BPROC_VM").is_some() { limit * EMULATED } else { limit }
+}
+
 /// Waits for the end of a child within the limit; past it the child is killed, and that is an error.
 ///
 /// # Errors
 /// It did not end.
 pub fn wait(child: &mut Child, limit: Duration) -> Result<i32> {
+    let limit = patience(limit);
     let pid = Pid::new(child.id() as i32).context("a child has a pid")?;
     let ended = PidFd::open(pid)?.wait_exit(limit)?;
     if !ended {

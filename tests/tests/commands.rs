@@ -285,7 +285,7 @@ fn many_at_once(cluster: &Cluster) -> Result<()> {
     let mut pids: Vec<String> = done.out().lines().map(str::to_owned).collect();
     pids.sort();
     pids.dedup();
-    ensure!(done.status == 0 && pids.len() == 120, "{} pids, {}", pids.len(), done.err());
+    ensure!(done.status == 0 && pids.len() == 120, "{} pids, status {}, {}", pids.len(), done.status, done.err());
     finish(cluster.command("bpstat").arg("-l"), b"", LIMIT)?;
     cluster.quiet()
 }

@@ -11,7 +11,8 @@ use super::rootfs::Extra;
 use crate::sh::{Cmd, which};
 
 /// Parts of the compiler's own directory. The rest is C++, Fortran, sanitizers.
-const OWN: &[&str] = &["cc1", "collect2", "lto-wrapper", "liblto_plugin.so", "libgcc.a", "libgcc_eh.a", "include"];
+const OWN: &[&str] =
+    &["cc1", "collect2", "lto-wrapper", "liblto_plugin.so", "libgcc.a", "libgcc_eh.a", "libgcc_s.so", "include"];
 /// Of what lies beside libc: libraries that programs are linked with, by their names before the dot.
 const LIBRARIES: &[&str] = &["libc", "libc_nonshared", "libm", "libmvec", "libpthread", "libdl", "librt", "libgcc_s"];
 /// Directories of headers.
