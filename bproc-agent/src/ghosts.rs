@@ -276,8 +276,11 @@ async fn converse<T>(
         tokio::select! {
             command = inbox.recv(), if !waits => {
                 let Some(mut command) = command else { return Ok(()) };
-                tag = tag.wrapping_add(1);
-                command.msg.tag = tag;
+                if command.answer.is_some() {
+                    // 0: no answer is wanted.
+                    tag = tag.wrapping_add(1).max(1);
+                    command.msg.tag = tag;
+                }
                 let mut packet = vec![0; Msg::SIZE];
                 command.msg.put(&mut packet);
                 packet.extend(&command.payload);

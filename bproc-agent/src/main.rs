@@ -7,6 +7,7 @@ mod keeper;
 mod kernel;
 mod master;
 mod names;
+mod owed;
 mod slave;
 mod stdio;
 mod watched;

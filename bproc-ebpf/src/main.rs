@@ -170,6 +170,11 @@ unsafe fn on_exit(task: Ptr) -> Option<()> {
         if !reported(&space) {
             return None;
         }
+        // Ghosts tell of the ends of their children, and nobody asks for their own.
+        let parent = task::follow(task, off!(task_real_parent))?;
+        if is_ghost(task::host_pid(task)) || is_ghost(task::host_pid(parent)) {
+            return None;
+        }
         let leader = task::follow(task, off!(task_group_leader))?;
         let key = leader as u64;
         let process = u64::from(task::process_in(task, &space));

@@ -83,9 +83,9 @@ pub struct Options {
 /// What kept it from starting.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     raise_descriptors();
-    let threads = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8));
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
+    // One thread: hops between threads cost a short process more than others could bring a long stream, which one
+    // connection carries anyway.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(BLOCKING_THREADS)
         .enable_all()
         .build()

@@ -230,13 +230,8 @@ async fn start(spawn: wire::Spawn, peer: PeerCred, fds: Vec<OwnedFd>, desk: &Des
             message: format!("no random numbers for a token: {error}"),
         })?,
     };
-    if !token.is_empty() {
-        desk.iod.expect(&token, &forwarded, fds, spec.pty).await.map_err(|error| Failure {
-            number: libc::EIO,
-            message: format!("the stdio service of the master does not answer: {error:#}"),
-        })?;
-    }
     spec.stdio_token = token.clone();
+    let pty = spec.pty;
     let mut environment =
         vec![format!("{}={}", bproc_common::ghost::ENV_SOCKET, desk.ghost_socket.display()).into_bytes()];
     if spawn.die_with_parent {
@@ -245,10 +240,19 @@ async fn start(spawn: wire::Spawn, peer: PeerCred, fds: Vec<OwnedFd>, desk: &Des
     let (answer, receiver) = oneshot::channel();
     let fact = ClientFact::Spawn { node: NodeId(spawn.node), spec: Box::new(spec), caller, answer };
     desk.facts.send(Fact::Client(fact)).await.ok();
-    let result = receiver
-        .await
-        .unwrap_or_else(|_| Err(Failure { number: libc::EAGAIN, message: "the agent is ending; try again".into() }));
-    if let Err(failure) = result {
+    // Beside each other: the service waits for a node's call as the node's call waits for it.
+    let expected = async {
+        if token.is_empty() {
+            return Ok(());
+        }
+        desk.iod.expect(&token, &forwarded, fds, pty).await.map_err(|error| Failure {
+            number: libc::EIO,
+            message: format!("the stdio service of the master does not answer: {error:#}"),
+        })
+    };
+    let (expected, result) = tokio::join!(expected, receiver);
+    let ending = Failure { number: libc::EAGAIN, message: "the agent is ending; try again".into() };
+    if let Err(failure) = result.unwrap_or(Err(ending)).and(expected) {
         if !token.is_empty() {
             desk.iod.forget(&token).await;
         }

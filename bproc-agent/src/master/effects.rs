@@ -58,9 +58,10 @@ impl Actor {
     }
 
     fn send(&mut self, node: NodeId, number: u64, order: &Order) {
-        let Some(link) = self.links.get(&node) else { return };
+        let Some(link) = self.links.get_mut(&node) else { return };
         let specs = &self.specs;
         let Some(message) = link::order(number, order, |pid| specs.get(&pid).cloned()) else { return };
+        link.settle_acknowledgement();
         // What a broken link loses is kept by the core and goes out again when the node attaches anew.
         let _ = link.to.send(Ok(message));
     }

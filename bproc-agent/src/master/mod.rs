@@ -17,6 +17,7 @@ pub mod run;
 use crate::ghosts::{self, Ghost};
 use crate::keeper::{self, Keeper};
 use crate::kernel::Kernel;
+use crate::owed::Owed;
 use crate::stdio::Iod;
 use bproc_common::event::{self, Event};
 use bproc_common::ghost::{Role, op};
@@ -64,6 +65,18 @@ struct Attached {
     /// Unbounded: orders are kept by the outbox anyway until the node has them.
     to: mpsc::UnboundedSender<Result<ToNode, Status>>,
     heard: Instant,
+    /// Newest event that came, and whether the node has been told.
+    newest: u64,
+    owed: Owed,
+}
+
+impl Attached {
+    fn settle_acknowledgement(&mut self) {
+        if self.owed.settle() {
+            // What is lost with a broken link is told by the welcome of the next.
+            let _ = self.to.send(Ok(ToNode { body: Some(to_node::Body::Ack(self.newest)) }));
+        }
+    }
 }
 
 struct Waiting {
@@ -98,6 +111,8 @@ pub struct Actor {
     next_ask: u64,
     specs: HashMap<Pid, SpawnSpec>,
     links: HashMap<NodeId, Attached>,
+    /// When acknowledgements to any node are due.
+    owed: Owed,
     away: HashMap<NodeId, Instant>,
     gauges: HashMap<NodeId, Gauges>,
     changes: watch::Sender<u64>,
@@ -124,6 +139,10 @@ impl Actor {
                         self.learn(fact, &mut out).await;
                     }
                 },
+                () = tokio::time::sleep_until(self.owed.due()), if self.owed.any() => {
+                    self.owed.settle();
+                    self.links.values_mut().for_each(Attached::settle_acknowledgement);
+                }
                 _ = tick.tick() => self.look_at_clocks(&mut out).await,
             }
             self.perform(out).await;

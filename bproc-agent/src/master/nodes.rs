@@ -2,6 +2,7 @@
 
 use super::link::{self, LinkFact};
 use super::{Actor, Attached, run};
+use crate::owed::Owed;
 use bproc_common::errno;
 use bproc_common::id::{NodeId, Pid};
 use bproc_core::master::nodes::Rejected;
@@ -56,7 +57,7 @@ impl Actor {
                     master_epoch: self.master_epoch,
                 };
                 to.send(Ok(ToNode { body: Some(to_node::Body::Welcome(welcome)) })).ok();
-                self.links.insert(node, Attached { id, to, heard: Instant::now() });
+                self.links.insert(node, Attached { id, to, heard: Instant::now(), newest: 0, owed: Owed::default() });
                 self.away.remove(&node);
                 self.gauges.entry(node).or_default().kernel = hello.kernel.clone();
                 tracing::info!(%node, version = %hello.version, kernel = %hello.kernel, resumed = events_seen > 0, "node attached");
@@ -94,9 +95,12 @@ impl Actor {
                 {
                     self.node_event(node, body, out);
                 }
-                if let Some(link) = self.links.get(&node) {
-                    let ack = ToNode { body: Some(to_node::Body::Ack(number)) };
-                    let _ = link.to.send(Ok(ack));
+                if let Some(link) = self.links.get_mut(&node) {
+                    link.newest = number;
+                    self.owed.one_more();
+                    if link.owed.one_more() {
+                        link.settle_acknowledgement();
+                    }
                 }
             }
         }

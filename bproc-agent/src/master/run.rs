@@ -6,6 +6,7 @@ use super::{Actor, Fact};
 use crate::ghosts::{self, Barrier};
 use crate::keeper::{self, Keeper};
 use crate::kernel::{self, Kernel};
+use crate::owed::Owed;
 use crate::stdio::Iod;
 use anyhow::{Context, Result, bail};
 use bproc_common::ghost::ENV_SOCKET;
@@ -103,6 +104,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         next_ask: 1,
         specs: HashMap::new(),
         links: HashMap::new(),
+        owed: Owed::default(),
         away: HashMap::new(),
         gauges: HashMap::new(),
         changes,

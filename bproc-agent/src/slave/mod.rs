@@ -14,6 +14,7 @@ pub mod table;
 
 use crate::ghosts::{self, Ghost};
 use crate::kernel::Kernel;
+use crate::owed::Owed;
 use bproc_common::event::Event;
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::Pid;
@@ -103,6 +104,8 @@ pub struct Actor {
     deliveries: mpsc::UnboundedSender<Delivery>,
     under_way: BTreeSet<u64>,
     newest_order: u64,
+    /// Orders carried out of which the master has not been told yet.
+    owed: Owed,
     instance: u64,
     /// Unbounded: what it holds is kept by the outbox anyway until the master has it.
     to_master: Option<mpsc::UnboundedSender<FromNode>>,
@@ -147,6 +150,7 @@ impl Actor {
                         self.tell(body);
                     }
                 }
+                () = tokio::time::sleep_until(self.owed.due()), if self.owed.any() => self.settle_acknowledgement(),
                 _ = tick.tick(), if self.to_master.is_none() || !self.table.is_empty() => self.look_around().await,
             }
         }
@@ -266,6 +270,7 @@ impl Actor {
     /// An event for the master: kept until it has it.
     fn tell(&mut self, body: event::Body) {
         tracing::trace!(?body, "event");
+        self.settle_acknowledgement();
         let number = self.events.push(body.clone());
         if let Some(to) = &self.to_master {
             send(to, number, body);
@@ -311,10 +316,18 @@ impl Actor {
         }
     }
 
-    fn acknowledge(&self) {
-        let number = self.acknowledgeable();
-        self.space.note_orders(number);
-        self.say(from_node::Body::Ack(number));
+    fn acknowledge(&mut self) {
+        self.space.note_orders(self.acknowledgeable());
+        if self.owed.one_more() {
+            self.settle_acknowledgement();
+        }
+    }
+
+    /// In front of every event, so that the master learns things in their order.
+    fn settle_acknowledgement(&mut self) {
+        if self.owed.settle() {
+            self.say(from_node::Body::Ack(self.acknowledgeable()));
+        }
     }
 
     fn order(&mut self, number: u64, body: Option<order::Body>) {

@@ -8,6 +8,7 @@ use super::table::Table;
 use super::{Actor, Fact};
 use crate::ghosts;
 use crate::kernel::{self, Kernel};
+use crate::owed::Owed;
 use crate::stdio::Iod;
 use anyhow::{Context, Result, bail};
 use bproc_config::certs::files_of;
@@ -106,6 +107,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         events,
         deliveries,
         under_way: BTreeSet::new(),
+        owed: Owed::default(),
         instance: crate::random_id()?,
         to_master: None,
         stdio_address: String::new(),

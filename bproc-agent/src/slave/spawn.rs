@@ -169,17 +169,28 @@ impl Spawner {
         let block = bproc_sys::memfd::seal_bytes(c"bproc-exec", &block)
             .map_err(|e| failed(e.errno(), format!("node {}: the exec block: {e}", self.node)))?;
         let mut fds = vec![block];
-        match self.streams(spec, stdio_address).await {
-            Ok(streams) => fds.extend(streams),
+        let forwarded = match self.streams(spec).await {
+            Ok((theirs, forwarded)) => {
+                fds.extend(theirs);
+                forwarded
+            }
             Err(failure) => {
                 member.ghost.tell(op::EXIT, 127, 0, vec![]);
                 return Err(failure);
             }
-        }
+        };
         let answer = member.ghost.ask(op::EXEC, 0, 0, vec![], fds);
-        match answer.await {
+        // Beside each other: what the process writes waits in its pipes.
+        let (answer, attached) = tokio::join!(answer, self.attach(spec, forwarded, stdio_address));
+        match answer {
             // The connection ends with the exec: that is the good answer.
-            Err(_) => Ok(()),
+            Err(_) => {
+                if let Err(error) = attached {
+                    let error = format!("{error:#}");
+                    tracing::error!(pid = spec.pid, %error, "the stdio service does not answer; a process has lost its streams");
+                }
+                Ok(())
+            }
             Ok(value) => {
                 if !spec.stdio_token.is_empty() {
                     self.iod.forget(&spec.stdio_token).await;
@@ -242,8 +253,16 @@ impl Spawner {
         }
     }
 
-    /// Ends of the streams for the process, in the order of the spec; the other ends go to the stdio service.
-    async fn streams(&self, spec: &SpawnSpec, stdio_address: &str) -> Result<Vec<OwnedFd>, Failure> {
+    async fn attach(&self, spec: &SpawnSpec, forwarded: Forwarded, stdio_address: &str) -> anyhow::Result<()> {
+        let Forwarded { ends, numbers } = forwarded;
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        self.iod.attach(&spec.stdio_token, stdio_address, &numbers, ends, spec.pty).await
+    }
+
+    /// Ends of the streams for the process, in the order of the spec, and the other ends for the stdio service.
+    async fn streams(&self, spec: &SpawnSpec) -> Result<(Vec<OwnedFd>, Forwarded), Failure> {
         let io = |what: &str, error: std::io::Error| {
             failed(error.raw_os_error().unwrap_or(libc::EIO), format!("node {}: {what}: {}", self.node, words(&error)))
         };
@@ -253,8 +272,7 @@ impl Spawner {
             false => None,
         };
         let mut theirs = Vec::new();
-        let mut ours = Vec::new();
-        let mut numbers = Vec::new();
+        let mut forwarded = Forwarded::default();
         for stream in &spec.streams {
             let (their, our) = match (stream.kind(), &terminal) {
                 (Kind::Closed, _) => continue,
@@ -288,17 +306,11 @@ impl Spawner {
             };
             theirs.push(their);
             if let Some(our) = our {
-                ours.push(our);
-                numbers.push((stream.fd, stream.input));
+                forwarded.ends.push(our);
+                forwarded.numbers.push((stream.fd, stream.input));
             }
         }
-        if !numbers.is_empty() {
-            let attached = self.iod.attach(&spec.stdio_token, stdio_address, &numbers, ours, spec.pty).await;
-            attached.map_err(|error| {
-                failed(libc::EIO, format!("node {}: the stdio service does not answer: {error:#}", self.node))
-            })?;
-        }
-        Ok(theirs)
+        Ok((theirs, forwarded))
     }
 
     async fn file(&self, stream: &bproc_proto::Stream, spec: &SpawnSpec) -> Result<OwnedFd, Failure> {
@@ -317,6 +329,14 @@ impl Spawner {
             Err(error) => Err(failed(libc::EIO, format!("node {node}: {path}: {error}"))),
         }
     }
+}
+
+/// Streams for the stdio service.
+#[derive(Default)]
+struct Forwarded {
+    ends: Vec<OwnedFd>,
+    /// Number in the process; whether it reads from it.
+    numbers: Vec<(i32, bool)>,
 }
 
 struct Terminal {

@@ -52,17 +52,28 @@ enum Route {
     File(Vec<u8>, OFlag),
 }
 
+/// A standard stream of ours that is /dev/null.
+fn is_null(number: i32) -> bool {
+    let null = libc::makedev(1, 3);
+    nix::sys::stat::fstat(sys::standard(number))
+        .is_ok_and(|s| s.st_mode & libc::S_IFMT == libc::S_IFCHR && s.st_rdev == null)
+}
+
 fn routes(options: &Bpsh) -> [Route; 3] {
     let both = options.stdout.is_some() && options.stdout == options.stderr;
     let write = OFlag::O_WRONLY | OFlag::O_CREAT | if both { OFlag::O_APPEND } else { OFlag::O_TRUNC };
     let file = |path: &Path, flags| Route::File(path.as_os_str().as_bytes().to_vec(), flags);
-    let other = if options.no_io { Route::Null } else { Route::Pipe };
-    let stdin = if options.no_stdin { Route::Null } else { other.clone() };
+    // What is /dev/null here may be that of the node.
+    let other = |number| if options.no_io || (!options.pty && is_null(number)) { Route::Null } else { Route::Pipe };
+    let stdin = if options.no_stdin { Route::Null } else { other(0) };
     [
         options.stdin.as_deref().map_or(stdin, |path| file(path, OFlag::O_RDONLY)),
-        options.stdout.as_deref().map_or(other.clone(), |path| file(path, write)),
+        options.stdout.as_deref().map_or_else(|| other(1), |path| file(path, write)),
         // On a terminal there is one output only.
-        options.stderr.as_deref().map_or(if options.pty { Route::Output } else { other }, |path| file(path, write)),
+        options
+            .stderr
+            .as_deref()
+            .map_or_else(|| if options.pty { Route::Output } else { other(2) }, |path| file(path, write)),
     ]
 }
 
