@@ -1,120 +1,12 @@
-//! The command line tools of BProc: one binary, called by the name of the tool or as `bproc TOOL`.
-//!
-//! There is no Rust runtime around `main`: it would set SIGPIPE to ignored, and what bpsh was started with is what
-//! the remote processes must get.
-#![cfg_attr(not(test), no_main)]
-
-mod bpctl;
-mod bpsh;
-mod bpstat;
-mod cli;
-mod generate;
-mod nodes;
-mod owner;
-mod sys;
-
-use std::ffi::OsString;
-use std::path::Path;
-
-use clap::Parser;
-
-/// The tools by name.
-pub(crate) const TOOLS: [(&str, &str); 3] = [
-    ("bpsh", "run a program on nodes"),
-    ("bpstat", "show nodes and the processes on them"),
-    ("bpctl", "change the state, owner and permissions of nodes"),
-];
-
-fn overview() -> String {
-    let mut text = String::from("Usage: bproc TOOL [arguments]\n\nTools, also to be called by their own names:\n");
-    for (name, about) in TOOLS {
-        text += &format!("  {name:8} {about}\n");
-    }
-    text + "\n'TOOL --help' tells more about each.\n"
-}
-
-/// Runs the tool that `args` names; returns the exit status.
-fn run(mut args: Vec<OsString>) -> i32 {
-    let base = |arg: &OsString| Path::new(arg).file_name().map(|name| name.to_string_lossy().into_owned());
-    let mut name = args.first().and_then(base).unwrap_or_default();
-    if !TOOLS.iter().any(|(tool, _)| *tool == name) && !matches!(name.as_str(), "rsh" | "bprsh") {
-        if args.is_empty() || args.len() == 1 {
-            eprint!("{}", overview());
-            return 2;
-        }
-        args.remove(0);
-        name = args[0].to_string_lossy().into_owned();
-    }
-    match name.as_str() {
-        "bpsh" | "rsh" | "bprsh" => match cli::parse_bpsh(args) {
-            Ok(options) => bpsh::run(options),
-            Err(error) => usage(&error),
-        },
-        "bpstat" => match cli::Bpstat::try_parse_from(args) {
-            Ok(options) => bpstat::run(&options),
-            Err(error) => usage(&error),
-        },
-        "bpctl" => match cli::Bpctl::try_parse_from(&args) {
-            Ok(options) => bpctl::run(&options, &args),
-            Err(error) => usage(&error),
-        },
-        "generate" => generate::run(args.get(1)),
-        "help" | "--help" | "-h" => {
-            print!("{}", overview());
-            0
-        }
-        "version" | "--version" | "-v" | "-V" => {
-            println!("bproc {}", env!("CARGO_PKG_VERSION"));
-            0
-        }
-        other => {
-            eprint!("bproc: there is no tool '{other}'\n\n{}", overview());
-            2
-        }
-    }
-}
-
-/// Help and version go to stdout with 0, mistakes to stderr with 2.
-fn usage(error: &clap::Error) -> i32 {
-    // Nobody is left to tell when the terminal is gone.
-    let _ = error.print();
-    error.exit_code()
-}
+//! `bproc`: every tool, called by its own name or as `bproc TOOL`.
+#![no_main]
 
 /// The program.
 ///
 /// # Safety
 /// Called by the C runtime, once, with `argc` strings in `argv`.
-#[cfg(not(test))]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn main(argc: libc::c_int, argv: *const *const libc::c_char) -> libc::c_int {
-    use std::os::unix::ffi::OsStringExt;
-    sys::open_standard_streams();
-    let args = (0..usize::try_from(argc).unwrap_or(0)).map(|i| {
-        // SAFETY: the C runtime passes `argc` pointers to NUL-terminated strings that stay.
-        let arg = unsafe { std::ffi::CStr::from_ptr(*argv.add(i)) };
-        OsString::from_vec(arg.to_bytes().to_vec())
-    });
-    let status = run(args.collect());
-    // What print! holds back is not flushed by anybody else.
-    if std::io::Write::flush(&mut std::io::stdout()).is_err() && status == 0 {
-        return 1;
-    }
-    status
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn help_and_mistakes_have_their_status() {
-        let call = |words: &[&str]| run(words.iter().map(OsString::from).collect());
-        assert_eq!(call(&["bproc", "help"]), 0);
-        assert_eq!(call(&["bproc"]), 2);
-        assert_eq!(call(&["bproc", "nonsense"]), 2);
-        assert_eq!(call(&[]), 2);
-        assert_eq!(call(&["/usr/bin/bpstat", "--no-such-option"]), 2);
-        assert_eq!(call(&["bproc", "bpstat", "--version"]), 0);
-    }
+    // SAFETY: as the caller's promise.
+    unsafe { bproc_cli::all_tools(argc, argv) }
 }

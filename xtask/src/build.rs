@@ -80,6 +80,25 @@ fn ordinary(there: &BTreeSet<String>, profile: &str) -> Result<()> {
     }
     cargo.run()?;
     told("agent, tools, library", profile);
+    bpsh_alone(profile)
+}
+
+/// bpsh is started more often than anything else, and half of the time until it does something would go into shared
+/// libraries. Only its own crate knows of it: what it is made of is built already.
+fn bpsh_alone(profile: &str) -> Result<()> {
+    let built = paths::target().join(profile).join("bpsh");
+    let mut cargo = Cmd::cargo().args(["rustc", "-p", "bproc-cli", "--bin", "bpsh", "--features", "bpsh-alone"]);
+    if profile == "release" {
+        cargo = cargo.arg("--release");
+    }
+    match cargo.args(["--", "-C", "target-feature=+crt-static"]).run() {
+        Ok(()) => told("bpsh", "static"),
+        // Where the C library comes without a static one, the other binary plays bpsh.
+        Err(error) => {
+            let _ = std::fs::remove_file(built);
+            told("bpsh", &format!("not static: {error:#}"));
+        }
+    }
     Ok(())
 }
 

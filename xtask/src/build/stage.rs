@@ -23,6 +23,11 @@ pub(super) fn all(profile: &str) -> Result<()> {
     for name in ["bproc-agent", "bproc", "vmadump"] {
         place(&built.join(name), &stage.join("bin").join(name), 0o755)?;
     }
+    let bpsh = stage.join("bin/bpsh");
+    match built.join("bpsh") {
+        alone if alone.is_file() => place(&alone, &bpsh, 0o755)?,
+        _ => link("bproc", &bpsh)?,
+    }
     for name in DAEMONS {
         link("bproc-agent", &stage.join("bin").join(name))?;
     }
