@@ -59,7 +59,7 @@ record! {
 }
 
 /// Commands of the agent. All but [`op::ACK`], [`op::EXIT`] and [`op::DIE`] are answered with
-/// [`ev::RESULT`] of the same tag, `a` = value or -errno.
+/// [`ev::RESULT`] of the same tag, `a` = value or -errno; with tag 0 only failures are answered.
 pub mod op {
     /// `_exit(a)`.
     pub const EXIT: u32 = 1;

@@ -91,8 +91,8 @@ impl Inbox {
 impl Ghost {
     pub(crate) fn answer(&mut self, tag: u32, answer: sys::Result<Answer>) {
         let value = match answer {
-            // Nobody waits for an answer to the number 0.
-            _ if tag == 0 => return,
+            // Nobody waits for an answer to the number 0; mistakes are told to anybody.
+            Ok(_) if tag == 0 => return,
             Ok(Answer::None) => return,
             Ok(Answer::Value(value)) => value,
             Err(Errno(number)) => -i64::from(number),

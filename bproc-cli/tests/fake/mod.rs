@@ -109,7 +109,10 @@ fn fail(number: i32, message: &str) -> reply::Body {
 }
 
 fn run(spawn: wire::Spawn, fds: Vec<OwnedFd>, programs: &mut Vec<Child>) -> reply::Body {
-    if spawn.node > 1 {
+    if spawn.node > 2 {
+        return fail(300, "there is no such node");
+    }
+    if spawn.node == 2 {
         return fail(301, "node 2 has not been seen");
     }
     assert!(spawn.die_with_parent);
