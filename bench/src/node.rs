@@ -104,6 +104,7 @@ pub fn spawn_sleepers(number: usize, file: &Path) -> Result<()> {
         terminal: None,
         pdeathsig: 0,
         die_with_parent: true,
+        travel: true,
         signals: None,
     })?;
     words[FIRST].store(sys::now(), Ordering::Relaxed);

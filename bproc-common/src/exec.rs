@@ -23,6 +23,8 @@ pub mod flag {
     pub const CWD_OPTIONAL: u32 = 8;
     /// no_new_privs.
     pub const NO_NEW_PRIVS: u32 = 16;
+    /// The descriptor after the block is a mount namespace to enter first; it has no number in the process.
+    pub const MOUNTS: u32 = 32;
 }
 
 record! {

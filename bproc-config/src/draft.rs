@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::machine::{
-    DEFAULT_PORT, Libraries, MAX_NODES, MachineConfig, MasterAddress, NodeDefaults, NodeEntry, OnMasterLoss, Pids,
+    Cache, DEFAULT_PORT, Libraries, MAX_NODES, MachineConfig, MasterAddress, NodeDefaults, NodeEntry, OnMasterLoss, Pids,
     Security, SlaveOptions, Stdio,
 };
 use crate::mistake::{Findings, Origin};
@@ -43,6 +43,10 @@ pub(crate) struct Draft {
     pub(crate) stdio_port: Said<u16>,
     pub(crate) flush_timeout_s: Said<u32>,
     pub(crate) slave: SlaveOptions,
+    pub(crate) root: Said<PathBuf>,
+    pub(crate) cache_dir: Said<PathBuf>,
+    pub(crate) cache_megabytes: Said<u32>,
+    pub(crate) cache_fan_out: Said<u32>,
     pub(crate) allow_insecure_ports: bool,
 }
 
@@ -77,6 +81,10 @@ impl Draft {
             stdio_port: None,
             flush_timeout_s: None,
             slave: SlaveOptions::default(),
+            root: None,
+            cache_dir: None,
+            cache_megabytes: None,
+            cache_fan_out: None,
             allow_insecure_ports: false,
         }
     }
@@ -188,6 +196,12 @@ impl Draft {
         self.nodes.sort_by_key(|(n, _)| n.number);
         Some(MachineConfig {
             run_dir: value(&self.run_dir).unwrap_or_else(|| paths::run_dir(&name)),
+            root: value(&self.root).unwrap_or_else(|| "/".into()),
+            cache: Cache {
+                dir: value(&self.cache_dir).unwrap_or_else(|| paths::cache_dir(&name)),
+                limit: u64::from(value(&self.cache_megabytes).unwrap_or(1024)) << 20,
+                fan_out: value(&self.cache_fan_out).unwrap_or(2),
+            },
             name,
             bind: SocketAddr::new(address, value(&self.port).unwrap_or(DEFAULT_PORT)),
             nodes: self.nodes.into_iter().map(|(n, _)| n).collect(),

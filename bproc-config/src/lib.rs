@@ -24,7 +24,7 @@ pub mod tls;
 
 pub use check::{Report, check};
 pub use machine::{
-    DEFAULT_PORT, Libraries, MachineConfig, MasterAddress, NodeDefaults, NodeEntry, OnMasterLoss, Pids, Security,
+    Cache, DEFAULT_PORT, Libraries, MachineConfig, MasterAddress, NodeDefaults, NodeEntry, OnMasterLoss, Pids, Security,
     SlaveOptions, Stdio, default_path,
 };
 pub use mistake::{ConfigError, Mistake, Origin};

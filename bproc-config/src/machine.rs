@@ -49,6 +49,10 @@ pub struct MachineConfig {
     pub stdio: Stdio,
     /// What a slave does besides.
     pub slave: SlaveOptions,
+    /// Directory of a node that is the root of the processes there; `/` for none of their own.
+    pub root: PathBuf,
+    /// Where nodes keep programs that travelled.
+    pub cache: Cache,
     /// Slaves may dial from ports above 1023. Kept for old files: certificates decide, not ports.
     pub allow_insecure_ports: bool,
 }
@@ -137,6 +141,17 @@ pub struct Stdio {
     pub bind: SocketAddr,
     /// Longest time in seconds that an exit status is held back for output that is still under way.
     pub flush_timeout_s: u32,
+}
+
+/// Where nodes keep the files of programs that travelled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cache {
+    /// Each node of a machine has a directory of its own in this one.
+    pub dir: PathBuf,
+    /// Bytes that it may hold, but for what is in use.
+    pub limit: u64,
+    /// How many nodes each holder of a file serves at once; the others are sent to those that have it.
+    pub fan_out: u32,
 }
 
 /// What a slave does besides running processes.

@@ -19,6 +19,11 @@ pub fn run_dir(name: &str) -> PathBuf {
     Path::new(RUN_BASE).join(name)
 }
 
+/// Where nodes of cluster `name` keep programs that travelled, if nothing else is configured.
+pub fn cache_dir(name: &str) -> PathBuf {
+    Path::new("/var/cache/bproc").join(name)
+}
+
 /// Socket of the agent for programs on this machine, in the run directory.
 pub fn agent_socket_in(run_dir: &Path) -> PathBuf {
     run_dir.join("agent.sock")

@@ -206,6 +206,12 @@ impl Reader<'_> {
             if let Some((on, _)) = r.get(s, "privatefs", boolean) {
                 draft.slave.privatefs = on;
             }
+            keep(&mut draft.root, r.get(s, "root", absolute));
+        });
+        self.section(s, "cache", |r, s| {
+            keep(&mut draft.cache_dir, r.get(s, "directory", absolute));
+            keep(&mut draft.cache_megabytes, r.get(s, "megabytes", |v| number(v, 1, 1 << 30)));
+            keep(&mut draft.cache_fan_out, r.get(s, "fan_out", |v| number(v, 1, 65_536)));
         });
         self.each_table(s, "master", |r, s| {
             let mut addresses = Vec::new();

@@ -51,6 +51,7 @@ pub(crate) mod nr {
     pub(crate) const DUP3: usize = 292;
     pub(crate) const RT_TGSIGQUEUEINFO: usize = 297;
     pub(crate) const PRLIMIT64: usize = 302;
+    pub(crate) const SETNS: usize = 308;
     pub(crate) const CLONE3: usize = 435;
     pub(crate) const CLOSE_RANGE: usize = 436;
 }

@@ -35,6 +35,14 @@ fn try_exec(ghost: &mut Ghost, fds: &Fds) -> sys::Result<Errno> {
     };
     let mut block = Block::map(*memfd)?;
     sys::close(*memfd);
+    let files = match files {
+        [mounts, files @ ..] if block.head.flags & flag::MOUNTS != 0 => {
+            sys::enter_mounts(*mounts)?;
+            sys::close(*mounts);
+            files
+        }
+        files => files,
+    };
     if files.len() != block.head.nfds as usize {
         return Err(INVALID);
     }

@@ -34,6 +34,27 @@ pub fn open(uid: u32, gid: u32, groups: &[u32], cwd: &[u8], path: &[u8], flags: 
     })
 }
 
+/// Asks whether someone with these ids may use `path` so (`R_OK`, `X_OK`).
+///
+/// # Errors
+/// What access(2) says for that user; EINVAL for a path with NUL.
+pub fn may(uid: u32, gid: u32, groups: &[u32], path: &[u8], mode: i32) -> Result<()> {
+    let path = CString::new(path).map_err(|_| Error::new("use", libc::EINVAL))?;
+    std::thread::scope(|scope| {
+        let asker = scope.spawn(|| {
+            // SAFETY: all are raw system calls on this thread alone, with pointers that live until they return; the
+            // thread ends after them, so that nobody else sees its credentials.
+            unsafe {
+                check("setgroups", libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) as i32)?;
+                check("setresgid", libc::syscall(libc::SYS_setresgid, gid, gid, gid) as i32)?;
+                check("setresuid", libc::syscall(libc::SYS_setresuid, uid, uid, uid) as i32)?;
+                check("use", libc::access(path.as_ptr(), mode)).map(drop)
+            }
+        });
+        asker.join().unwrap_or_else(|_| Err(Error::new("use", libc::EIO)))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
@@ -47,6 +68,9 @@ mod tests {
         let open = |uid| super::open(uid, uid, &[], b"/", b"/etc/shadow", libc::O_RDONLY, 0);
         assert_eq!(open(65534).unwrap_err().errno(), libc::EACCES);
         assert!(open(0).is_ok());
+        let may = |uid, mode| super::may(uid, uid, &[], b"/etc/shadow", mode);
+        assert_eq!(may(65534, libc::R_OK).unwrap_err().errno(), libc::EACCES);
+        assert!(may(0, libc::R_OK).is_ok());
         assert!(is_root());
     }
 }

@@ -22,5 +22,6 @@ pub mod space;
 pub mod terminal;
 pub mod time;
 pub mod trace;
+pub mod view;
 
 pub use error::{Error, Result};

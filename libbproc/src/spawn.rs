@@ -98,6 +98,8 @@ pub struct SpawnRequest<'fd> {
     pub pdeathsig: i32,
     /// Die by SIGKILL when the parent of the calling process dies.
     pub die_with_parent: bool,
+    /// The program is this machine's and travels with its libraries; else the node's own is run.
+    pub travel: bool,
     /// What it blocks and ignores; `None`: what the thread that calls [`Prepared::new`] does.
     pub signals: Option<Signals>,
 }
@@ -183,7 +185,12 @@ impl<'fd> Prepared<'fd> {
             ignored: signals.ignored,
             ..Default::default()
         };
-        let spawn = wire::Spawn { node: request.node, spec: Some(spec), die_with_parent: request.die_with_parent };
+        let spawn = wire::Spawn {
+            node: request.node,
+            spec: Some(spec),
+            die_with_parent: request.die_with_parent,
+            travel: request.travel,
+        };
         let request = wire::Request { body: Some(request::Body::Spawn(spawn)) };
         let packet = Packet::new(&request.encode_to_vec())
             .map_err(|e| Error::new(e.errno(), format!("cannot send the program's arguments and environment: {e}")))?;

@@ -14,6 +14,11 @@ pub mod link {
 pub mod stdio {
     include!(concat!(env!("OUT_DIR"), "/bproc.stdio.rs"));
 }
+/// Content of files, between agents.
+#[cfg(feature = "rpc")]
+pub mod files {
+    include!(concat!(env!("OUT_DIR"), "/bproc.files.rs"));
+}
 /// Between a process and the agent of its machine.
 pub mod client {
     include!(concat!(env!("OUT_DIR"), "/bproc.client.rs"));

@@ -351,13 +351,14 @@ impl Cluster {
         let hosts: Vec<String> = (1..=self.nodes).map(|host| format!("\"127.0.0.{host}\"")).collect();
         let (tls, libexec) = (tls.display(), self.dir().join("libexec/bproc"));
         let text = format!(
-            "name = \"{name}\"\nping_timeout = {}\nlibexec_dir = \"{}\"\n{}\n\
+            "name = \"{name}\"\nping_timeout = {}\nlibexec_dir = \"{}\"\ncache.directory = \"{}\"\n{}\n\
              [listen]\naddress = \"127.0.0.1\"\nport = {port}\n\n\
              [tls]\nca = \"{tls}/ca.pem\"\ncert = \"{tls}/master.pem\"\nkey = \"{tls}/master-key.pem\"\n\n\
              [node_defaults]\nmode = \"0111\"\nuser = \"root\"\ngroup = \"root\"\n\n\
              [[node]]\nhosts = [{}]\n\n[[master]]\naddresses = [\"127.0.0.1:{port}\"]\n",
             run::patience(Duration::from_secs(options.ping_timeout.into())).as_secs(),
             libexec.display(),
+            self.dir().join("cache").display(),
             options.settings,
             hosts.join(", ")
         );

@@ -2,6 +2,7 @@
 
 use super::Fact;
 use super::caller::{self, Caller};
+use super::travel::Travel;
 use crate::stdio::Iod;
 use crate::watched::{sent, watched};
 use anyhow::{Context, Result};
@@ -9,7 +10,7 @@ use bproc::frame;
 use bproc_common::id::{NodeId, Pid};
 use bproc_proto::client::{self as wire, Reply, Request, reply, request};
 use bproc_proto::stream::Kind;
-use bproc_proto::{Failure, SpawnSpec};
+use bproc_proto::{Failure, Luggage, SpawnSpec};
 use bproc_stdio::wire::Token;
 use bproc_sys::process::Process;
 use bproc_sys::seqpacket::{Conn, Listener, PeerCred};
@@ -66,6 +67,8 @@ pub struct Desk {
     pub ghost: PathBuf,
     /// The ghosts' socket.
     pub ghost_socket: PathBuf,
+    /// Packs programs.
+    pub travel: Arc<Travel>,
 }
 
 /// Accepts clients for ever.
@@ -202,8 +205,44 @@ async fn answer(request: request::Body, peer: PeerCred, fds: Vec<OwnedFd>, desk:
             Ok(spawned) => reply::Body::Spawned(spawned),
             Err(failure) => reply::Body::Failure(failure),
         },
+        request::Body::Libraries(_) => {
+            let travel = desk.travel.clone();
+            let paths = tokio::task::spawn_blocking(move || travel.libraries()).await.unwrap_or_default();
+            let paths = paths.into_iter().map(|path| path.into_os_string().into_encoded_bytes()).collect();
+            reply::Body::Libraries(wire::LibraryList { paths })
+        }
+        request::Body::ChangeLibraries(_) if !is_admin(peer) => {
+            fail(libc::EPERM, "only root (CAP_SYS_ADMIN) may change what nodes keep at hand")
+        }
+        request::Body::ChangeLibraries(change) => {
+            let travel = desk.travel.clone();
+            match tokio::task::spawn_blocking(move || travel.change(change.how(), &change.path)).await {
+                Ok(Ok(())) => reply::Body::Done(wire::Done {}),
+                Ok(Err(failure)) => reply::Body::Failure(failure),
+                Err(_) => ending(),
+            }
+        }
         _ => fail(libc::ENOSYS, "not served here"),
     }
+}
+
+/// Most programs were packed before, and nothing has changed; to find that out is quick. The rest reads files.
+async fn pack(desk: &Desk, spec: &SpawnSpec) -> Result<Luggage, Failure> {
+    if let Some(luggage) = desk.travel.packed(spec) {
+        return Ok(luggage);
+    }
+    let (travel, spec) = (desk.travel.clone(), spec.clone());
+    let packed = tokio::task::spawn_blocking(move || travel.pack(&spec)).await;
+    packed.unwrap_or_else(|error| {
+        Err(Failure { number: libc::EIO, message: format!("packing the program: {error}") })
+    })
+}
+
+/// Root, or whoever else may administrate the machine.
+fn is_admin(peer: PeerCred) -> bool {
+    const CAP_SYS_ADMIN: u32 = 21;
+    let status = Pid::new(peer.pid).and_then(|pid| Process::open(pid).ok()).and_then(|process| process.status().ok());
+    peer.uid == 0 || status.is_some_and(|status| status.caps.effective >> CAP_SYS_ADMIN & 1 != 0)
 }
 
 async fn start(spawn: wire::Spawn, peer: PeerCred, fds: Vec<OwnedFd>, desk: &Desk) -> Result<wire::Spawned, Failure> {
@@ -230,6 +269,9 @@ async fn start(spawn: wire::Spawn, peer: PeerCred, fds: Vec<OwnedFd>, desk: &Des
             message: format!("no random numbers for a token: {error}"),
         })?,
     };
+    if spawn.travel {
+        spec.luggage = Some(pack(desk, &spec).await?);
+    }
     spec.stdio_token = token.clone();
     let pty = spec.pty;
     let mut environment =

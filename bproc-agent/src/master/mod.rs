@@ -4,7 +4,7 @@
 //! - this file: facts of ghosts, keeper and kernel, and the clocks · [`run`]: start-up
 //! - [`clients`]: the local socket · [`caller`]: who asks · `office`: what clients ask
 //! - [`link`]: the gRPC service for nodes · `nodes`: what they say
-//! - `effects`: performs what the core decided
+//! - [`travel`]: programs that travel · `effects`: performs what the core decided
 
 pub mod caller;
 pub mod clients;
@@ -13,6 +13,7 @@ pub mod link;
 mod nodes;
 mod office;
 pub mod run;
+pub mod travel;
 
 use crate::ghosts::{self, Ghost};
 use crate::keeper::{self, Keeper};
@@ -107,6 +108,7 @@ pub struct Actor {
     keeper_settings: keeper::Settings,
     iod: Arc<Iod>,
     kernel: Kernel,
+    travel: Arc<travel::Travel>,
     asks: HashMap<Ask, Waiting>,
     next_ask: u64,
     specs: HashMap<Pid, SpawnSpec>,
@@ -216,6 +218,9 @@ impl Actor {
                 self.config.nodes = fresh.nodes;
                 self.config.ping_timeout_s = fresh.ping_timeout_s;
                 self.config.node_up = fresh.node_up;
+                let (travel, libraries) = (self.travel.clone(), fresh.libraries.clone());
+                tokio::task::spawn_blocking(move || travel.configure(&libraries));
+                self.config.libraries = fresh.libraries;
                 tracing::info!(nodes = self.config.nodes.len(), "read the configuration again");
             }
             Err(mistakes) => tracing::error!("the configuration stays as it was: {mistakes}"),

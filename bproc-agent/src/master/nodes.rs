@@ -28,6 +28,7 @@ impl Actor {
                 if self.links.get(&node).is_some_and(|l| l.id == id) {
                     tracing::warn!(%node, "the link broke; waiting for the node to come again");
                     self.links.remove(&node);
+                    self.travel.lost(node.0);
                     self.core.link_broken(node);
                     self.away.insert(node, Instant::now());
                 }
@@ -48,6 +49,7 @@ impl Actor {
         let result = self.core.attach(node, link::attach(hello), state, out);
         let (number, message, retry) = match result {
             Ok(events_seen) => {
+                let keep = self.travel.keep();
                 let welcome = Welcome {
                     node: node.0,
                     stdio_address: self.stdio_address.clone(),
@@ -55,6 +57,9 @@ impl Actor {
                     ping_timeout_s: self.config.ping_timeout_s,
                     leases: Vec::new(),
                     master_epoch: self.master_epoch,
+                    files_address: self.travel.address.clone(),
+                    keep: keep.digest,
+                    keep_size: keep.size,
                 };
                 to.send(Ok(ToNode { body: Some(to_node::Body::Welcome(welcome)) })).ok();
                 self.links.insert(node, Attached { id, to, heard: Instant::now(), newest: 0, owed: Owed::default() });

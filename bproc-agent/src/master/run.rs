@@ -2,6 +2,7 @@
 
 use super::clients::{self, Desk};
 use super::link::Links;
+use super::travel::Travel;
 use super::{Actor, Fact};
 use crate::ghosts::{self, Barrier};
 use crate::keeper::{self, Keeper};
@@ -75,6 +76,11 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         TcpListener::bind(config.bind).await.with_context(|| format!("listening for nodes on {}", config.bind))?;
     let addresses = Addresses::default();
     addresses.set(&config);
+    let travel = {
+        let identify = identify(addresses.clone());
+        let number = move |peer: &PeerInfo| identify(peer).ok().map(|node| node.0);
+        Travel::start(&config, gate.clone(), Arc::new(number)).await?
+    };
     let links = Links { facts: facts.clone(), identify: identify(addresses.clone()) };
     let service = LinkServer::new(links).max_decoding_message_size(crate::MAX_MESSAGE);
     tokio::spawn(
@@ -82,7 +88,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
     );
 
     let (changes, watched) = watch::channel(0);
-    let desk = Desk { facts: facts.clone(), iod: iod.clone(), changes: watched, ghost, ghost_socket };
+    let desk = Desk { facts: facts.clone(), iod: iod.clone(), changes: watched, ghost, ghost_socket, travel: travel.clone() };
     clients::serve(&bproc_config::paths::agent_socket_in(&dir), desk).await?;
 
     let nodes: Vec<_> = nodes(&config).collect();
@@ -100,6 +106,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         keeper_settings,
         iod: iod.clone(),
         kernel,
+        travel,
         asks: HashMap::new(),
         next_ask: 1,
         specs: HashMap::new(),

@@ -37,6 +37,7 @@ impl Actor {
             tracing::error!(error = %format!("{error:#}"), "the old space");
         }
         self.family.begin_anew();
+        self.traveller.forget_views();
         // The link stands for one life: it is made again for the next.
         self.to_master = None;
         self.init = None;

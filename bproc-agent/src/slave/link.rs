@@ -76,7 +76,12 @@ impl Dialer {
         let mut stream = client.attach(UnboundedReceiverStream::new(receiver)).await?.into_inner();
         let first = stream.next().await.context("the master said nothing")??;
         let welcome = match first.body {
-            Some(to_node::Body::Welcome(welcome)) => welcome,
+            Some(to_node::Body::Welcome(mut welcome)) => {
+                for address in [&mut welcome.stdio_address, &mut welcome.files_address] {
+                    *address = reachable(address, master);
+                }
+                welcome
+            }
             Some(to_node::Body::Refused(refused)) => {
                 let failure = refused.failure.unwrap_or_default();
                 if failure.number == libc::ESTALE {
@@ -94,5 +99,26 @@ impl Dialer {
         }
         self.facts.send(Fact::Unlinked).await.ok();
         Ok(End::Broken)
+    }
+}
+
+/// A service that listens on all addresses of the master is to be found where the master was.
+fn reachable(address: &str, master: &str) -> String {
+    match (address.parse::<SocketAddr>(), master.rsplit_once(':')) {
+        (Ok(at), Some((host, _))) if at.ip().is_unspecified() => format!("{host}:{}", at.port()),
+        _ => address.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reachable;
+
+    #[test]
+    fn an_address_of_all_is_the_masters() {
+        assert_eq!(reachable("0.0.0.0:7", "head:2223"), "head:7");
+        assert_eq!(reachable("10.0.0.1:7", "head:2223"), "10.0.0.1:7");
+        assert_eq!(reachable("[::]:7", "[fd00::1]:2223"), "[fd00::1]:7");
+        assert_eq!(reachable("", "head:2223"), "");
     }
 }

@@ -25,6 +25,7 @@ use bproc_proto::link::{self as wire, FromNode, ToNode, event, from_node, order,
 use bproc_proto::{Failure, SpawnSpec};
 use bproc_sys::process::FileId;
 use bproc_sys::signal::SigInfo;
+use bproc_travel::node::Traveller;
 use delivery::{Delivery, Note};
 use looks::Looks;
 use space::Space;
@@ -90,6 +91,7 @@ pub struct Actor {
     dropped: u64,
     family: Arc<Family>,
     spawner: Arc<Spawner>,
+    traveller: Arc<Traveller>,
     init: Option<Ghost>,
     /// Signals that came before init (re)connected.
     for_init: Vec<(u64, i32, Note, Vec<u8>)>,
@@ -243,6 +245,8 @@ impl Actor {
     fn linked(&mut self, welcome: &wire::Welcome, to: mpsc::UnboundedSender<FromNode>) {
         self.heard = Instant::now();
         self.stdio_address.clone_from(&welcome.stdio_address);
+        self.traveller.master_is_at(&welcome.files_address);
+        self.traveller.prefetch(&welcome.keep, welcome.keep_size);
         self.patience = Duration::from_secs(welcome.ping_timeout_s.max(2).into());
         if self.space.record.master_epoch != welcome.master_epoch {
             // Another life of the master's agent counts its orders from 1.

@@ -18,8 +18,13 @@ use bproc_config::{MachineConfig, OnMasterLoss, Security};
 use bproc_core::session::{Inbox, Outbox};
 use bproc_core::slave::Blocks;
 use bproc_stdio::Role;
+use bproc_travel::fetch::Fetcher;
+use bproc_travel::node::Traveller;
+use bproc_travel::serve;
+use bproc_travel::store::Store;
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -46,6 +51,8 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
     let gate = Gate::new(&config.security, &config.name).context("certificates")?;
     let (facts, inbox) = mpsc::channel(4096);
     let iod = Arc::new(Iod::start(&config, dir.join("iod.sock"), Role::Slave).await?);
+
+    let traveller = travel(&config, number, from, &gate, &dir).await?;
 
     let patience = Duration::from_secs(config.ping_timeout_s.into());
     let title = format!("bproc-init --name {} --node {number}", config.name);
@@ -79,7 +86,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         family.await_all(ghosts);
         tracing::info!(processes = table.len(), "took over the space of a former agent");
     }
-    let spawner = Arc::new(Spawner { family: family.clone(), iod: iod.clone(), node: number });
+    let spawner = Arc::new(Spawner { family: family.clone(), iod: iod.clone(), node: number, traveller: traveller.clone() });
     let mut orders = Inbox::default();
     orders.accept(space.orders_noted());
     let (deliveries, queue) = mpsc::unbounded_channel();
@@ -98,6 +105,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         kernel,
         family,
         spawner,
+        traveller,
         init: None,
         for_init: Vec::new(),
         table,
@@ -124,6 +132,26 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
     actor.serve(inbox).await;
     link.abort();
     Ok(())
+}
+
+/// The cache of programs that travel, and the service that gives its files to other nodes.
+async fn travel(
+    config: &MachineConfig,
+    number: i32,
+    from: Option<IpAddr>,
+    gate: &Gate,
+    dir: &Path,
+) -> Result<Arc<Traveller>> {
+    let cache = config.cache.dir.join(format!("node-{number}"));
+    let store = Store::open(&cache, config.cache.limit).with_context(|| format!("the cache {}", cache.display()))?;
+    let files = serve::thread().context("starting the thread of the file service")?;
+    let fetcher = Fetcher::new(store.clone(), gate.clone(), from, number);
+    let address = SocketAddr::new(from.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), 0);
+    let bound = serve::serve(&files, address, gate.clone(), fetcher.clone(), None)
+        .await
+        .with_context(|| format!("listening for other nodes on {address}"))?;
+    fetcher.serves_at(bound);
+    Traveller::new(store, fetcher, files, config.root.clone(), dir.join("root")).context("programs that travel")
 }
 
 /// On a machine that plays several nodes each has its own certificate beside the configured one.

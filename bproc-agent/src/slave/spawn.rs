@@ -6,12 +6,14 @@ use bproc_common::exec::{self, Builder, Head};
 use bproc_common::ghost::op;
 use bproc_core::slave::{Relative, Step, plan};
 use bproc_proto::stream::Kind;
-use bproc_proto::{Failure, SpawnSpec};
+use bproc_proto::{Failure, Luggage, SpawnSpec};
+use bproc_travel::node::{Place, Traveller, environment};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 /// The ghosts of the space: init and skeletons, and those who are about to become programs.
 #[derive(Default)]
@@ -149,6 +151,8 @@ pub struct Spawner {
     pub iod: Arc<Iod>,
     /// Number of this node, for messages.
     pub node: i32,
+    /// Makes the places of programs that travel.
+    pub traveller: Arc<Traveller>,
 }
 
 impl Spawner {
@@ -162,18 +166,12 @@ impl Spawner {
         natives: BTreeSet<i32>,
         made: impl FnOnce(i32),
     ) -> Result<(), Failure> {
-        let block = block(spec)
-            .ok_or_else(|| failed(libc::EINVAL, "an argument contains a NUL byte, or they are too long".into()))?;
+        // Beside making the process: most of the time nothing is to be done for it.
+        let place = self.place(spec);
         let member = self.make(spec, natives).await?;
         made(member.host_pid);
-        let block = bproc_sys::memfd::seal_bytes(c"bproc-exec", &block)
-            .map_err(|e| failed(e.errno(), format!("node {}: the exec block: {e}", self.node)))?;
-        let mut fds = vec![block];
-        let forwarded = match self.streams(spec).await {
-            Ok((theirs, forwarded)) => {
-                fds.extend(theirs);
-                forwarded
-            }
+        let (place, fds, forwarded) = match self.equip(spec, place).await {
+            Ok(equipped) => equipped,
             Err(failure) => {
                 member.ghost.tell(op::EXIT, 127, 0, vec![]);
                 return Err(failure);
@@ -182,6 +180,8 @@ impl Spawner {
         let answer = member.ghost.ask(op::EXEC, 0, 0, vec![], fds);
         // Beside each other: what the process writes waits in its pipes.
         let (answer, attached) = tokio::join!(answer, self.attach(spec, forwarded, stdio_address));
+        // Until now the place was in use by nobody but us.
+        drop(place);
         match answer {
             // The connection ends with the exec: that is the good answer.
             Err(_) => {
@@ -201,6 +201,47 @@ impl Spawner {
                 Err(failed(number, format!("{path}: {}", words(&why))))
             }
         }
+    }
+
+    /// All that the process needs to exec, as it is sent to it.
+    async fn equip(
+        &self,
+        spec: &SpawnSpec,
+        place: Option<JoinHandle<Result<Option<Place>, Failure>>>,
+    ) -> Result<(Option<Place>, Vec<OwnedFd>, Forwarded), Failure> {
+        let place = match place {
+            Some(place) => place.await.unwrap_or_else(|error| Err(failed(libc::EIO, error.to_string())))?,
+            None => None,
+        };
+        let block = block(spec, place.as_ref())
+            .ok_or_else(|| failed(libc::EINVAL, "an argument contains a NUL byte, or they are too long".into()))?;
+        let block = bproc_sys::memfd::seal_bytes(c"bproc-exec", &block)
+            .map_err(|e| failed(e.errno(), format!("node {}: the exec block: {e}", self.node)))?;
+        let mut fds = vec![block];
+        if let Some(place) = &place {
+            let mounts = place.mounts.try_clone().map_err(|error| {
+                failed(error.raw_os_error().unwrap_or(libc::EMFILE), format!("node {}: {error}", self.node))
+            })?;
+            fds.push(mounts);
+        }
+        let (theirs, forwarded) = self.streams(spec).await?;
+        fds.extend(theirs);
+        Ok((place, fds, forwarded))
+    }
+
+    /// Begins to make the place where the program runs as on the master; `None` for one that does not travel.
+    fn place(&self, spec: &SpawnSpec) -> Option<JoinHandle<Result<Option<Place>, Failure>>> {
+        let luggage = match &spec.luggage {
+            Some(luggage) => luggage.clone(),
+            None if self.traveller.has_own_root() => Luggage::default(),
+            None => return None,
+        };
+        let (traveller, family) = (self.traveller.clone(), self.family.clone());
+        Some(tokio::spawn(async move {
+            family.complete().await;
+            let init = family.get(1).ok_or_else(|| failed(libc::ESRCH, "the space has no init".into()))?;
+            traveller.place(&luggage, init.host_pid).await
+        }))
     }
 
     async fn make(&self, spec: &SpawnSpec, natives: BTreeSet<i32>) -> Result<Member, Failure> {
@@ -361,7 +402,7 @@ fn words(error: &std::io::Error) -> String {
     text.split(" (os error").next().unwrap_or(&text).to_owned()
 }
 
-fn block(spec: &SpawnSpec) -> Option<Vec<u8>> {
+fn block(spec: &SpawnSpec, place: Option<&Place>) -> Option<Vec<u8>> {
     let c = spec.credentials.clone().unwrap_or_default();
     let own_session = spec.sid == spec.pid;
     let own_group = spec.pgid == spec.pid;
@@ -369,6 +410,9 @@ fn block(spec: &SpawnSpec) -> Option<Vec<u8>> {
     flags |= if own_session || spec.pty { exec::flag::SETSID } else { exec::flag::SETPGID };
     flags |= if spec.pty { exec::flag::CTTY } else { 0 };
     flags |= if spec.no_new_privs { exec::flag::NO_NEW_PRIVS } else { 0 };
+    flags |= if place.is_some() { exec::flag::MOUNTS } else { 0 };
+    let path = place.and_then(|place| place.path.as_ref()).unwrap_or(&spec.path);
+    let moved = place.filter(|place| !place.moved.is_empty()).map(|p| environment(&spec.envp, &p.moved));
     let head = Head {
         flags,
         ruid: c.ruid,
@@ -392,10 +436,10 @@ fn block(spec: &SpawnSpec) -> Option<Vec<u8>> {
     let fds: Vec<_> = spec.streams.iter().filter(|s| s.kind() != Kind::Closed).map(|s| s.fd).collect();
     Builder {
         head,
-        path: &spec.path,
+        path,
         cwd: &spec.cwd,
         argv: &spec.argv,
-        envp: &spec.envp,
+        envp: moved.as_ref().unwrap_or(&spec.envp),
         groups: &c.groups,
         fds: &fds,
         rlimits: &limits,

@@ -171,6 +171,7 @@ fn request<'fd>(
         terminal: program.terminal.clone(),
         pdeathsig: 0,
         die_with_parent: true,
+        travel: true,
         signals: Some(program.signals),
     }
 }

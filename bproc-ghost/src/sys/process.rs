@@ -84,6 +84,12 @@ pub(crate) fn chdir(path: &CStr) -> Result<()> {
     unsafe { call(nr::CHDIR, [path.as_ptr() as usize, 0, 0, 0, 0, 0]) }.map(|_| ())
 }
 
+/// Enters a mount namespace; root and working directory are its root then.
+pub(crate) fn enter_mounts(namespace: i32) -> Result<()> {
+    const CLONE_NEWNS: usize = 0x20000;
+    plain!(nr::SETNS, namespace, CLONE_NEWNS).map(|_| ())
+}
+
 /// Reads a limit of this process.
 pub(crate) fn limit(which: u32) -> Result<Limit> {
     let mut old = Limit::default();

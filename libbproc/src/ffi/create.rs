@@ -21,6 +21,8 @@ struct Program {
     path: Vec<u8>,
     argv: Vec<Vec<u8>>,
     envp: Vec<Vec<u8>>,
+    /// It is this machine's, and not the node's.
+    travels: bool,
 }
 
 impl Program {
@@ -28,7 +30,10 @@ impl Program {
     /// A string or null, and arrays of strings ended by null, or null.
     unsafe fn new(cmd: *const c_char, argv: Strings, envp: Strings) -> Result<Program> {
         // SAFETY: as the caller promises.
-        unsafe { Ok(Program { path: text::bytes(cmd)?, argv: text::list(argv), envp: text::list(envp) }) }
+        unsafe {
+            let (path, argv, envp) = (text::bytes(cmd)?, text::list(argv), text::list(envp));
+            Ok(Program { path, argv, envp, travels: false })
+        }
     }
 
     /// Checks that exec would find the program here, and names it so that it is found from any directory.
@@ -47,6 +52,7 @@ impl Program {
         if unsafe { libc::faccessat(libc::AT_FDCWD, name.as_ptr(), libc::X_OK, libc::AT_EACCESS) } < 0 {
             return Err(errno());
         }
+        self.travels = true;
         Ok(self)
     }
 
@@ -65,6 +71,7 @@ impl Program {
             terminal: None,
             pdeathsig: sys::pdeathsig(),
             die_with_parent: false,
+            travel: self.travels,
             signals: None,
         })?)
     }

@@ -360,6 +360,7 @@ fn become_it(mode: Mode, program: &Program<'_>, stdin: &OwnedFd, stdout: &OwnedF
                 terminal: None,
                 pdeathsig: 0,
                 die_with_parent: program.tied,
+                travel: false,
                 signals: None,
             };
             let error = match Prepared::new(request) {

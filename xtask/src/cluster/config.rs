@@ -52,11 +52,13 @@ fn text(cluster: &Cluster, nodes: u8, port: u16) -> String {
          name = \"{name}\"\nrun_dir = \"{}\"\nlibexec_dir = \"{}\"\n\n\
          [tls]\nca = \"{tls}/ca.pem\"\ncert = \"{tls}/master.pem\"\nkey = \"{tls}/master-key.pem\"\n\n\
          [listen]\naddress = \"{}\"\nport = {port}\n\n\
+         [cache]\ndirectory = \"{}\"\n\n\
          # Everybody may start on the nodes of a cluster to try things with.\n\
          [node_defaults]\nmode = \"0111\"\n",
         run_dir.display(),
         libexec.display(),
-        address::MASTER
+        address::MASTER,
+        cluster.lib().join("cache").display()
     );
     for number in 0..nodes {
         let _ = write!(text, "\n[[node]]\nnumber = {number}\nhosts = [\"{}\"]\n", address::node(number));
