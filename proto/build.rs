@@ -1,6 +1,7 @@
 //! Generates the types from the .proto files; protox needs no protoc on the machine.
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["bproc/process.proto", "bproc/link.proto", "bproc/stdio.proto", "bproc/client.proto", "bproc/files.proto"];
+    let files =
+        ["bproc/process.proto", "bproc/link.proto", "bproc/stdio.proto", "bproc/client.proto", "bproc/files.proto"];
     let set = protox::compile(files, ["proto"])?;
     tonic_prost_build::configure().bytes(".bproc.stdio").bytes(".bproc.files.Piece").compile_fds(set)?;
     println!("cargo:rerun-if-changed=proto");

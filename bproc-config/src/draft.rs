@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::machine::{
-    Cache, DEFAULT_PORT, Libraries, MAX_NODES, MachineConfig, MasterAddress, NodeDefaults, NodeEntry, OnMasterLoss, Pids,
-    Security, SlaveOptions, Stdio,
+    Cache, DEFAULT_PORT, Libraries, MAX_NODES, MachineConfig, MasterAddress, NodeDefaults, NodeEntry, OnMasterLoss,
+    Pids, Security, SlaveOptions, Stdio,
 };
 use crate::mistake::{Findings, Origin};
 use crate::paths;

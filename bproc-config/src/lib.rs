@@ -24,8 +24,8 @@ pub mod tls;
 
 pub use check::{Report, check};
 pub use machine::{
-    Cache, DEFAULT_PORT, Libraries, MachineConfig, MasterAddress, NodeDefaults, NodeEntry, OnMasterLoss, Pids, Security,
-    SlaveOptions, Stdio, default_path,
+    Cache, DEFAULT_PORT, Libraries, MachineConfig, MasterAddress, NodeDefaults, NodeEntry, OnMasterLoss, Pids,
+    Security, SlaveOptions, Stdio, default_path,
 };
 pub use mistake::{ConfigError, Mistake, Origin};
 pub use resolve::{Resolver, SystemResolver};

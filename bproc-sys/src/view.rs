@@ -135,7 +135,9 @@ fn own_root(plan: &Plan<'_>, staging: &Path) -> Result<()> {
     for (name, part) in parts {
         let at = staging.join(&name);
         match part {
-            Part::Link(target) => std::os::unix::fs::symlink(target, &at).map_err(|e| Error::io("link", &e).path(&at))?,
+            Part::Link(target) => {
+                std::os::unix::fs::symlink(target, &at).map_err(|e| Error::io("link", &e).path(&at))?
+            }
             Part::Dir(tree) => put_dir(&tree, &at)?,
             Part::File(tree) => put_file(&tree, &at)?,
         }
@@ -156,7 +158,8 @@ fn other_source(root: &Path, name: &OsStr, path: &Path) -> Option<PathBuf> {
         return None;
     }
     let has_devices = || {
-        std::fs::symlink_metadata(path.join("null")).is_ok_and(|null| null.file_type().is_char_device() && null.rdev() != 0)
+        std::fs::symlink_metadata(path.join("null"))
+            .is_ok_and(|null| null.file_type().is_char_device() && null.rdev() != 0)
     };
     let replaced = name == "proc" || (name == "dev" && !has_devices());
     replaced.then(|| Path::new("/").join(name))

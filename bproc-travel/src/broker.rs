@@ -78,7 +78,9 @@ impl Broker {
         }
         let below = spread.below(node);
         // Whoever asks has it no more, and is served by nobody else.
-        spread.holders.retain(|holder| holder.node == MASTER || (holder.node != node && !failed.contains(&holder.node)));
+        spread
+            .holders
+            .retain(|holder| holder.node == MASTER || (holder.node != node && !failed.contains(&holder.node)));
         for holder in &mut spread.holders {
             holder.children.retain(|child| {
                 child.node != node && !failed.contains(&child.node) && now.duration_since(child.since) < FORGOTTEN

@@ -79,11 +79,8 @@ impl LdCache {
             None => Some(levels.len()),
             Some(level) => levels.iter().position(|l| l == level),
         };
-        let mut fit: Vec<(usize, &'c [u8])> = all
-            .iter()
-            .filter(|e| e.flags == flags)
-            .filter_map(|e| Some((rank(e)?, e.path.as_slice())))
-            .collect();
+        let mut fit: Vec<(usize, &'c [u8])> =
+            all.iter().filter(|e| e.flags == flags).filter_map(|e| Some((rank(e)?, e.path.as_slice()))).collect();
         fit.sort_by_key(|(rank, _)| *rank);
         fit.into_iter().map(|(_, path)| path)
     }

@@ -227,7 +227,10 @@ impl Traveller {
             return Ok(Some(keep.clone()));
         }
         if luggage.keep_size > MAX_KEEP {
-            return Err(Failure { number: libc::EFBIG, message: "the list of files to keep at hand is too long".into() });
+            return Err(Failure {
+                number: libc::EFBIG,
+                message: "the list of files to keep at hand is too long".into(),
+            });
         }
         let pins = self.store.pin(vec![digest]);
         self.fetch(vec![Wanted { digest, size: luggage.keep_size, mtime: 0 }]).await?;
@@ -278,9 +281,11 @@ impl Traveller {
         let now = state.clock;
         let view = state.views.get_mut(key)?;
         view.used = now;
-        let inside = |path: &Path| view.seen_at.join(path.strip_prefix("/").unwrap_or(path)).into_os_string().into_vec();
+        let inside =
+            |path: &Path| view.seen_at.join(path.strip_prefix("/").unwrap_or(path)).into_os_string().into_vec();
         let own = PathBuf::from(OsStr::from_bytes(program));
-        let moved: BTreeSet<&Path> = view.strays.iter().filter(|path| **path != own).filter_map(|p| p.parent()).collect();
+        let moved: BTreeSet<&Path> =
+            view.strays.iter().filter(|path| **path != own).filter_map(|p| p.parent()).collect();
         Some(Place {
             mounts: view.mounts.clone(),
             path: view.strays.contains(&own).then(|| inside(&own)),
@@ -423,14 +428,14 @@ pub fn environment(envp: &[Vec<u8>], moved: &[(Vec<u8>, Vec<u8>)]) -> Vec<Vec<u8
     out
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn libraries_that_are_elsewhere_are_found_in_their_order() {
-        let moved = [(b"/home/me/lib".to_vec(), b"/t/home/me/lib".to_vec()), (b"/srv/x".to_vec(), b"/t/srv/x".to_vec())];
+        let moved =
+            [(b"/home/me/lib".to_vec(), b"/t/home/me/lib".to_vec()), (b"/srv/x".to_vec(), b"/t/srv/x".to_vec())];
         let envp = [b"A=1".to_vec(), b"LD_LIBRARY_PATH=/opt/l:/home/me/lib".to_vec()];
         let told = environment(&envp, &moved);
         assert_eq!(told[0], b"A=1");

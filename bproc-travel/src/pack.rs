@@ -179,8 +179,7 @@ impl Packer {
     /// # Errors
     /// The program is not there.
     pub fn libraries_of(&self, program: &Path) -> Result<Vec<PathBuf>, Failure> {
-        let want =
-            Want { path: program.as_os_str().as_bytes().to_vec(), cwd: b"/".to_vec(), ..Want::default() };
+        let want = Want { path: program.as_os_str().as_bytes().to_vec(), cwd: b"/".to_vec(), ..Want::default() };
         let found = bundle(&want, &|path| File::open(path)).map_err(|m| failed(&m.path, &m.error))?;
         Ok(found.parts.into_iter().skip(1).map(|part| part.path).collect())
     }
@@ -286,7 +285,8 @@ pub fn machine() -> Vec<u8> {
 /// What of an environment the loader heeds, and what program is meant.
 pub fn want(path: &[u8], cwd: &[u8], environment: &[Vec<u8>]) -> Want {
     let get = |name: &[u8]| {
-        let entry = environment.iter().find(|entry| entry.strip_prefix(name).is_some_and(|rest| rest.starts_with(b"=")));
+        let entry =
+            environment.iter().find(|entry| entry.strip_prefix(name).is_some_and(|rest| rest.starts_with(b"=")));
         entry.map(|entry| entry[name.len() + 1..].to_vec()).filter(|value| !value.is_empty())
     };
     let mut want = Want {
@@ -326,7 +326,8 @@ mod tests {
         let packer = Packer::new(Arc::default());
         let executable = |yes| {
             use std::os::unix::fs::PermissionsExt;
-            std::fs::set_permissions(&script, std::fs::Permissions::from_mode(if yes { 0o755 } else { 0o644 })).unwrap();
+            std::fs::set_permissions(&script, std::fs::Permissions::from_mode(if yes { 0o755 } else { 0o644 }))
+                .unwrap();
         };
         executable(true);
         let request = || want(script.as_os_str().as_bytes(), b"/tmp", &[]);

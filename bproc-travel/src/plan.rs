@@ -231,7 +231,12 @@ mod tests {
     use bproc_proto::Link;
 
     fn item(path: &str, content: &[u8]) -> Item {
-        Item { path: path.into(), digest: Digest::of(content).0.to_vec(), size: content.len() as u64, ..Item::default() }
+        Item {
+            path: path.into(),
+            digest: Digest::of(content).0.to_vec(),
+            size: content.len() as u64,
+            ..Item::default()
+        }
     }
 
     fn linked(path: &str, real: &str, links: &[(&str, &str)], content: &[u8]) -> Item {

@@ -146,9 +146,8 @@ impl Gather<'_> {
         }
         let path = self.want.search_path.as_deref().unwrap_or(b"/usr/local/bin:/usr/bin:/bin");
         let dirs = path.split(|b| *b == b':').map(|dir| self.absolute(dir).join(OsStr::from_bytes(name)));
-        dirs.into_iter().find(|file| {
-            std::fs::metadata(file).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
-        })
+        dirs.into_iter()
+            .find(|file| std::fs::metadata(file).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0))
     }
 
     fn dynamic(&mut self, path: &Path, elf: Elf) -> Result<(), Missing> {
@@ -251,7 +250,9 @@ impl Gather<'_> {
             Rules::Glibc => {
                 if objects[of].elf.runpath.is_none() {
                     let old = chain().chain([0]).filter(|at| objects[*at].elf.runpath.is_none());
-                    lists.extend(old.filter_map(|at| Some((objects[at].elf.rpath.clone()?, objects[at].origin.clone()))));
+                    lists.extend(
+                        old.filter_map(|at| Some((objects[at].elf.rpath.clone()?, objects[at].origin.clone()))),
+                    );
                 }
                 lists.push((library_path, objects[0].origin.clone()));
                 lists.extend(objects[of].elf.runpath.clone().map(|path| (path, objects[of].origin.clone())));
@@ -297,13 +298,7 @@ impl Gather<'_> {
         dirs.iter().find_map(|dir| self.in_dir(dir, name, &levels, kind))
     }
 
-    fn in_dir(
-        &mut self,
-        dir: &Path,
-        name: &[u8],
-        levels: &[&str],
-        kind: (bool, u16),
-    ) -> Option<(PathBuf, File, Elf)> {
+    fn in_dir(&mut self, dir: &Path, name: &[u8], levels: &[&str], kind: (bool, u16)) -> Option<(PathBuf, File, Elf)> {
         let name = OsStr::from_bytes(name);
         for level in levels {
             if let Some(found) = self.candidate(dir.join("glibc-hwcaps").join(level).join(name), kind) {
@@ -383,13 +378,15 @@ fn expand(text: &[u8], origin: &Path, program: &Elf) -> Vec<u8> {
         (false, _) => b"lib",
     };
     let platform: &[u8] = if program.machine == 183 { b"aarch64" } else { b"x86_64" };
-    let known: [(&[u8], &[u8]); 3] = [(b"ORIGIN", origin.as_os_str().as_bytes()), (b"LIB", lib), (b"PLATFORM", platform)];
+    let known: [(&[u8], &[u8]); 3] =
+        [(b"ORIGIN", origin.as_os_str().as_bytes()), (b"LIB", lib), (b"PLATFORM", platform)];
     let mut out = Vec::new();
     let mut rest = text;
     'text: while let [byte, tail @ ..] = rest {
         if *byte == b'$' {
             for (name, value) in known {
-                let braced = tail.strip_prefix(b"{").and_then(|t| t.strip_prefix(name)).and_then(|t| t.strip_prefix(b"}"));
+                let braced =
+                    tail.strip_prefix(b"{").and_then(|t| t.strip_prefix(name)).and_then(|t| t.strip_prefix(b"}"));
                 if let Some(after) = braced.or_else(|| tail.strip_prefix(name)) {
                     out.extend(value);
                     rest = after;

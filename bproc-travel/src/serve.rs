@@ -76,9 +76,7 @@ struct Service {
 pub fn thread() -> io::Result<Handle> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();
-    std::thread::Builder::new()
-        .name("files".into())
-        .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+    std::thread::Builder::new().name("files".into()).spawn(move || runtime.block_on(std::future::pending::<()>()))?;
     Ok(handle)
 }
 

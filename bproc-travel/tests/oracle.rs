@@ -24,8 +24,12 @@ fn told(loader: &Path, program: &Path) -> Option<Vec<PathBuf>> {
 fn ours(program: &Path) -> (Option<PathBuf>, Vec<PathBuf>) {
     let want = Want { path: program.as_os_str().as_bytes().to_vec(), cwd: b"/".to_vec(), ..Want::default() };
     let found = bundle(&want, &|path| File::open(path)).expect("the program is there");
-    let mut paths: Vec<PathBuf> =
-        found.parts.into_iter().filter(|part| !part.companion && !part.path.starts_with("/etc")).map(|p| p.path).collect();
+    let mut paths: Vec<PathBuf> = found
+        .parts
+        .into_iter()
+        .filter(|part| !part.companion && !part.path.starts_with("/etc"))
+        .map(|p| p.path)
+        .collect();
     paths.remove(0);
     let loader = (!paths.is_empty()).then(|| paths.remove(0));
     (loader, paths)

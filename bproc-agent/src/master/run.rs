@@ -88,7 +88,8 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
     );
 
     let (changes, watched) = watch::channel(0);
-    let desk = Desk { facts: facts.clone(), iod: iod.clone(), changes: watched, ghost, ghost_socket, travel: travel.clone() };
+    let desk =
+        Desk { facts: facts.clone(), iod: iod.clone(), changes: watched, ghost, ghost_socket, travel: travel.clone() };
     clients::serve(&bproc_config::paths::agent_socket_in(&dir), desk).await?;
 
     let nodes: Vec<_> = nodes(&config).collect();

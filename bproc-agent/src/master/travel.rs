@@ -185,7 +185,8 @@ impl Travel {
                 }
             }
         }
-        let text: Vec<u8> = wishes.added.iter().flat_map(|path| [path.as_os_str().as_bytes(), b"\0"].concat()).collect();
+        let text: Vec<u8> =
+            wishes.added.iter().flat_map(|path| [path.as_os_str().as_bytes(), b"\0"].concat()).collect();
         let noted = std::fs::write(self.dir.join("libraries"), text).and_then(|()| match wishes.cleared {
             true => std::fs::write(self.dir.join("libraries.cleared"), ""),
             false => Ok(()),
@@ -251,7 +252,8 @@ impl Travel {
 
 impl Wishes {
     fn is_empty(&self) -> bool {
-        let configured = self.cleared || (self.configured.patterns.is_empty() && self.configured.of_binaries.is_empty());
+        let configured =
+            self.cleared || (self.configured.patterns.is_empty() && self.configured.of_binaries.is_empty());
         configured && self.added.is_empty()
     }
 

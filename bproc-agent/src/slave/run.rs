@@ -86,7 +86,8 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         family.await_all(ghosts);
         tracing::info!(processes = table.len(), "took over the space of a former agent");
     }
-    let spawner = Arc::new(Spawner { family: family.clone(), iod: iod.clone(), node: number, traveller: traveller.clone() });
+    let spawner =
+        Arc::new(Spawner { family: family.clone(), iod: iod.clone(), node: number, traveller: traveller.clone() });
     let mut orders = Inbox::default();
     orders.accept(space.orders_noted());
     let (deliveries, queue) = mpsc::unbounded_channel();
