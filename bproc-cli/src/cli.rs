@@ -215,6 +215,36 @@ pub(crate) struct Bpctl {
     version: Option<bool>,
 }
 
+/// Change or show the files that nodes keep at hand for programs that travel
+///
+/// What a program is linked with travels by itself; this is for what it opens later: plug-ins, modules of an
+/// interpreter, data. Programs find these files at their paths on every node that does not have them.
+#[derive(Parser, Debug, Default)]
+#[command(name = "bplib", version, disable_version_flag = true)]
+pub(crate) struct Bplib {
+    /// Empty the list
+    #[arg(short = 'c', long, group = "what")]
+    pub(crate) clear: bool,
+    /// Add files; a directory means all files below it
+    #[arg(short = 'a', long, group = "what", requires = "paths")]
+    pub(crate) add: bool,
+    /// Take files out of the list
+    #[arg(short = 'd', long = "delete", group = "what", requires = "paths")]
+    pub(crate) delete: bool,
+    /// Print the list (default)
+    #[arg(short = 'l', long, group = "what", conflicts_with = "paths")]
+    pub(crate) list: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print version
+    #[arg(short = 'v', short_alias = 'V', long, action = ArgAction::Version)]
+    version: Option<bool>,
+    /// Files; '-' reads names from standard input, one a line
+    #[arg(value_name = "FILE")]
+    pub(crate) paths: Vec<OsString>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,6 +258,7 @@ mod tests {
         Bpsh::command().debug_assert();
         Bpstat::command().debug_assert();
         Bpctl::command().debug_assert();
+        Bplib::command().debug_assert();
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! the remote processes must get.
 
 mod bpctl;
+mod bplib;
 mod bpsh;
 mod bpstat;
 mod cli;
@@ -19,10 +20,11 @@ use std::path::Path;
 use clap::Parser;
 
 /// The tools by name.
-pub(crate) const TOOLS: [(&str, &str); 3] = [
+pub(crate) const TOOLS: [(&str, &str); 4] = [
     ("bpsh", "run a program on nodes"),
     ("bpstat", "show nodes and the processes on them"),
     ("bpctl", "change the state, owner and permissions of nodes"),
+    ("bplib", "change or show the files that nodes keep at hand"),
 ];
 
 fn overview() -> String {
@@ -37,7 +39,7 @@ fn overview() -> String {
 fn run(mut args: Vec<OsString>) -> i32 {
     let base = |arg: &OsString| Path::new(arg).file_name().map(|name| name.to_string_lossy().into_owned());
     let mut name = args.first().and_then(base).unwrap_or_default();
-    if !TOOLS.iter().any(|(tool, _)| *tool == name) && !matches!(name.as_str(), "rsh" | "bprsh") {
+    if !TOOLS.iter().any(|(tool, _)| *tool == name) && !matches!(name.as_str(), "rsh" | "bprsh" | "vmadlib") {
         if args.is_empty() || args.len() == 1 {
             eprint!("{}", overview());
             return 2;
@@ -53,6 +55,10 @@ fn run(mut args: Vec<OsString>) -> i32 {
         },
         "bpctl" => match cli::Bpctl::try_parse_from(&args) {
             Ok(options) => bpctl::run(&options, &args),
+            Err(error) => usage(&error),
+        },
+        "bplib" | "vmadlib" => match cli::Bplib::try_parse_from(args) {
+            Ok(options) => bplib::run(&options),
             Err(error) => usage(&error),
         },
         "generate" => generate::run(args.get(1)),

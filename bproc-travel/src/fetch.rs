@@ -127,9 +127,10 @@ impl Fetcher {
             return Ok(flight.result.clone());
         }
         let incoming = self.store.incoming().map_err(|error| self.trouble(&wanted, "no place in the cache", &error))?;
+        let file = incoming.reader().map_err(|error| self.trouble(&wanted, "no place in the cache", &error))?;
         let (progress_to, progress) = watch::channel(Progress::default());
         let (result_to, result) = watch::channel(None);
-        flights.insert(wanted.digest, Flight { file: incoming.file(), progress, result: result.clone() });
+        flights.insert(wanted.digest, Flight { file: Arc::new(file), progress, result: result.clone() });
         drop(flights);
         let fetcher = self.clone();
         tokio::spawn(async move {
@@ -162,6 +163,8 @@ impl Fetcher {
             match result {
                 Ok(()) => match self.store.take(arriving, &wanted.digest, wanted.mtime) {
                     Ok(()) => {
+                        let source = from.unwrap_or(-1);
+                        tracing::debug!(file = ?wanted.digest, bytes = wanted.size, from = source, "fetched");
                         self.tell(wanted.digest, from, true);
                         return Ok(());
                     }

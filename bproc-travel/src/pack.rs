@@ -143,12 +143,10 @@ impl Packer {
             return Err(failed(path, &io::Error::from_raw_os_error(libc::EACCES)));
         }
         let (identity, digest) = self.memo.digest(&file).map_err(told)?;
-        let (real, links) = trail(path).map_err(told)?;
-        let real_path = if real == path { Vec::new() } else { real.as_os_str().as_bytes().to_vec() };
+        let links = trail(path).map_err(told)?;
         self.offers.offer(digest, path.into(), identity, file);
         let item = Item {
             path: path.as_os_str().as_bytes().to_vec(),
-            real_path,
             links,
             digest: digest.0.to_vec(),
             size: identity.size,
@@ -234,8 +232,8 @@ fn is_local(path: &Path) -> bool {
     }
 }
 
-/// Follows symbolic links: where the file is, and the links on the way.
-fn trail(path: &Path) -> io::Result<(PathBuf, Vec<Link>)> {
+/// The symbolic links on the way to a file.
+fn trail(path: &Path) -> io::Result<Vec<Link>> {
     let mut links = Vec::new();
     let mut done = PathBuf::from("/");
     let mut rest: Vec<Vec<u8>> = parts(path);
@@ -265,11 +263,11 @@ fn trail(path: &Path) -> io::Result<(PathBuf, Vec<Link>)> {
             Err(error) => return Err(error),
         }
     }
-    Ok((done, links))
+    Ok(links)
 }
 
 /// Parts of a path, the last first.
-fn parts(path: &Path) -> Vec<Vec<u8>> {
+pub(crate) fn parts(path: &Path) -> Vec<Vec<u8>> {
     let all = path.as_os_str().as_bytes().split(|b| *b == b'/').filter(|part| !part.is_empty());
     let mut out: Vec<Vec<u8>> = all.map(<[u8]>::to_vec).collect();
     out.reverse();
@@ -351,9 +349,9 @@ mod tests {
         std::fs::write(at.join("real/file"), "x").unwrap();
         std::os::unix::fs::symlink("real", at.join("dir")).unwrap();
         std::os::unix::fs::symlink(at.join("dir/file"), at.join("link")).unwrap();
-        let (real, links) = trail(&at.join("link")).unwrap();
-        assert_eq!(real, at.join("real/file"));
+        let links = trail(&at.join("link")).unwrap();
         assert_eq!(links.len(), 2);
+        assert_eq!(links[1].target, b"real");
         std::os::unix::fs::symlink("loop", at.join("loop")).unwrap();
         assert_eq!(trail(&at.join("loop")).unwrap_err().raw_os_error(), Some(libc::ELOOP));
     }

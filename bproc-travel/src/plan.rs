@@ -2,6 +2,7 @@
 //! laid over what for the others. Looks at the node's files, changes nothing.
 
 use crate::digest::{Digest, Memo};
+use crate::pack::parts;
 use bproc_proto::{Failure, Item};
 use bproc_sys::view::{Root, Step};
 use std::collections::BTreeMap;
@@ -89,21 +90,46 @@ impl Tree {
         let path = path_of(&item.path);
         let digest = Digest::from_slice(&item.digest)
             .ok_or_else(|| refuse(libc::EPROTO, &path, "it travels without a digest"))?;
-        let real = if item.real_path.is_empty() { path.clone() } else { path_of(&item.real_path) };
-        let mut conflict = false;
-        for link in &item.links {
-            let (at, target) = (path_of(&link.path), path_of(&link.target));
-            match root.find_link(&at).map_err(told)? {
-                None => self.put(&at, Node::Link(target))?,
-                Some(Some(there)) if there == target => {}
-                Some(_) => conflict = true,
+        if !path.is_absolute() {
+            return Err(refuse(libc::EPROTO, &path, "this is no absolute path"));
+        }
+        let mut done = PathBuf::from("/");
+        let mut rest = parts(&path);
+        let mut followed = 0;
+        while let Some(part) = rest.pop() {
+            match part.as_slice() {
+                b"." => continue,
+                b".." => {
+                    done.pop();
+                    continue;
+                }
+                _ => {}
             }
+            let next = done.join(OsStr::from_bytes(&part));
+            let link = item.links.iter().find(|link| link.path == next.as_os_str().as_bytes());
+            let Some(target) = link.map(|link| path_of(&link.target)) else {
+                done = next;
+                continue;
+            };
+            match root.find_link(&next).map_err(told)? {
+                None => self.put(&next, Node::Link(target.clone()))?,
+                Some(Some(there)) if there == target => {}
+                // The node has something else in the place of the link: the file is needed behind that.
+                Some(_) => {
+                    done = next;
+                    continue;
+                }
+            }
+            followed += 1;
+            if followed > item.links.len() {
+                return Err(refuse(libc::ELOOP, &path, "its links lead in a circle"));
+            }
+            if target.is_absolute() {
+                done = PathBuf::from("/");
+            }
+            rest.extend(parts(&target));
         }
-        if conflict {
-            // The node's directories are arranged in another way: the file is needed where it is asked for.
-            self.put(&path, Node::File(digest))?;
-        }
-        self.put(&real, Node::File(digest))
+        self.put(&done, Node::File(digest))
     }
 
     fn put(&mut self, path: &Path, node: Node) -> Result<(), Failure> {
@@ -115,9 +141,7 @@ impl Tree {
         for name in dirs {
             match at.entry(name.clone()).or_insert_with(|| Node::Dir(BTreeMap::new())) {
                 Node::Dir(below) => at = below,
-                // A link that stands there already leads to the same.
-                Node::Link(_) => return Ok(()),
-                Node::File(_) => return Err(refuse(libc::ENOTDIR, path, "a file of the program stands in the way")),
+                _ => return Err(refuse(libc::ENOTDIR, path, "another file of the program stands in the way")),
             }
         }
         match at.get(last) {
@@ -239,9 +263,9 @@ mod tests {
         }
     }
 
-    fn linked(path: &str, real: &str, links: &[(&str, &str)], content: &[u8]) -> Item {
+    fn linked(path: &str, links: &[(&str, &str)], content: &[u8]) -> Item {
         let links = links.iter().map(|(path, target)| Link { path: (*path).into(), target: (*target).into() });
-        Item { real_path: real.into(), links: links.collect(), ..item(path, content) }
+        Item { links: links.collect(), ..item(path, content) }
     }
 
     struct Place(tempfile::TempDir);
@@ -293,7 +317,7 @@ mod tests {
     fn an_empty_root_gets_everything() {
         let place = Place::new(&[], &["tmp"]);
         let links = [("/bin", "usr/bin"), ("/usr/bin/sh", "dash")];
-        let layout = place.lay(&[linked("/bin/sh", "/usr/bin/dash", &links, b"shell"), item("/lib64/ld.so", b"ld")]);
+        let layout = place.lay(&[linked("/bin/sh", &links, b"shell"), item("/lib64/ld.so", b"ld")]);
         assert!(layout.own_root && layout.strays.is_empty());
         let top = |name: &str| Step::Top(name.into());
         assert_eq!(layout.steps, [top("bin"), top("lib64"), top("usr")]);
@@ -303,10 +327,24 @@ mod tests {
     fn empty_directories_are_filled_and_full_ones_laid_over() {
         let place = Place::new(&[("usr/lib/own.so", "own")], &["bin"]);
         let links = [("/bin", "usr/bin")];
-        let layout = place.lay(&[linked("/bin/sh", "/usr/bin/sh", &links, b"shell"), item("/usr/lib/libx.so", b"x")]);
-        // /bin is a directory here: the shell is needed there as well.
-        assert_eq!(layout.steps, [bind("/bin"), Step::Overlay("/usr".into())]);
+        let layout = place.lay(&[linked("/bin/sh", &links, b"shell"), item("/usr/lib/libx.so", b"x")]);
+        // /bin is a directory here: the shell is needed there.
+        assert_eq!(layout.steps, [bind("/bin"), Step::Overlay("/usr/lib".into())]);
         assert!(!layout.own_root && layout.strays.is_empty());
+    }
+
+    #[test]
+    fn links_end_where_the_node_has_something_else() {
+        let place = Place::new(&[], &["lib", "usr/lib"]);
+        let links = [("/lib64", "usr/lib64"), ("/usr/lib64/ld.so", "/lib/ld.so"), ("/lib", "usr/lib")];
+        let root = Root::open(place.0.path()).unwrap();
+        let mut tree = Tree::default();
+        tree.add(&linked("/lib64/ld.so", &links, b"ld"), &root).unwrap();
+        assert_eq!(tree.files(), [(PathBuf::from("/lib/ld.so"), Digest::of(b"ld"))]);
+        let mut circle = linked("/a/x", &[("/a", "b"), ("/b", "a")], b"");
+        assert_eq!(tree.add(&circle, &root).unwrap_err().number, libc::ELOOP);
+        circle.links.clear();
+        assert!(tree.add(&circle, &root).is_err(), "a link stands there");
     }
 
     #[test]
@@ -327,6 +365,6 @@ mod tests {
             assert_eq!(error.number, number, "{}", error.message);
         }
         let mut tree = Tree::default();
-        assert!(tree.add(&item("relative", b"x"), &root).is_err() && tree.add(&item("/a/../b", b"x"), &root).is_err());
+        assert!(tree.add(&item("relative", b"x"), &root).is_err() && tree.add(&item("/..", b"x"), &root).is_err());
     }
 }

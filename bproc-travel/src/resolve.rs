@@ -158,19 +158,15 @@ impl Gather<'_> {
         self.add(&loader, file, false);
         let musl = loader.file_name().is_some_and(|name| name.as_bytes().starts_with(b"ld-musl-"));
         let rules = if musl { Rules::Musl { loader: &loader } } else { Rules::Glibc };
-        if !musl && self.cache.is_none() {
-            let path = Path::new("/etc/ld.so.cache");
-            let file = (self.open)(path).ok();
-            let bytes = file.as_ref().and_then(|_| std::fs::read(path).ok()).unwrap_or_default();
-            self.cache = Some(LdCache::parse(&bytes));
-            // At the end, once it is clear that the program is dynamic at all.
-            if let Some(file) = file {
-                self.libraries(path_origin(path, elf), loader_elf, &loader, &rules);
-                self.add(Path::new("/etc/ld.so.cache"), file, false);
-                return Ok(());
-            }
+        let cache = Path::new("/etc/ld.so.cache");
+        let cache_file = if musl { None } else { (self.open)(cache).ok() };
+        if cache_file.is_some() && self.cache.is_none() {
+            self.cache = Some(LdCache::parse(&std::fs::read(cache).unwrap_or_default()));
         }
         self.libraries(path_origin(path, elf), loader_elf, &loader, &rules);
+        if let Some(file) = cache_file {
+            self.add(cache, file, false);
+        }
         Ok(())
     }
 

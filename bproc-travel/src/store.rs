@@ -200,7 +200,7 @@ impl Store {
     pub fn incoming(&self) -> io::Result<Incoming> {
         let path = self.dir.join("incoming").join(self.unique().to_string());
         let file = File::options().read(true).write(true).create_new(true).open(&path)?;
-        Ok(Incoming { path, file: Arc::new(file), hasher: Hasher::new(), size: 0 })
+        Ok(Incoming { path, file: Some(file), hasher: Hasher::new(), size: 0 })
     }
 
     /// Takes in what has arrived.
@@ -211,6 +211,7 @@ impl Store {
         let size = incoming.size;
         let (path, file, got) = incoming.finish();
         let result = (|| {
+            let file = file.ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
             if got != *digest {
                 return Err(io::Error::from_raw_os_error(libc::EBADMSG));
             }
@@ -218,6 +219,8 @@ impl Store {
             file.set_times(fs::FileTimes::new().set_modified(modified).set_accessed(SystemTime::now()))?;
             file.set_permissions(fs::Permissions::from_mode(0o555))?;
             self.verified.learn(Identity { ctime: 0, ..Identity::of(&file.metadata()?) }, *digest);
+            // Nothing that is open for writing can be executed.
+            drop(file);
             fs::rename(&path, self.object(digest))
         })();
         if result.is_err() {
@@ -307,15 +310,18 @@ impl Store {
 /// A file on its way.
 pub struct Incoming {
     path: PathBuf,
-    file: Arc<File>,
+    file: Option<File>,
     hasher: Hasher,
     size: u64,
 }
 
 impl Incoming {
     /// What has arrived can be read from this while more arrives.
-    pub fn file(&self) -> Arc<File> {
-        self.file.clone()
+    ///
+    /// # Errors
+    /// No more descriptors.
+    pub fn reader(&self) -> io::Result<File> {
+        File::open(&self.path)
     }
 
     /// Bytes so far.
@@ -328,15 +334,16 @@ impl Incoming {
     /// # Errors
     /// No room.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(bytes, self.size)?;
+        let file = self.file.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
+        file.write_all_at(bytes, self.size)?;
         self.hasher.update(bytes);
         self.size += bytes.len() as u64;
         Ok(())
     }
 
-    fn finish(mut self) -> (PathBuf, Arc<File>, Digest) {
+    fn finish(mut self) -> (PathBuf, Option<File>, Digest) {
         let hasher = std::mem::take(&mut self.hasher);
-        (std::mem::take(&mut self.path), self.file.clone(), hasher.finish())
+        (std::mem::take(&mut self.path), self.file.take(), hasher.finish())
     }
 }
 

@@ -61,3 +61,36 @@ fn every_program_of_this_machine_has_the_libraries_that_the_loader_tells() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(compared > 5, "only {compared} programs to compare with");
 }
+
+/// Search paths of the program's own: of old and new kind, by its own place, through a chain of libraries.
+#[test]
+fn own_search_paths_are_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::create_dir_all(at("lib/deep")).unwrap();
+    let compile = |source: &str, arguments: &[&str], to: &str| {
+        std::fs::write(at("source.c"), source).unwrap();
+        let done =
+            Command::new("cc").arg(at("source.c")).arg("-o").arg(at(to)).args(arguments).current_dir(&dir).status();
+        done.is_ok_and(|status| status.success())
+    };
+    let shared = ["-shared", "-fPIC", "-Wl,--no-as-needed"];
+    let inner = compile("int inner(void) { return 1; }", &shared, "lib/deep/libinner.so");
+    if !inner {
+        println!("skipped: no C compiler on this machine");
+        return;
+    }
+    let runpath = ["-Llib/deep", "-linner", "-Wl,-rpath,$ORIGIN/deep"];
+    assert!(compile(
+        "int inner(void); int f(void) { return inner(); }",
+        &[&shared[..], &runpath].concat(),
+        "lib/libouter.so"
+    ));
+    for flags in ["-Wl,--enable-new-dtags", "-Wl,--disable-new-dtags"] {
+        let link = ["-Llib", "-Llib/deep", "-louter", "-Wl,-rpath,$ORIGIN/lib", flags];
+        assert!(compile("int f(void); int main(void) { return f(); }", &link, "program"));
+        let (loader, libraries) = ours(&at("program"));
+        assert_eq!(Some(libraries.clone()), told(&loader.unwrap(), &at("program")), "{flags}");
+        assert!(libraries.len() >= 3, "{libraries:?}");
+    }
+}

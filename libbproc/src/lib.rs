@@ -13,6 +13,7 @@ mod reply;
 mod spawn;
 mod sys;
 
+pub use bproc_proto::client::change_libraries::How as HowLibraries;
 pub use bproc_proto::client::{Node, ProcessOnNode, SetNode};
 pub use client::{Client, Identity, Watch, socket_path};
 pub use error::Error;
