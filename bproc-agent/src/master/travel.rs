@@ -178,9 +178,8 @@ impl Travel {
                     return refuse(libc::ENOENT, "it is not in the list");
                 }
                 if !wishes.added.remove(&path) {
-                    // Of the configuration: all others of it stay.
-                    let others: Vec<PathBuf> = wishes.paths.iter().filter(|p| **p != path).cloned().collect();
-                    wishes.added.extend(others);
+                    // Of the configuration, or of a directory: all others stay.
+                    wishes.added = wishes.paths.iter().filter(|p| **p != path).cloned().collect();
                     wishes.cleared = true;
                 }
             }
