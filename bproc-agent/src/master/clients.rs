@@ -233,9 +233,7 @@ async fn pack(desk: &Desk, spec: &SpawnSpec) -> Result<Luggage, Failure> {
     }
     let (travel, spec) = (desk.travel.clone(), spec.clone());
     let packed = tokio::task::spawn_blocking(move || travel.pack(&spec)).await;
-    packed.unwrap_or_else(|error| {
-        Err(Failure { number: libc::EIO, message: format!("packing the program: {error}") })
-    })
+    packed.unwrap_or_else(|error| Err(Failure { number: libc::EIO, message: format!("packing the program: {error}") }))
 }
 
 /// Root, or whoever else may administrate the machine.
