@@ -18,9 +18,15 @@ pub struct Cluster {
 impl Cluster {
     /// Starts it and waits until all its nodes are up.
     pub fn up(setup: &Setup, nodes: u8) -> Result<Self> {
+        Self::up_with(setup, nodes, None)
+    }
+
+    /// With settings of its own.
+    pub fn up_with(setup: &Setup, nodes: u8, settings: Option<&Path>) -> Result<Self> {
         let cluster = Self { name: format!("bench-{}", std::process::id()), xtask: setup.xtask.clone() };
         let output = Command::new(&cluster.xtask)
             .args(["up", "--no-build", "--name", &cluster.name, "--nodes", &nodes.to_string()])
+            .args(settings.into_iter().flat_map(|file| [Path::new("--config"), file]))
             .env("RUST_LOG", "warn")
             .stdin(Stdio::null())
             .output()

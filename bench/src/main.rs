@@ -19,6 +19,7 @@ mod spawn;
 mod ssh;
 mod stdio;
 mod sys;
+mod travel;
 mod wide;
 
 use std::path::PathBuf;
@@ -95,6 +96,8 @@ enum Name {
     Ebpf,
     /// Bytes through standard input and output
     Stdio,
+    /// A program that nodes do not have
+    Travel,
 }
 
 /// What every benchmark is told.
@@ -139,6 +142,7 @@ fn perform() -> Result<()> {
             Name::Ghosts => ghosts::run(&setup)?,
             Name::Ebpf => ebpf::run(&setup)?,
             Name::Stdio => stdio::run(&setup)?,
+            Name::Travel => travel::run(&setup)?,
         }
     }
     Ok(())
