@@ -5,6 +5,7 @@
 
 mod install;
 mod leftover;
+mod looks;
 
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
@@ -19,7 +20,6 @@ use bproc::Client;
 use bproc_common::id::Pid;
 use bproc_sys::pidfd::PidFd;
 
-use crate::procs::{self, Proc};
 use crate::run::{self, Finished, finish};
 
 /// Above all clusters' directories; every user may come here, unlike to a checkout below /root.
@@ -48,7 +48,10 @@ pub enum Role {
 pub struct Cluster {
     name: String,
     nodes: i32,
+    log: Option<PathBuf>,
     agents: RefCell<Vec<(Role, Agent)>>,
+    /// What there was when all were up.
+    lasting: RefCell<Vec<String>>,
     /// Ends the cluster when its standard input ends: when this process does.
     guard: RefCell<Option<Child>>,
     closed: Cell<bool>,
@@ -63,6 +66,14 @@ pub struct Options {
     pub settings: String,
     /// Seconds without a word after which a node counts as down.
     pub ping_timeout: u32,
+    /// Where the agents write their logs, if not into files of their own.
+    pub log: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { nodes: 1, settings: String::new(), ping_timeout: 5, log: None }
+    }
 }
 
 impl Cluster {
@@ -71,7 +82,7 @@ impl Cluster {
     /// # Errors
     /// What keeps it from starting, with the end of the agent's log.
     pub fn start(nodes: i32) -> Result<Cluster> {
-        Cluster::start_with(&Options { nodes, settings: String::new(), ping_timeout: 5 })
+        Cluster::start_with(&Options { nodes, ..Options::default() })
     }
 
     /// A cluster that differs from the ordinary.
@@ -85,7 +96,9 @@ impl Cluster {
             guard: RefCell::new(Some(install::guard(&name)?)),
             name,
             nodes: options.nodes,
+            log: options.log.clone(),
             agents: RefCell::default(),
+            lasting: RefCell::default(),
             closed: Cell::new(false),
         };
         install::copy(&cluster)?;
@@ -95,6 +108,7 @@ impl Cluster {
             cluster.launch(Role::Node(node))?.ready(&cluster)?;
         }
         cluster.wait_up()?;
+        cluster.lasting.replace(leftover::lasting(&cluster.name)?);
         Ok(cluster)
     }
 
@@ -223,7 +237,7 @@ impl Cluster {
         let _ = fs::remove_file(&socket);
         let ready = UnixDatagram::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
         ready.set_read_timeout(Some(Duration::from_millis(100)))?;
-        let log = self.dir().join(format!("log/{label}.log"));
+        let log = self.log.clone().unwrap_or_else(|| self.dir().join(format!("log/{label}.log")));
         let output = File::options().create(true).append(true).open(&log)?;
         let mut command = Command::new(self.program("bproc-agent"));
         match role {
@@ -266,63 +280,14 @@ impl Cluster {
         Ok(agent.1.child.id() as i32)
     }
 
-    /// The pid of the keeper on the master.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn keeper_pid(&self) -> Result<i32> {
-        let program = self.dir().join("libexec/bproc/bproc-keeper");
-        let keeper = procs::all().into_iter().find(|process| process.exe == program).context("no keeper runs")?;
-        Ok(keeper.pid)
-    }
-
-    fn ghost_program(&self) -> PathBuf {
-        self.dir().join("libexec/bproc/bproc-ghost")
-    }
-
-    /// The inits of the spaces on this machine.
-    pub fn inits(&self) -> Vec<Proc> {
-        let program = self.ghost_program();
-        procs::all().into_iter().filter(|p| p.exe == program && p.is_inside() && p.inner() == 1).collect()
-    }
-
-    /// The real processes on the nodes: no init, no skeleton. Zombies are among them.
-    pub fn programs(&self) -> Vec<Proc> {
-        let (inits, ghost) = (self.inits(), self.ghost_program());
-        let inside = |process: &Proc| inits.iter().any(|init| init.space == process.space);
-        procs::all().into_iter().filter(|p| p.exe != ghost && inside(p)).collect()
-    }
-
-    /// The ghosts on the master, without the nursery.
-    pub fn ghosts(&self) -> Vec<Proc> {
-        let (program, nursery) = (self.ghost_program(), fs::read_to_string(self.run_dir().join("nursery.pid")));
-        let nursery: i32 = nursery.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-        procs::all().into_iter().filter(|p| p.exe == program && !p.is_inside() && p.pid != nursery).collect()
-    }
-
-    /// Skeletons on the nodes that speak for nobody who lives.
-    fn idle_skeletons(&self) -> Vec<Proc> {
-        let (inits, ghost) = (self.inits(), self.ghost_program());
-        let inside = |process: &Proc| inits.iter().any(|init| init.space == process.space && init.pid != process.pid);
-        let skeletons = procs::all().into_iter().filter(|p| p.exe == ghost && inside(p));
-        skeletons.filter(|p| Proc::read(p.inner()).is_none()).collect()
-    }
-
-    /// Waits until nothing runs on any node and no ghost is left.
-    ///
-    /// # Errors
-    /// What is left after half a minute.
-    pub fn quiet(&self) -> Result<()> {
-        eventually("nothing runs on the nodes", Duration::from_secs(30), || {
-            let known = self.client()?.processes().map_err(|error| anyhow::anyhow!("{error}"))?;
-            let (programs, ghosts, skeletons) = (self.programs(), self.ghosts(), self.idle_skeletons());
-            if known.is_empty() && programs.is_empty() && ghosts.is_empty() && skeletons.is_empty() {
-                return Ok(Ok(()));
-            }
-            Ok(Err(format!(
-                "left: on nodes {programs:#?}, ghosts {ghosts:#?}, skeletons of the dead {skeletons:#?}, the agent knows {known:?}"
-            )))
-        })
+    /// The pids of all agents that were started and have not ended.
+    pub fn agent_pids(&self) -> Vec<i32> {
+        let mut agents = self.agents.borrow_mut();
+        let running = agents.iter_mut().filter_map(|(_, agent)| match agent.child.try_wait() {
+            Ok(None) => Some(agent.child.id() as i32),
+            _ => None,
+        });
+        running.collect()
     }
 
     /// The end of an agent's log.
@@ -446,7 +411,8 @@ impl Launch {
 }
 
 fn tail(log: &Path, lines: usize) -> String {
-    let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
+    let bytes = if log.is_file() { fs::read(log).unwrap_or_default() } else { Vec::new() };
+    let text = String::from_utf8_lossy(&bytes).into_owned();
     let all: Vec<&str> = text.lines().collect();
     format!("{} ends with:\n  {}", log.display(), all[all.len().saturating_sub(lines)..].join("\n  "))
 }

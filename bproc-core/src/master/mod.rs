@@ -27,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 const SIGKILL: i32 = 9;
 const ESRCH: i32 = 3;
+const EAGAIN: i32 = 11;
 
 /// State of the master.
 #[derive(Debug)]
@@ -176,8 +177,9 @@ impl Master {
             self.forget(child, out);
             return;
         }
-        if let (ESRCH, Some(child)) = (errno, orphan) {
-            // The parent's ghost died before it could: the child is an orphan, no more.
+        if let (ESRCH | EAGAIN, Some(child)) = (errno, orphan) {
+            // The parent's ghost died before it could: the child is an orphan, no more. Or its user has as many processes
+            // on the master as he may: what runs on a node counts there.
             out.push(Action::NurseryClone(child));
             return;
         }
@@ -186,6 +188,8 @@ impl Master {
             "no ghost for process {child}: clone failed with errno {errno} (is the pid taken on the master?); it is killed on its node"
         )));
         self.kill_remote(child, out);
+        // It makes no ghosts of its own children.
+        self.leave_orphans(child, out);
     }
 
     /// A process on a node exec'ed or was renamed.

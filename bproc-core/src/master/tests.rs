@@ -314,6 +314,26 @@ fn orders_are_sent_again_in_order() {
 }
 
 #[test]
+fn children_of_a_process_without_a_ghost_get_theirs() {
+    const EAGAIN: i32 = 11;
+    let mut m = up();
+    running(&mut m, 50);
+    let mut out = vec![];
+    let child = |n| Child { pid: pid(n), uid: 5, gid: 6 };
+    m.ghost_connected(pid(50), Some(pid(2)), &mut out);
+    m.forked(NODE, Some(pid(50)), child(60), &mut out);
+    m.forked(NODE, Some(pid(60)), child(61), &mut out);
+    out.clear();
+    // Its user has too many processes here: the nursery makes it, which may fail as well.
+    m.cloned(pid(60), Err(EAGAIN), &mut out);
+    assert_eq!(out, [Action::NurseryClone(child(60))]);
+    out.clear();
+    m.cloned(pid(60), Err(EAGAIN), &mut out);
+    assert_eq!(orders(&out), [Order::Kill(pid(60))]);
+    assert!(out.contains(&Action::NurseryClone(child(61))), "{out:?}");
+}
+
+#[test]
 fn a_ghost_that_was_made_is_not_made_again() {
     let mut m = up();
     running(&mut m, 50);

@@ -12,8 +12,9 @@ fn run(words: &[&str]) -> Result<i32> {
         ["parent", "native", name] => case::run(Mode::Native, name),
         ["parent", "remote", name] => case::run(Mode::Remote, name),
         ["crowd", count] => case::crowd::run(count.parse()?),
+        ["burden", bytes] => case::crowd::burden(bytes.parse()?),
         ["guard", name] => cluster::guard(name).map(|()| 0),
-        _ => bail!("usage: bproc-case child | parent native|remote CASE | crowd COUNT | guard CLUSTER"),
+        _ => bail!("usage: bproc-case child | parent native|remote CASE | crowd COUNT | burden BYTES | guard CLUSTER"),
     }
 }
 

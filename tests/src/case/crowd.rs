@@ -1,9 +1,11 @@
 //! A parent of many, driven by lines on its standard input: for tests in which parts of the system die meanwhile.
 
 use std::io::BufRead;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use bproc::{Prepared, Source, SpawnRequest, Stream};
 
 use super::parent::{Child, Mode, Parent};
 use super::sys;
@@ -101,4 +103,32 @@ fn reaped(child: &mut Child, wanted: &str) -> Result<()> {
     let said = if pid < 0 { sys::name(errno) } else { sys::status(status) };
     sys::next_signal(&[libc::SIGCHLD], Duration::ZERO);
     if said != wanted { bail!("ends with {said} instead of {wanted}") } else { Ok(()) }
+}
+
+/// Goes on on node 0 as a shell with that many bytes of arguments, and prints how many came. The exit status is the
+/// errno when that fails.
+pub fn burden(bytes: usize) -> Result<i32> {
+    const PIECE: usize = 100_000;
+    let script = b"n=0; for a; do n=$((n + ${#a})); done; echo $n";
+    let mut argv: Vec<Vec<u8>> = [&b"sh"[..], b"-c", script, b"sh"].map(<[u8]>::to_vec).into();
+    argv.extend((0..bytes.div_ceil(PIECE)).map(|_| vec![b'x'; PIECE]));
+    let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
+    let forward = |fd: i32, source| Stream { fd, input: false, source: Source::Forward(source) };
+    let request = SpawnRequest {
+        node: 0,
+        path: b"/bin/sh".to_vec(),
+        argv,
+        envp: Vec::new(),
+        streams: vec![forward(1, stdout.as_fd()), forward(2, stderr.as_fd())],
+        terminal: None,
+        pdeathsig: 0,
+        die_with_parent: true,
+        signals: None,
+    };
+    let error = match Prepared::new(request) {
+        Ok(prepared) => prepared.go(),
+        Err(error) => error,
+    };
+    eprintln!("{error}");
+    Ok(error.number)
 }

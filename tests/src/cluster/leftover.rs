@@ -42,6 +42,25 @@ fn cgroups(name: &str) -> Vec<PathBuf> {
     found
 }
 
+/// What agents make once and keep: mounts, control groups, pinned eBPF. Neither use nor a crash may make it more.
+pub(super) fn lasting(name: &str) -> Result<Vec<String>> {
+    let mut all: Vec<String> = mounts(name)?.iter().map(|point| format!("mount {}", point.display())).collect();
+    all.extend(cgroups(name).iter().map(|path| format!("control group {}", path.display())));
+    let mut todo = vec![run_dir(name)];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                todo.push(path);
+            } else if path.ancestors().any(|dir| dir.file_name().is_some_and(|n| n == "bpf" || n == "bpf-master")) {
+                all.push(format!("pin {}", path.display()));
+            }
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
 /// All there is, in words.
 pub(super) fn of(name: &str) -> Result<Vec<String>> {
     let processes = procs::from_below(&Path::new(LIB).join(name));

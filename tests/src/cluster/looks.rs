@@ -1,0 +1,75 @@
+//! Who is there: what runs for a cluster on this machine, and whether all is quiet.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::{Cluster, eventually, leftover};
+use crate::procs::{self, Proc};
+
+impl Cluster {
+    /// The pid of the keeper on the master.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn keeper_pid(&self) -> Result<i32> {
+        let program = self.dir().join("libexec/bproc/bproc-keeper");
+        let keeper = procs::all().into_iter().find(|process| process.exe == program).context("no keeper runs")?;
+        Ok(keeper.pid)
+    }
+
+    fn ghost_program(&self) -> PathBuf {
+        self.dir().join("libexec/bproc/bproc-ghost")
+    }
+
+    /// The inits of the spaces on this machine.
+    pub fn inits(&self) -> Vec<Proc> {
+        let program = self.ghost_program();
+        procs::all().into_iter().filter(|p| p.exe == program && p.is_inside() && p.inner() == 1).collect()
+    }
+
+    /// The real processes on the nodes: no init, no skeleton. Zombies are among them.
+    pub fn programs(&self) -> Vec<Proc> {
+        let (inits, ghost) = (self.inits(), self.ghost_program());
+        let inside = |process: &Proc| inits.iter().any(|init| init.space == process.space);
+        procs::all().into_iter().filter(|p| p.exe != ghost && inside(p)).collect()
+    }
+
+    /// The ghosts on the master, without the nursery.
+    pub fn ghosts(&self) -> Vec<Proc> {
+        let (program, nursery) = (self.ghost_program(), fs::read_to_string(self.run_dir().join("nursery.pid")));
+        let nursery: i32 = nursery.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        procs::all().into_iter().filter(|p| p.exe == program && !p.is_inside() && p.pid != nursery).collect()
+    }
+
+    /// Skeletons on the nodes that speak for nobody who lives.
+    fn idle_skeletons(&self) -> Vec<Proc> {
+        let (inits, ghost) = (self.inits(), self.ghost_program());
+        let inside = |process: &Proc| inits.iter().any(|init| init.space == process.space && init.pid != process.pid);
+        let skeletons = procs::all().into_iter().filter(|p| p.exe == ghost && inside(p));
+        skeletons.filter(|p| Proc::read(p.inner()).is_none()).collect()
+    }
+
+    /// Waits until nothing runs on any node, no ghost is left, and nothing else is more than it was at the start.
+    ///
+    /// # Errors
+    /// What is left after half a minute.
+    pub fn quiet(&self) -> Result<()> {
+        eventually("nothing runs on the nodes", Duration::from_secs(30), || {
+            let known = self.client()?.processes().map_err(|error| anyhow::anyhow!("{error}"))?;
+            let (programs, ghosts, skeletons) = (self.programs(), self.ghosts(), self.idle_skeletons());
+            if known.is_empty() && programs.is_empty() && ghosts.is_empty() && skeletons.is_empty() {
+                return Ok(Ok(()));
+            }
+            Ok(Err(format!(
+                "left: on nodes {programs:#?}, ghosts {ghosts:#?}, skeletons of the dead {skeletons:#?}, the agent knows {known:?}"
+            )))
+        })?;
+        eventually("mounts, control groups and pins are as at the start", Duration::from_secs(30), || {
+            let (now, then) = (leftover::lasting(&self.name)?, self.lasting.borrow());
+            Ok(if now == *then { Ok(()) } else { Err(format!("now {now:#?}, then {then:#?}")) })
+        })
+    }
+}
