@@ -1,7 +1,10 @@
 //! Terminals.
 
 use crate::error::{Result, check};
+use bproc_common::id::Pid;
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::ptr::{null, null_mut};
 
 /// Makes a pseudo terminal: the master's end and the slave's, both close-on-exec.
@@ -19,6 +22,20 @@ pub fn open() -> Result<(OwnedFd, OwnedFd)> {
         check("F_SETFD", unsafe { libc::fcntl(end.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) })?;
     }
     Ok(ends)
+}
+
+/// Sets the size of the terminal that a process has as its standard input.
+///
+/// # Errors
+/// ENOENT, ESRCH, ENOTTY when it has none.
+pub fn resize_of(pid: Pid, winsize: &[u8; 8]) -> std::io::Result<()> {
+    let link = format!("/proc/{pid}/fd/0");
+    // Opening something else could have effects.
+    if !std::fs::read_link(&link)?.starts_with("/dev/pts") {
+        return Err(std::io::Error::from_raw_os_error(libc::ENOTTY));
+    }
+    let terminal = File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open(link)?;
+    Ok(set_size(&terminal, winsize)?)
 }
 
 /// Sets the modes: a `struct termios` as bytes. One of another size changes nothing.

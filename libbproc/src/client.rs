@@ -168,6 +168,14 @@ impl Client {
         self.order(request::Body::Reconnect(wire::Reconnect { number, remote, local }))
     }
 
+    /// Gives the pseudo terminal of a child of the caller's another size (`struct winsize`).
+    ///
+    /// # Errors
+    /// ESRCH when it is no child of the caller's that runs on a node; as [`Client::nodes`].
+    pub fn resize(&mut self, pid: i32, winsize: Vec<u8>) -> Result<(), Error> {
+        self.order(request::Body::Resize(wire::Resize { pid, winsize }))
+    }
+
     /// Where the caller is.
     ///
     /// # Errors

@@ -124,6 +124,20 @@ impl Session {
         }
     }
 
+    /// Makes the window larger or smaller.
+    ///
+    /// # Errors
+    /// The terminal is closed.
+    pub fn resize(&self, rows: u16, columns: u16) -> Result<()> {
+        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let terminal = self.terminal.as_ref().context("the terminal is closed")?;
+        // SAFETY: reads a struct winsize.
+        if unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) } < 0 {
+            return Err(io::Error::last_os_error()).context("cannot resize the terminal");
+        }
+        Ok(())
+    }
+
     /// Closes the terminal as a closed window does, and waits for the shell's end.
     ///
     /// # Errors

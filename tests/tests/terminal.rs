@@ -177,6 +177,12 @@ fn a_terminal_on_the_node(cluster: &Cluster) -> Result<()> {
     person.expect(PROMPT)?;
     person.type_in("stty -echo; PS1='node: '\n")?;
     person.expect("node: ")?;
+    person.type_in("trap 'stty size; trap - WINCH' WINCH; echo set\n")?;
+    person.expect("set")?;
+    person.expect("node: ")?;
+    person.resize(33, 111)?;
+    person.type_in("\n")?;
+    person.expect("33 111")?;
     person.type_in("sleep 100\n")?;
     programs(cluster, "sleep", 1, "S")?;
     person.type_in(SUSPEND)?;

@@ -37,6 +37,15 @@ pub enum ClientFact {
         /// Answered once.
         answer: oneshot::Sender<Result<(), Failure>>,
     },
+    /// A new size of a terminal, asked for by the process's parent.
+    Resize {
+        /// What.
+        resize: wire::Resize,
+        /// Who asks.
+        caller: i32,
+        /// False: he has no such child.
+        answer: oneshot::Sender<bool>,
+    },
     /// The nodes.
     Nodes(oneshot::Sender<wire::NodeList>),
     /// The processes on nodes.
@@ -193,6 +202,16 @@ async fn answer(request: request::Body, peer: PeerCred, fds: Vec<OwnedFd>, desk:
             match receiver.await {
                 Ok(Ok(())) => reply::Body::Done(wire::Done {}),
                 Ok(Err(failure)) => reply::Body::Failure(failure),
+                Err(_) => ending(),
+            }
+        }
+        request::Body::Resize(resize) => {
+            let (pid, (answer, receiver)) = (resize.pid, oneshot::channel());
+            let fact = ClientFact::Resize { resize, caller: peer.pid, answer };
+            desk.facts.send(Fact::Client(fact)).await.ok();
+            match receiver.await {
+                Ok(true) => reply::Body::Done(wire::Done {}),
+                Ok(false) => fail(libc::ESRCH, &format!("process {pid} is no child of yours that runs on a node")),
                 Err(_) => ending(),
             }
         }

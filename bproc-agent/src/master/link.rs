@@ -129,6 +129,7 @@ pub fn order(number: u64, order: &Order, spec: impl FnOnce(Pid) -> Option<SpawnS
         Order::RelativeGone(pid) => order::Body::RelativeGone(pid.get()),
         Order::Forget(pid) => order::Body::Reap(pid.get()),
         Order::Lease(block) => order::Body::Lease(wire::Lease { start: block.start, length: block.length }),
+        Order::Resize(pid, winsize) => order::Body::Resize(wire::Resize { pid: pid.get(), winsize: winsize.clone() }),
         Order::Power(what) => order::Body::Power(what.clone()),
     };
     Some(ToNode { body: Some(to_node::Body::Order(wire::Order { number, body: Some(body) })) })

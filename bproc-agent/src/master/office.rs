@@ -21,6 +21,11 @@ impl Actor {
                     SpawnFacts { pid, parent: caller.parent, node, uid: caller.uid, gids: caller.gids, relatives };
                 self.core.spawn(ask, facts, out);
             }
+            ClientFact::Resize { resize, caller, answer } => {
+                let pids = Pid::new(resize.pid).zip(Pid::new(caller));
+                let done = pids.is_some_and(|(pid, caller)| self.core.resize(pid, caller, resize.winsize, out));
+                let _ = answer.send(done);
+            }
             ClientFact::Nodes(answer) => {
                 let _ = answer.send(self.node_list());
             }

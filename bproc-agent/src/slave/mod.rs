@@ -344,6 +344,12 @@ impl Actor {
                     skeleton.ghost.tell(op::EXIT, 0, 0, vec![]);
                 }
             }
+            Some(order::Body::Resize(resize)) => {
+                if let (Some(host), Some(size)) = (self.table.host_pid(resize.pid), resize.winsize.first_chunk()) {
+                    // Whoever has closed his standard input has no size to tell.
+                    let _ = bproc_sys::terminal::resize_of(host, size);
+                }
+            }
             Some(order::Body::Lease(lease)) => self.lease(Block { start: lease.start, length: lease.length }),
             Some(order::Body::Reap(pid)) => self.reap(pid),
             Some(order::Body::EndAll(_)) | None => {}

@@ -112,6 +112,11 @@ impl Table {
         self.entries.insert(spec.pid, entry);
     }
 
+    /// Its pid here.
+    pub fn host_pid(&self, pid: i32) -> Option<Pid> {
+        self.entries.get(&pid).and_then(|e| Pid::new(e.host_pid))
+    }
+
     /// It was made.
     pub fn made(&mut self, pid: i32, host_pid: i32) {
         if let Some(entry) = self.entries.get_mut(&pid) {

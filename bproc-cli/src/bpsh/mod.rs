@@ -164,7 +164,7 @@ fn outlets(options: &Bpsh, nodes: &[NodeId]) -> [Outlet; 2] {
 }
 
 fn carry(options: &Bpsh, nodes: &[NodeId], program: &Program) -> std::io::Result<End> {
-    let signals = pump::take_signals(program.signals)?;
+    let signals = pump::take_signals(program.signals, options.pty)?;
     let children = start::start(options, nodes, program)?;
     let raw = if options.pty { Raw::new() } else { None };
     let shaper = |node| match (options.prefix, options.lines) {

@@ -29,12 +29,15 @@ const LOOK_AGAIN_MS: u16 = 250;
 /// Signals that ask bpsh to end.
 const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// Takes over the signals that matter, from before the first fork on; those that were ignored or blocked stay so.
+/// Takes over the signals that matter (those of a `terminal` too, if the programs have one each), from before the first fork on; those that were ignored or blocked stay so.
 ///
 /// # Errors
 /// What signalfd(2) says.
-pub(crate) fn take_signals(before: bproc::Signals) -> io::Result<SignalFd> {
+pub(crate) fn take_signals(before: bproc::Signals, terminal: bool) -> io::Result<SignalFd> {
     let mut set = SigSet::empty();
+    if terminal {
+        set.add(Signal::SIGWINCH);
+    }
     let untouched = |signal: Signal| (before.ignored | before.blocked) & (1 << (signal as i32 - 1)) == 0;
     for signal in ENDING.into_iter().filter(|signal| untouched(*signal)) {
         set.add(signal);
@@ -227,6 +230,7 @@ impl Pump {
             match signal {
                 libc::SIGCHLD => self.reap(),
                 libc::SIGCONT => {}
+                libc::SIGWINCH => self.resize(),
                 _ => {
                     self.meanwhile.interrupted = Some(signal);
                     // Only pipes that somebody else keeps open are left to wait for.
@@ -240,6 +244,16 @@ impl Pump {
             }
         }
         Ok(())
+    }
+
+    /// Our terminal has another size, so the programs' have.
+    fn resize(&self) {
+        let size = sys::window_size(sys::standard(0));
+        // Without an agent the size stays: nothing is lost by that, and there is nobody to tell on this screen.
+        let Ok(mut client) = bproc::Client::connect() else { return };
+        for pid in self.children.iter().filter(|child| child.status.is_none()).filter_map(|child| child.pid) {
+            let _ = client.resize(pid.get(), size.clone());
+        }
     }
 
     fn read_input(&mut self) {

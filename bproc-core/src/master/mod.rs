@@ -343,6 +343,14 @@ impl Master {
         all
     }
 
+    /// The terminal of a process gets another size, told by its parent. False when that has no such child on a node.
+    pub fn resize(&mut self, pid: Pid, parent: Pid, winsize: Vec<u8>, out: &mut Out) -> bool {
+        let process = self.processes.get(&pid).filter(|p| p.parent == Some(parent) && p.end.is_none());
+        let Some(node) = process.and_then(|p| p.node) else { return false };
+        self.order(node, Order::Resize(pid, winsize), out);
+        true
+    }
+
     /// Processes that have ended and are kept until their parent, which is told beside, has reaped them there and here.
     pub fn zombies(&self) -> Vec<(Pid, Option<Pid>)> {
         self.processes.iter().filter(|(_, p)| p.end.is_some()).map(|(pid, p)| (*pid, p.parent)).collect()

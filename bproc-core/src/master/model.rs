@@ -106,6 +106,8 @@ pub enum Order {
     RelativeGone(Pid),
     /// The end of this process has been replayed.
     Forget(Pid),
+    /// The terminal of this process gets another size (`struct winsize`).
+    Resize(Pid, Vec<u8>),
     /// A block of pids.
     Lease(crate::lease::Block),
     /// reboot, halt, poweroff, end.
