@@ -123,6 +123,7 @@ pub fn burden(bytes: usize) -> Result<i32> {
         terminal: None,
         pdeathsig: 0,
         die_with_parent: true,
+        travel: false,
         signals: None,
     };
     let error = match Prepared::new(request) {
