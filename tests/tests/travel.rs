@@ -31,7 +31,7 @@ impl Place {
         fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
         let settings =
             format!("slave.root = \"{}\"\ncache.megabytes = {MEGABYTES}\ncache.fan_out = 1\n", root.display());
-        match Cluster::start_with(&Options { nodes: 3, settings, ping_timeout: 5 }) {
+        match Cluster::start_with(&Options { nodes: 3, settings, ..Options::default() }) {
             Ok(cluster) => Ok(Place { cluster, root }),
             Err(error) => {
                 fs::remove_dir_all(&root)?;
