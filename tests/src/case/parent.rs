@@ -399,6 +399,7 @@ impl Child {
 
     /// The next line that it prints, if it does within the limit.
     pub fn line_within(&mut self, limit: Duration) -> Result<String> {
+        let limit = crate::run::patience(limit);
         loop {
             if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.rest.drain(..=end).collect();
