@@ -48,29 +48,36 @@ fn measure(times: &mut [Samples; 3]) -> Result<()> {
     Ok(())
 }
 
-/// Rounds without, with, without, with ...
+/// Rounds without, without, with a master's programs, with a master's and a node's, and again. That the first two differ
+/// is noise.
 pub fn run(setup: &Setup) -> Result<()> {
     sys::ignore(libc::SIGUSR1);
     let rounds = setup.runs.unwrap_or(6);
     let mut report = Report::new("ebpf", "us");
-    let mut without: [Samples; 3] = Default::default();
-    let mut with: [Samples; 3] = Default::default();
+    let mut times: [[Samples; 3]; 4] = Default::default();
     for _ in 0..rounds {
-        measure(&mut without)?;
-        let _cluster = Cluster::up(setup, 1)?;
-        measure(&mut with)?;
+        for (index, nodes) in [None, None, Some(0), Some(1)].into_iter().enumerate() {
+            let _cluster = nodes.map(|nodes| Cluster::up(setup, nodes)).transpose()?;
+            measure(&mut times[index])?;
+        }
     }
     let quiet = |samples: &Samples| samples.quantile(0.1);
     for (index, (name, ..)) in LOOPS.iter().enumerate() {
-        let (a, b) = (quiet(&without[index]), quiet(&with[index]));
+        let base = quiet(&times[0][index]);
+        let change = |which: usize| {
+            let other = quiet(&times[which][index]);
+            format!("{:+.3} us, {:+.1} %", other - base, (other / base - 1.0) * 100.0)
+        };
         report.note(format!(
-            "{name}: best tenth {a:.3} without, {b:.3} with: {:+.3} us, {:+.1} %",
-            b - a,
-            (b / a - 1.0) * 100.0
+            "{name}: best tenth {base:.3}; without once more {}; with a master's programs {}; with a master's and a node's {}",
+            change(1),
+            change(2),
+            change(3)
         ));
-        report.row(format!("{name}: without"), std::mem::take(&mut without[index]));
-        report.row(format!("{name}: with"), std::mem::take(&mut with[index]));
+        for (which, with) in ["without", "without, again", "with a master's", "with both"].into_iter().enumerate() {
+            report.row(format!("{name}: {with}"), std::mem::take(&mut times[which][index]));
+        }
     }
-    report.note("Master and one node on this machine, so both sets of programs run at each event.");
+    report.note("A machine is master or node; both sets of programs on one machine are a matter of tests.");
     report.finish(setup)
 }

@@ -19,6 +19,15 @@ pub struct Ssh {
     server: Option<Held>,
 }
 
+/// How the server is set up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Setting {
+    /// As Debian installs it, for a new user: PAM, and what /etc/skel puts into a home.
+    Debian,
+    /// With nothing that takes time: no PAM, an empty home.
+    Stripped,
+}
+
 struct Directory(PathBuf);
 
 impl Drop for Directory {
@@ -37,14 +46,22 @@ impl Drop for Ssh {
 
 impl Ssh {
     /// Starts both and waits until a command could be sent.
-    pub fn start() -> Result<Self> {
-        let dir = Directory(PathBuf::from(format!("/tmp/bproc-bench-ssh-{}", std::process::id())));
+    pub fn start(setting: Setting) -> Result<Self> {
+        let debian = setting == Setting::Debian;
+        let name = if debian { "debian" } else { "stripped" };
+        let dir = Directory(PathBuf::from(format!("/tmp/bproc-bench-ssh-{}-{name}", std::process::id())));
         fs::create_dir(&dir.0).with_context(|| format!("cannot make {}", dir.0.display()))?;
         std::os::unix::fs::chown(&dir.0, Some(0), Some(0)).context("cannot own a directory")?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         fs::set_permissions(&dir.0, mode).context("cannot close a directory to others")?;
-        // The login shell shall find no start-up files: some take longer than everything else here.
+        // Not this machine's own start-up files: some take longer than everything else here.
         fs::create_dir(dir.0.join("home")).context("cannot make a directory")?;
+        if debian {
+            for file in fs::read_dir("/etc/skel").context("cannot list /etc/skel")?.flatten() {
+                fs::copy(file.path(), dir.0.join("home").join(file.file_name()))
+                    .context("cannot copy from /etc/skel")?;
+            }
+        }
         for key in ["host", "user"] {
             let mut made = Command::new("ssh-keygen");
             succeed(made.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(dir.0.join(key)))?;
@@ -54,8 +71,13 @@ impl Ssh {
         let at = dir.0.display();
         let server = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {at}/host\nAuthorizedKeysFile {at}/authorized\n\
-             PidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\n\
-             MaxSessions 1000\nMaxStartups 1000\nPrintMotd no\nPrintLastLog no\nSetEnv HOME={at}/home\n"
+             PidFile none\nStrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\n\
+             MaxSessions 1000\nMaxStartups 1000\nPrintMotd no\nSetEnv HOME={at}/home\n{}",
+            if debian {
+                "UsePAM yes\nKbdInteractiveAuthentication no\nX11Forwarding yes\nAcceptEnv LANG LC_*\n"
+            } else {
+                "UsePAM no\nPrintLastLog no\n"
+            }
         );
         let client = format!(
             "Host bench\n  HostName 127.0.0.1\n  Port {port}\n  User root\n  IdentityFile {at}/user\n  \

@@ -9,7 +9,7 @@ use crate::Setup;
 use crate::cluster::Cluster;
 use crate::measure::Samples;
 use crate::report::Report;
-use crate::ssh::Ssh;
+use crate::ssh::{Setting, Ssh};
 use crate::sys::{self, Held};
 
 const PIECE: usize = 1 << 20;
@@ -62,7 +62,7 @@ pub fn run(setup: &Setup) -> Result<()> {
     let (runs, mib) = (setup.runs.unwrap_or(3), setup.mib);
     let mut report = Report::new("stdio", "MiB/s");
     let cluster = Cluster::up(setup, 2)?;
-    let ssh = Ssh::start()?;
+    let ssh = Ssh::start(Setting::Stripped)?;
     let cat = |mut command: Command| {
         command.arg("cat");
         command

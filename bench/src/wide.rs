@@ -9,7 +9,7 @@ use crate::cluster::Cluster;
 use crate::measure::Samples;
 use crate::report::Report;
 use crate::spawn::timed;
-use crate::ssh::Ssh;
+use crate::ssh::{Setting, Ssh};
 use crate::sys::{self, Held};
 
 /// All at once; milliseconds until the last has ended.
@@ -33,7 +33,7 @@ pub fn run(setup: &Setup) -> Result<()> {
     let (runs, nodes) = (setup.runs.unwrap_or(20), setup.nodes);
     let mut report = Report::new("wide", "ms");
     let cluster = Cluster::up(setup, nodes)?;
-    let ssh = Ssh::start()?;
+    let ssh = Ssh::start(Setting::Stripped)?;
     let [mut bpsh, mut multiplexed, mut fresh, mut plain] = [const { Samples::new() }; 4];
     for run in 0..runs + 1 {
         let one = timed(cluster.tool("bpsh").args(["-a", "/bin/true"]))?;

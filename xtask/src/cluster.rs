@@ -45,7 +45,7 @@ pub struct UpArgs {
     #[command(flatten)]
     named: Named,
     /// Number of nodes, on 127.0.0.1, 127.0.0.2, ...
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=250))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=250))]
     nodes: u8,
     /// Settings (agent.toml) that override those made here
     #[arg(long)]
