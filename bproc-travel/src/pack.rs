@@ -9,6 +9,7 @@ use bproc_sys::as_user;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -19,6 +20,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 const MOST: usize = 1024;
 /// Symbolic links on the way to one file.
 const MAX_LINKS: usize = 40;
+
+/// Programs that are packed at the same time, at most.
+const PLACES: usize = 16;
 
 /// Who wants to execute.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +58,8 @@ pub struct Packer {
     memo: Memo,
     offers: Arc<Offers>,
     packed: Mutex<HashMap<Want, Arc<Packed>>>,
+    /// Programs that are being packed, by [`place_of`].
+    at_work: [Mutex<()>; PLACES],
     machine: Vec<u8>,
 }
 
@@ -61,6 +67,12 @@ fn failed(path: &Path, error: &io::Error) -> Failure {
     let text = error.to_string();
     let words = text.split(" (os error").next().unwrap_or(&text);
     Failure { number: error.raw_os_error().unwrap_or(libc::EIO), message: format!("{}: {words}", path.display()) }
+}
+
+fn place_of(want: &Want) -> usize {
+    let mut hasher = DefaultHasher::new();
+    want.hash(&mut hasher);
+    (hasher.finish() % PLACES as u64) as usize
 }
 
 fn stamp_content(path: &Path) -> Stamp {
@@ -75,7 +87,13 @@ fn stamp_rights(path: &Path) -> Stamp {
 impl Packer {
     /// With nothing packed yet. What is packed is offered to nodes.
     pub fn new(offers: Arc<Offers>) -> Packer {
-        Packer { memo: Memo::default(), offers, packed: Mutex::default(), machine: machine() }
+        Packer {
+            memo: Memo::default(),
+            offers,
+            packed: Mutex::default(),
+            at_work: Default::default(),
+            machine: machine(),
+        }
     }
 
     /// The program with all that it is made of. Blocks: reads files that it has not seen yet.
@@ -83,10 +101,20 @@ impl Packer {
     /// # Errors
     /// What execve would say to this caller of the program or its interpreter, and of libraries that he may not read.
     pub fn pack(&self, want: Want, caller: &Caller) -> Result<Luggage, Failure> {
-        let known = self.packed.lock().unwrap_or_else(PoisonError::into_inner).get(&want).cloned();
-        let packed = match known.filter(|packed| packed.is_valid()) {
+        let known = |want: &Want| {
+            let known = self.packed.lock().unwrap_or_else(PoisonError::into_inner).get(want).cloned();
+            known.filter(|packed| packed.is_valid())
+        };
+        let packed = match known(&want) {
             Some(packed) => packed,
-            None => self.pack_anew(want, caller)?,
+            None => {
+                // Many start the same at once: one of them reads the files.
+                let _one = self.at_work[place_of(&want)].lock().unwrap_or_else(PoisonError::into_inner);
+                match known(&want) {
+                    Some(packed) => packed,
+                    None => self.pack_anew(want, caller)?,
+                }
+            }
         };
         for (path, mode) in &packed.private {
             as_user::may(caller.uid, caller.gid, &caller.groups, path.as_os_str().as_bytes(), *mode)
