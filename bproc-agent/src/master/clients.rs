@@ -50,6 +50,10 @@ pub enum ClientFact {
     Nodes(oneshot::Sender<wire::NodeList>),
     /// The processes on nodes.
     Processes(oneshot::Sender<wire::ProcessList>),
+    /// A named value of a node.
+    Attribute(wire::GetAttribute, oneshot::Sender<Result<Vec<u8>, Failure>>),
+    /// Change a named value of a node.
+    SetAttribute(wire::SetAttribute, oneshot::Sender<Result<(), Failure>>),
     /// Change a node.
     SetNode {
         /// How.
@@ -224,6 +228,25 @@ async fn answer(request: request::Body, peer: PeerCred, fds: Vec<OwnedFd>, desk:
             Ok(spawned) => reply::Body::Spawned(spawned),
             Err(failure) => reply::Body::Failure(failure),
         },
+        request::Body::GetAttribute(get) => {
+            let (answer, receiver) = oneshot::channel();
+            desk.facts.send(Fact::Client(ClientFact::Attribute(get, answer))).await.ok();
+            match receiver.await {
+                Ok(Ok(value)) => reply::Body::Attribute(wire::Attribute { value }),
+                Ok(Err(failure)) => reply::Body::Failure(failure),
+                Err(_) => ending(),
+            }
+        }
+        request::Body::SetAttribute(_) if peer.uid != 0 => fail(libc::EPERM, "only root may set attributes of nodes"),
+        request::Body::SetAttribute(set) => {
+            let (answer, receiver) = oneshot::channel();
+            desk.facts.send(Fact::Client(ClientFact::SetAttribute(set, answer))).await.ok();
+            match receiver.await {
+                Ok(Ok(())) => reply::Body::Done(wire::Done {}),
+                Ok(Err(failure)) => reply::Body::Failure(failure),
+                Err(_) => ending(),
+            }
+        }
         request::Body::Libraries(_) => {
             let travel = desk.travel.clone();
             let paths = tokio::task::spawn_blocking(move || travel.libraries()).await.unwrap_or_default();

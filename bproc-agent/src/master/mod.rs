@@ -6,6 +6,7 @@
 //! - [`link`]: the gRPC service for nodes · `nodes`: what they say
 //! - [`travel`]: programs that travel · `effects`: performs what the core decided
 
+mod attributes;
 pub mod caller;
 pub mod clients;
 mod effects;
@@ -109,6 +110,7 @@ pub struct Actor {
     iod: Arc<Iod>,
     kernel: Kernel,
     travel: Arc<travel::Travel>,
+    attributes: attributes::Attributes,
     asks: HashMap<Ask, Waiting>,
     next_ask: u64,
     specs: HashMap<Pid, SpawnSpec>,

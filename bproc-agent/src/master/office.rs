@@ -38,6 +38,14 @@ impl Actor {
                 let processes = self.core.processes().into_iter().map(on_node).collect();
                 let _ = answer.send(wire::ProcessList { processes });
             }
+            ClientFact::Attribute(get, answer) => {
+                let known = self.known(get.number);
+                let _ = answer.send(known.and_then(|()| self.attributes.get(get.number, &get.name)));
+            }
+            ClientFact::SetAttribute(set, answer) => {
+                let known = self.known(set.number);
+                let _ = answer.send(known.and_then(|()| self.attributes.set(set.number, set.name, set.value)));
+            }
             ClientFact::SetNode { change, uid, gids, answer } => {
                 let result = self.set_node(change, uid, &gids);
                 if result.is_ok() {
@@ -46,6 +54,14 @@ impl Actor {
                 let _ = answer.send(result);
             }
         }
+    }
+
+    fn known(&self, number: i32) -> Result<(), Failure> {
+        let id = NodeId(number);
+        if self.core.view(id).is_some() {
+            return Ok(());
+        }
+        Err(Failure { number: errno::BE_INVALIDNODE, message: format!("there is no node {id}") })
     }
 
     fn set_node(&mut self, change: wire::SetNode, uid: u32, gids: &[u32]) -> Result<(), Failure> {

@@ -108,6 +108,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         iod: iod.clone(),
         kernel,
         travel,
+        attributes: Default::default(),
         asks: HashMap::new(),
         next_ask: 1,
         specs: HashMap::new(),
