@@ -279,6 +279,19 @@ fn time_option(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+fn attributes_of_nodes(cluster: &Cluster) -> Result<()> {
+    let mut client = cluster.client()?;
+    let name = || "bproc.rack".to_owned();
+    let number = |result: std::result::Result<(), bproc::Error>| result.map_err(|error| error.number);
+    ensure!(client.attribute(1, name()).map_err(|error| error.number) == Err(libc::ENODATA), "there before");
+    ensure!(number(client.set_attribute(1, name(), Some(b"7".to_vec()))) == Ok(()), "not set");
+    ensure!(cluster.client()?.attribute(1, name()).map_err(|error| error.number) == Ok(b"7".to_vec()), "not kept");
+    ensure!(client.attribute(0, name()).is_err(), "of another node");
+    ensure!(number(client.set_attribute(99, name(), None)) == Err(bproc_common::errno::BE_INVALIDNODE), "no such node");
+    ensure!(number(client.set_attribute(1, name(), None)) == Ok(()), "not taken away");
+    Ok(())
+}
+
 fn many_at_once(cluster: &Cluster) -> Result<()> {
     let nodes = ["0", "1", "2"].repeat(40).join(",");
     let done = cluster.bpsh(&[&nodes, "sh", "-c", "echo $$"])?;
@@ -308,6 +321,7 @@ fn main() -> ExitCode {
         Test::new("ghosts_look_like_their_processes", ghosts_look_like_their_processes),
         Test::new("scripts", scripts),
         Test::new("time_option", time_option),
+        Test::new("attributes_of_nodes", attributes_of_nodes),
         Test::new("many_at_once", many_at_once),
     ];
     runner::main(|| Cluster::start(3), tests, Cluster::close)
