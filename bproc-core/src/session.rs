@@ -42,6 +42,11 @@ impl<T: Clone> Outbox<T> {
         self.kept.iter().cloned().collect()
     }
 
+    /// Takes out those that are not to be sent again.
+    pub fn withdraw(&mut self, which: impl Fn(&T) -> bool) {
+        self.kept.retain(|(_, message)| !which(message));
+    }
+
     /// Number of the oldest message kept, 0 when none is.
     pub fn oldest(&self) -> u64 {
         self.kept.front().map_or(0, |(n, _)| *n)

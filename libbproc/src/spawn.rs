@@ -21,6 +21,9 @@ use crate::frame::{HEAD, PACKET_MAX, Packet};
 use crate::reply::{self, Strings};
 use crate::sys;
 
+/// How often the same is asked again of a node whose agent was restarted in the middle of it.
+const RESTARTS: u32 = 5;
+
 /// What a standard stream of the process is connected to.
 #[derive(Clone, Debug)]
 pub enum Source<'fd> {
@@ -202,18 +205,26 @@ impl<'fd> Prepared<'fd> {
     /// process as it was (signal mask included).
     pub fn go(&self) -> Error {
         let _blocked = AllBlocked::new();
-        match self.ask() {
-            Ok(never) => match never {},
-            Err(error) => error,
+        let mut left = RESTARTS;
+        loop {
+            match self.ask() {
+                Ok(never) => match never {},
+                Err(error) if error.number == libc::ERESTART && left > 0 => left -= 1,
+                Err(error) => return error,
+            }
         }
     }
 
     /// As [`Prepared::go`], for a child that was cloned behind libc's back: takes no memory. The caller has blocked
     /// all signals. The number of what failed.
     pub(crate) fn go_without_memory(&self, scratch: &mut Scratch) -> i32 {
-        match self.ask_without_memory(scratch) {
-            Ok(never) => match never {},
-            Err(number) => number,
+        let mut left = RESTARTS;
+        loop {
+            match self.ask_without_memory(scratch) {
+                Ok(never) => match never {},
+                Err(libc::ERESTART) if left > 0 => left -= 1,
+                Err(number) => return number,
+            }
         }
     }
 

@@ -183,6 +183,9 @@ fn failure(refusal: Refusal) -> Failure {
             (number, format!("the keeper cannot hold process {pid} (errno {number}); is a debugger attached to it?"))
         }
         Refusal::Failed(_, number, message) => (number, message),
+        Refusal::Interrupted(node) => {
+            (libc::ERESTART, format!("the agent of node {node} was restarted while it started the program; try again"))
+        }
         Refusal::NodeDied(node) => (errno::BE_SLAVEDIED, format!("node {node} went down before the program ran")),
     };
     Failure { number, message }

@@ -256,6 +256,9 @@ impl Actor {
             self.space.note_orders(0);
             self.space.record.master_epoch = welcome.master_epoch;
             self.save();
+            for end in self.table.ends() {
+                self.tell(end);
+            }
         }
         for (number, body) in self.events.resend_after(welcome.events_seen) {
             send(&to, number, body);
@@ -275,6 +278,9 @@ impl Actor {
     fn tell(&mut self, body: event::Body) {
         tracing::trace!(?body, "event");
         self.settle_acknowledgement();
+        if let event::Body::Exited(exited) = &body {
+            self.table.told_end(exited.pid, exited.status);
+        }
         let number = self.events.push(body.clone());
         if let Some(to) = &self.to_master {
             send(to, number, body);

@@ -38,6 +38,8 @@ struct Entry {
     state: State,
     /// The kernel told its exec, which the agent learns of a little later than what the program does then.
     execed: bool,
+    /// How it ended, once the master was told.
+    told_end: Option<i32>,
     /// Who holds its zombie, if that is one of ours.
     held_by: Option<i32>,
     /// Start in clock ticks after boot, once that was asked for.
@@ -197,6 +199,19 @@ impl Table {
             // Its own parent died without reaping it.
             State::Ended => Ended::Reap,
         }
+    }
+
+    /// The master is told the end of a process.
+    pub fn told_end(&mut self, pid: i32, status: i32) {
+        if let Some(entry) = self.entries.get_mut(&pid) {
+            entry.told_end = Some(status);
+        }
+    }
+
+    /// The ends that a master was told and has not replayed: its successor does not know them.
+    pub fn ends(&self) -> Vec<event::Body> {
+        let told = self.entries.iter().filter_map(|(pid, entry)| Some((*pid, entry.told_end?)));
+        told.map(|(pid, status)| event::Body::Exited(wire::Exited { pid, status, rusage: None })).collect()
     }
 
     /// The streams of a process at the stdio service.

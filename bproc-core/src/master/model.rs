@@ -51,6 +51,8 @@ pub enum Refusal {
     CannotHold(Pid, i32),
     /// The node could not start the program: errno or BProc's own number, and words.
     Failed(NodeId, i32, String),
+    /// The node's agent was restarted while it started the program, which may be tried again.
+    Interrupted(NodeId),
     /// The node was lost meanwhile.
     NodeDied(NodeId),
 }
@@ -300,6 +302,11 @@ impl Process {
     /// One that was there before this agent.
     pub(super) fn inherited(parent: Option<Pid>) -> Process {
         Process { inherited: true, ..Process::new(None, parent) }
+    }
+
+    /// The node has not said whether it runs.
+    pub(super) fn is_unanswered(&self) -> bool {
+        matches!(self.phase, Phase::Starting { started: None, .. })
     }
 
     /// Its ghost can still carry out commands.

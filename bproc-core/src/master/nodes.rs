@@ -52,10 +52,18 @@ impl Master {
             if n.instance != hello.instance {
                 n.instance = hello.instance;
                 n.events = Default::default();
-                let open = n.orders.resend_after(hello.orders_seen);
-                let to_come =
-                    open.iter().filter_map(|(_, o)| if let Order::Spawn(pid) = o { Some(*pid) } else { None });
-                let there = hello.inventory.into_iter().chain(to_come).collect();
+                n.orders.acknowledged(hello.orders_seen);
+                // What the former agent had begun cannot be begun again: the streams may have been used. Its answers may
+                // have been lost with it: what runs tells.
+                n.orders.withdraw(|order| matches!(order, Order::Spawn(_)));
+                let there: HashSet<Pid> = hello.inventory.into_iter().collect();
+                let open = self.processes.iter().filter(|(_, p)| p.node == Some(node) && p.is_unanswered());
+                let mut open: Vec<Pid> = open.map(|(pid, _)| *pid).collect();
+                open.sort_unstable();
+                for pid in open {
+                    let runs = there.contains(&pid);
+                    self.spawned(pid, if runs { Ok(()) } else { Err(Refusal::Interrupted(node)) }, out);
+                }
                 self.reconcile(node, &there, out);
             }
             // Linked only now: what was ordered meanwhile must not overtake what is sent again.

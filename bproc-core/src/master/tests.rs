@@ -282,6 +282,28 @@ fn a_restarted_agent_of_a_node_tells_what_is_left() {
 }
 
 #[test]
+fn starts_that_a_restarted_agent_had_begun_are_decided_by_what_runs() {
+    let mut m = up();
+    let mut out = vec![];
+    for n in [60, 61, 62] {
+        m.spawn(Ask(n as u64), facts(n), &mut out);
+        m.held(pid(n), Ok(()), &mut out);
+    }
+    m.link_broken(NODE);
+    // Ordered after the break: never begun, but who knows.
+    m.spawn(Ask(63), facts(63), &mut out);
+    m.held(pid(63), Ok(()), &mut out);
+    out.clear();
+    let hello = Attach { instance: 2, orders_seen: 2, ..hello(1, vec![pid(60), pid(61)]) };
+    m.attach(NODE, hello, "up", &mut out).unwrap();
+    let answers: Vec<_> = out.iter().filter(|a| matches!(a, Action::Answer(..))).cloned().collect();
+    let again = |n| Action::Answer(Ask(n), Err(Refusal::Interrupted(NODE)));
+    // The order of 60 was acknowledged, but its answer never came.
+    assert_eq!(answers, [Action::Answer(Ask(60), Ok(())), Action::Answer(Ask(61), Ok(())), again(62), again(63)]);
+    assert_eq!(orders(&out), []);
+}
+
+#[test]
 fn a_configuration_read_again_keeps_what_is_attached() {
     let mut m = up();
     let mut out = vec![];
