@@ -19,6 +19,9 @@ use tokio::sync::{mpsc, oneshot};
 
 const SIGCONT: i64 = 18;
 
+/// Value of the SIGCONT by which the agent wakes a ghost; the ghost does not forward it.
+pub const WAKE: u64 = 0x6270_7263;
+
 /// What a connection tells.
 #[derive(Debug)]
 pub enum Report {
@@ -32,6 +35,8 @@ pub enum Report {
         parent: Option<Pid>,
         /// What it plays.
         role: Role,
+        /// Number of the newest signal that it forwarded; 0 in a fresh one.
+        newest: u32,
         /// To talk to it.
         ghost: Ghost,
     },
@@ -252,7 +257,8 @@ async fn attend<T: Send + 'static>(
     let parent = i32::try_from(hello.msg.c).ok().and_then(Pid::new);
     let (commands, mut inbox) = mpsc::unbounded_channel();
     let ghost = Ghost { id, commands };
-    out.send(wrap(Report::Connected { pid, host_pid, parent, role, ghost })).await.ok();
+    let newest = hello.msg.d as u32;
+    out.send(wrap(Report::Connected { pid, host_pid, parent, role, newest, ghost })).await.ok();
     let result = converse(&fd, &mut buffer, pid, &mut inbox, barrier, &out, wrap).await;
     out.send(wrap(Report::Closed { pid, id })).await.ok();
     result

@@ -105,6 +105,11 @@ impl Keeper {
         self.tell(op::DETACH, pid);
     }
 
+    /// The same; answered when it has happened.
+    pub fn hand_over(&self, pid: Pid) -> oneshot::Receiver<i32> {
+        self.ask(op::DETACH, pid.get())
+    }
+
     /// Answered when all that the keeper saw before has been passed on.
     pub fn barrier(&self) -> oneshot::Receiver<i32> {
         self.ask(op::PING, 0)

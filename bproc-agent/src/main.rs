@@ -6,6 +6,7 @@ mod ghosts;
 mod keeper;
 mod kernel;
 mod master;
+mod mover;
 mod names;
 mod owed;
 mod slave;
@@ -217,7 +218,19 @@ fn prepare_ghost(path: &Path) -> Result<FileId> {
     if !has_file_caps(path, &[CHECKPOINT_RESTORE])? {
         set_file_caps(path, &[CHECKPOINT_RESTORE]).context("giving the ghost binary its capability")?;
     }
+    prepare_body(&path.with_file_name("bproc-body"))?;
     Ok(FileId { dev: meta.dev(), ino: meta.ino() })
+}
+
+/// The body must be root's and set-user-id, so that users' stand-ins can become processes again.
+fn prepare_body(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let meta = std::fs::metadata(path).with_context(|| format!("the body binary {}", path.display()))?;
+    if meta.uid() == 0 && meta.mode() & 0o7777 != 0o4755 {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o4755))
+            .with_context(|| format!("making {} set-user-id", path.display()))?;
+    }
+    Ok(())
 }
 
 /// A number that no other life has.

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use bproc_config::MachineConfig;
-use bproc_stdio::{AsyncIodClient, IodError, Kind, Launch, Role, Status, StreamSpec, Token, launch};
+use bproc_stdio::{AsyncIodClient, IodError, Kind, Launch, Role, Status, StreamName, StreamSpec, Token, launch};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use tokio::sync::Mutex;
@@ -72,6 +72,22 @@ impl Iod {
         Ok(self.client().await?.expect(token, &streams, None).await?)
     }
 
+    /// Master: these streams (token, number, input) go on as the numbers `fds` of another token.
+    ///
+    /// # Errors
+    /// The service is lost.
+    pub async fn share(&self, from: &[(Vec<u8>, i32, bool)], token: &[u8], fds: Vec<i32>) -> Result<()> {
+        Ok(self.client().await?.share(stream_names(from), known(token)?, fds).await?)
+    }
+
+    /// Master: what these streams lead to.
+    ///
+    /// # Errors
+    /// The service is lost.
+    pub async fn take(&self, streams: &[(Vec<u8>, i32, bool)]) -> Result<Vec<OwnedFd>> {
+        Ok(self.client().await?.take(stream_names(streams)).await?)
+    }
+
     /// Slave: forward these.
     ///
     /// # Errors
@@ -120,6 +136,11 @@ impl Iod {
 
 fn known(token: &[u8]) -> Result<Token> {
     Token::from_bytes(token).context("a token of another length")
+}
+
+fn stream_names(streams: &[(Vec<u8>, i32, bool)]) -> Vec<StreamName> {
+    let kind = |input: bool| if input { Kind::Input } else { Kind::Output };
+    streams.iter().map(|(token, fd, i)| StreamName { token: token.clone(), fd: *fd, kind: kind(*i) as i32 }).collect()
 }
 
 fn specs(streams: &[(i32, bool)], pty: bool) -> Vec<StreamSpec> {

@@ -167,6 +167,31 @@ pub(crate) struct Bpstat {
     pub(crate) nodes: Vec<String>,
 }
 
+/// Have running processes go on on another node
+///
+/// The processes need not know: each is stopped for some milliseconds and goes on with the same pid, parent, children,
+/// memory, threads, timers and signals. Standard streams stay connected; other open files go along if the node has
+/// them too. A process that cannot move is told why and runs on where it is. 'bproc move' is the same.
+#[derive(Parser, Debug, Default)]
+#[command(name = "bpmove", version, disable_version_flag = true)]
+pub(crate) struct Bpmove {
+    /// Close open files that cannot go along, instead of refusing
+    #[arg(short = 'd', long)]
+    pub(crate) drop_files: bool,
+    /// Tell how long each process stood still, and the size of its image
+    #[arg(short = 'V', long)]
+    pub(crate) verbose: bool,
+    /// Print version
+    #[arg(short = 'v', long, action = ArgAction::Version)]
+    version: Option<bool>,
+    /// The processes
+    #[arg(value_name = "PID", required = true, value_parser = clap::value_parser!(i32).range(2..))]
+    pub(crate) pids: Vec<i32>,
+    /// Where to: the number of a node, or "master"
+    #[arg(value_name = "NODE", required = true, allow_negative_numbers = true)]
+    pub(crate) node: String,
+}
+
 /// Change the state, owner and permissions of nodes
 ///
 /// Actions happen in the order given, on each node.

@@ -10,8 +10,8 @@ use clap_complete::Shell;
 
 use crate::cli;
 
-fn commands() -> [Command; 4] {
-    [cli::Bpsh::command(), cli::Bpstat::command(), cli::Bpctl::command(), cli::Bplib::command()]
+fn commands() -> [Command; 5] {
+    [cli::Bpsh::command(), cli::Bpstat::command(), cli::Bpctl::command(), cli::Bplib::command(), cli::Bpmove::command()]
 }
 
 fn generate(dir: &Path) -> io::Result<()> {
@@ -57,7 +57,7 @@ mod tests {
             let page = fs::read_to_string(dir.join(format!("man/man1/{tool}.1"))).unwrap();
             assert!(page.contains("SYNOPSIS"));
         }
-        assert_eq!(fs::read_dir(dir.join("completions")).unwrap().count(), 12);
+        assert_eq!(fs::read_dir(dir.join("completions")).unwrap().count(), 15);
         fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -6,6 +6,7 @@
 
 mod bpctl;
 mod bplib;
+mod bpmove;
 mod bpsh;
 mod bpstat;
 mod cli;
@@ -20,10 +21,11 @@ use std::path::Path;
 use clap::Parser;
 
 /// The tools by name.
-pub(crate) const TOOLS: [(&str, &str); 4] = [
+pub(crate) const TOOLS: [(&str, &str); 5] = [
     ("bpsh", "run a program on nodes"),
     ("bpstat", "show nodes and the processes on them"),
     ("bpctl", "change the state, owner and permissions of nodes"),
+    ("bpmove", "have running processes go on on another node"),
     ("bplib", "change or show the files that nodes keep at hand"),
 ];
 
@@ -59,6 +61,10 @@ fn run(mut args: Vec<OsString>) -> i32 {
         },
         "bplib" | "vmadlib" => match cli::Bplib::try_parse_from(args) {
             Ok(options) => bplib::run(&options),
+            Err(error) => usage(&error),
+        },
+        "bpmove" | "move" => match cli::Bpmove::try_parse_from(args) {
+            Ok(options) => bpmove::run(&options),
             Err(error) => usage(&error),
         },
         "generate" => generate::run(args.get(1)),

@@ -13,7 +13,10 @@ use tokio::sync::oneshot;
 
 use crate::packet;
 use crate::watched::{sent, watch};
-use crate::wire::{Attach, Body, Empty, Expect, MAX_PACKET, Reply, Request, Status, StreamSpec, Token, Winsize};
+use crate::wire::{
+    Attach, Body, Empty, Expect, MAX_PACKET, Reply, Request, Share, Status, StreamName, StreamSpec, Take, Token,
+    Winsize,
+};
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -157,7 +160,7 @@ impl IodClient {
 }
 
 /// Answers awaited, by tag. `None` when the service is lost.
-type Waiting = Option<HashMap<u64, oneshot::Sender<Reply>>>;
+type Waiting = Option<HashMap<u64, oneshot::Sender<(Reply, Vec<OwnedFd>)>>>;
 
 struct Shared {
     fd: AsyncFd<OwnedFd>,
@@ -185,13 +188,13 @@ async fn receive_replies(shared: Arc<Shared>) {
     loop {
         let got = shared.fd.async_io(Interest::READABLE, |fd| packet::receive(fd, &mut buffer)).await;
         let reply = match got {
-            Ok(Some((len, _))) => Reply::decode(&buffer[..len]).ok(),
+            Ok(Some((len, fds))) => Reply::decode(&buffer[..len]).ok().map(|reply| (reply, fds)),
             Ok(None) | Err(_) => None,
         };
         let mut waiting = shared.waiting.lock().unwrap_or_else(|e| e.into_inner());
         match (reply, &mut waiting.1) {
             (Some(reply), Some(map)) => {
-                if let Some(sender) = map.remove(&reply.tag) {
+                if let Some(sender) = map.remove(&reply.0.tag) {
                     // Whoever asked may have stopped waiting.
                     let _ = sender.send(reply);
                 }
@@ -228,6 +231,10 @@ impl AsyncIodClient {
     }
 
     async fn call(&self, body: Body, fds: &[RawFd]) -> Result<Reply, IodError> {
+        Ok(self.call_for_fds(body, fds).await?.0)
+    }
+
+    async fn call_for_fds(&self, body: Body, fds: &[RawFd]) -> Result<(Reply, Vec<OwnedFd>), IodError> {
         let (tag, answer) = {
             let mut waiting = self.shared.waiting.lock().unwrap_or_else(|e| e.into_inner());
             waiting.0 += 1;
@@ -246,7 +253,24 @@ impl AsyncIodClient {
             self.shared.waiting.lock().unwrap_or_else(|e| e.into_inner()).1 = None;
             return Err(error.into());
         }
-        outcome(answer.await.map_err(|_| lost("it has ended"))?)
+        let (reply, fds) = answer.await.map_err(|_| lost("it has ended"))?;
+        outcome(reply).map(|reply| (reply, fds))
+    }
+
+    /// Master: these streams go on under another name, for a process that moves. See [`Body::Share`].
+    ///
+    /// # Errors
+    /// The service is lost, or the streams make no sense.
+    pub async fn share(&self, from: Vec<StreamName>, token: Token, fds: Vec<i32>) -> Result<(), IodError> {
+        self.call(Body::Share(Share { from, token: token.as_bytes().to_vec(), fds }), &[]).await.map(drop)
+    }
+
+    /// Master: what these streams lead to. See [`Body::Take`].
+    ///
+    /// # Errors
+    /// The service is lost, or the streams make no sense.
+    pub async fn take(&self, streams: Vec<StreamName>) -> Result<Vec<OwnedFd>, IodError> {
+        Ok(self.call_for_fds(Body::Take(Take { streams }), &[]).await?.1)
     }
 
     /// See [`IodClient::expect`]. The descriptors must stay open until it returns.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -16,7 +16,7 @@ use crate::packet;
 use crate::pump::Counters;
 use crate::slave::Slave;
 use crate::watched::{sent, watch};
-use crate::wire::{Body, MAX_PACKET, MAX_STREAMS, Reply, Request, Status, StreamSpec, Token};
+use crate::wire::{Body, Kind, MAX_PACKET, MAX_STREAMS, Reply, Request, Status, StreamName, StreamSpec, Token};
 
 /// What the requests are for.
 pub(crate) enum Side {
@@ -80,26 +80,27 @@ async fn connection(fd: OwnedFd, control: Arc<Control>) -> io::Result<()> {
             let fd = fd.clone();
             tokio::spawn(async move {
                 // An agent that is gone asks again after its restart.
-                let _ = answer(&fd, reply.await).await;
+                let _ = answer(&fd, reply.await, &[]).await;
             });
             continue;
         }
         let tag = request.tag;
         let quit = matches!(request.body, Some(Body::Quit(_)));
-        let reply = match control.handle(request.body, fds) {
-            Ok(reply) => Reply { tag, ..reply },
-            Err(Refusal(errno, message)) => Reply { tag, errno, message, ..Reply::default() },
+        let (reply, fds) = match control.handle(request.body, fds) {
+            Ok((reply, fds)) => (Reply { tag, ..reply }, fds),
+            Err(Refusal(errno, message)) => (Reply { tag, errno, message, ..Reply::default() }, Vec::new()),
         };
-        answer(&fd, reply).await?;
+        answer(&fd, reply, &fds).await?;
         if quit {
             let _ = control.quit.send(()).await;
         }
     }
 }
 
-async fn answer(fd: &AsyncFd<OwnedFd>, reply: Reply) -> io::Result<()> {
+async fn answer(fd: &AsyncFd<OwnedFd>, reply: Reply, fds: &[OwnedFd]) -> io::Result<()> {
     let bytes = reply.encode_to_vec();
-    sent(fd.get_ref(), |fd| packet::send(fd, &bytes, &[])).await
+    let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    sent(fd.get_ref(), |fd| packet::send(fd, &bytes, &raw)).await
 }
 
 fn flush(control: &Control, token: &[u8], tag: u64) -> impl Future<Output = Reply> + Send + 'static {
@@ -139,14 +140,43 @@ fn pair(specs: Vec<StreamSpec>, fds: Vec<OwnedFd>) -> Result<Vec<(StreamSpec, Ow
     Ok(specs.into_iter().zip(fds).collect())
 }
 
+fn names(streams: &[StreamName]) -> Result<Vec<(Token, i32, Kind)>, Refusal> {
+    if streams.len() > MAX_STREAMS {
+        return Err(refuse(libc::EINVAL, format!("{} streams: {MAX_STREAMS} at most", streams.len())));
+    }
+    let one = |s: &StreamName| match s.kind() {
+        kind @ (Kind::Input | Kind::Output) => Ok((token(&s.token)?, s.fd, kind)),
+        _ => Err(refuse(libc::EINVAL, "a terminal stays on its node")),
+    };
+    streams.iter().map(one).collect()
+}
+
+fn broken(error: io::Error) -> Refusal {
+    refuse(error.raw_os_error().unwrap_or(libc::EIO), format!("duplicates of the descriptors: {error}"))
+}
+
 impl Control {
-    fn handle(&self, body: Option<Body>, fds: Vec<OwnedFd>) -> Result<Reply, Refusal> {
+    fn handle(&self, body: Option<Body>, fds: Vec<OwnedFd>) -> Result<(Reply, Vec<OwnedFd>), Refusal> {
+        if let (Some(Body::Take(ask)), Side::Master(master)) = (&body, &self.side) {
+            return Ok((Reply::default(), master.hand_on(&names(&ask.streams)?).map_err(broken)?));
+        }
+        self.handle_plain(body, fds).map(|reply| (reply, Vec::new()))
+    }
+
+    fn handle_plain(&self, body: Option<Body>, fds: Vec<OwnedFd>) -> Result<Reply, Refusal> {
         let done = Ok(Reply::default());
         let in_use = || refuse(libc::EEXIST, "the token is in use");
         match (body, &self.side) {
             (Some(Body::Expect(ask)), Side::Master(master)) => {
                 let streams = pair(ask.streams, fds)?;
                 if master.expect(token(&ask.token)?, streams, ask.node) { done } else { Err(in_use()) }
+            }
+            (Some(Body::Share(ask)), Side::Master(master)) => {
+                let names = names(&ask.from)?;
+                let ends = master.hand_on(&names).map_err(broken)?;
+                let specs = ask.fds.iter().zip(&names).map(|(fd, (_, _, kind))| StreamSpec::new(*fd, *kind)).collect();
+                let streams = pair(specs, ends)?;
+                if master.expect(token(&ask.token)?, streams, None) { done } else { Err(in_use()) }
             }
             (Some(Body::Attach(ask)), Side::Slave(slave)) => {
                 let streams = pair(ask.streams, fds)?;

@@ -32,4 +32,4 @@ pub mod wire;
 pub use client::{AsyncIodClient, IodClient, IodError, Stream};
 pub use launch::{Launch, launch};
 pub use service::{Options, Role, run};
-pub use wire::{Kind, Status, StreamSpec, Token};
+pub use wire::{Kind, Status, StreamName, StreamSpec, Token};

@@ -33,12 +33,21 @@ struct Process {
     /// Only this node may call.
     node: Option<i32>,
     unclaimed: HashMap<i32, (Kind, OwnedFd)>,
+    /// Duplicates for a move, as long as the streams live.
+    kept: HashMap<i32, Kept>,
     /// Streams under way.
     running: Vec<AbortHandle>,
     winsize: watch::Sender<Option<[u8; 8]>>,
     expires: Instant,
     /// Streams neither claimed nor ended; the last one removes the process.
     left: usize,
+}
+
+/// What a stream leads to, for those who come after its process.
+struct Kept {
+    fd: OwnedFd,
+    /// Tells a stream of input that it is at its end.
+    stop: Arc<Notify>,
 }
 
 /// All processes with streams.
@@ -50,17 +59,22 @@ pub(crate) struct Master {
 }
 
 /// Takes one stream out of its process when its task ends, however it ends.
-struct Leave(Arc<Master>, Token);
+struct Leave(Arc<Master>, Token, i32);
 
 impl Drop for Leave {
     fn drop(&mut self) {
         let mut processes = self.0.lock();
+        let mut last = None;
         if let Some(process) = processes.get_mut(&self.1) {
+            last = process.kept.remove(&self.2);
             process.left -= 1;
             if process.left == 0 {
                 processes.remove(&self.1);
             }
         }
+        drop(processes);
+        // Closed here and not under the lock.
+        drop(last);
     }
 }
 
@@ -97,10 +111,17 @@ impl Master {
             return false;
         }
         let left = streams.len();
+        // Without a duplicate a process cannot move with the stream; it works all the same.
+        let keep = |(spec, fd): &(StreamSpec, OwnedFd)| {
+            let fd = fd.try_clone().ok()?;
+            Some((spec.fd, Kept { fd, stop: Arc::default() }))
+        };
+        let kept = streams.iter().filter_map(keep).collect();
         let unclaimed = streams.into_iter().map(|(spec, fd)| (spec.fd, (spec.kind(), fd))).collect();
         let process = Process {
             node,
             unclaimed,
+            kept,
             running: Vec::new(),
             winsize: watch::channel(None).0,
             expires: Instant::now() + UNCLAIMED,
@@ -112,6 +133,27 @@ impl Master {
         drop(processes);
         self.added.notify_waiters();
         true
+    }
+
+    /// What these streams lead to, for a process that goes on elsewhere. Input ends under the old names. One that has
+    /// ended leads to nobody, or to the end.
+    pub(crate) fn hand_on(&self, streams: &[(Token, i32, Kind)]) -> std::io::Result<Vec<OwnedFd>> {
+        let processes = self.lock();
+        let one = |(token, fd, kind): &(Token, i32, Kind)| {
+            let kept = processes.get(token).and_then(|p| p.kept.get(fd));
+            match (kept, kind) {
+                (Some(kept), _) => {
+                    let copy = kept.fd.try_clone()?;
+                    if *kind == Kind::Input {
+                        kept.stop.notify_one();
+                    }
+                    Ok(copy)
+                }
+                (None, Kind::Input) => Ok(std::fs::File::open("/dev/null")?.into()),
+                (None, _) => std::io::pipe().map(|(_, writer)| writer.into()),
+            }
+        };
+        streams.iter().map(one).collect()
     }
 
     /// Closes the streams of a process.
@@ -146,7 +188,8 @@ impl Master {
             if process.expires <= now && !process.unclaimed.is_empty() {
                 tracing::warn!("{token:?}: no node called for {} of its streams", process.unclaimed.len());
                 process.left -= process.unclaimed.len();
-                stale.extend(process.unclaimed.drain());
+                let kept = &mut process.kept;
+                stale.extend(process.unclaimed.drain().map(|(fd, (_, end))| (end, kept.remove(&fd))));
             }
             process.left > 0
         });
@@ -171,7 +214,8 @@ impl Master {
                     return Err(Status::already_exists(format!("descriptor {fd} is not there, or taken already")));
                 };
                 let winsize = process.winsize.subscribe();
-                return Ok(Claim { token, fd, kind, end, winsize });
+                let stop = process.kept.get(&fd).map(|k| k.stop.clone()).unwrap_or_default();
+                return Ok(Claim { token, fd, kind, end, winsize, stop });
             }
             if tokio::time::timeout_at(deadline, added).await.is_err() {
                 return Err(Status::not_found("no process here waits for streams with this token"));
@@ -182,7 +226,7 @@ impl Master {
     fn start(self: &Arc<Self>, claim: Claim, requests: Streaming<Chunk>) -> mpsc::Receiver<Answer> {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let (token, fd) = (claim.token, claim.fd);
-        let leave = Leave(self.clone(), token);
+        let leave = Leave(self.clone(), token, fd);
         let master = self.clone();
         let task = tokio::spawn(async move {
             let _leave = leave;
@@ -246,6 +290,7 @@ impl Master {
         let (fd, pty) = (claim.fd, claim.kind == Kind::PtyInput);
         let mut winsize = claim.winsize;
         winsize.mark_changed();
+        let stop = claim.stop;
         let mut source = match Source::new(claim.end, Held::Shared) {
             Ok(source) => Some(source),
             Err(e) => {
@@ -268,6 +313,7 @@ impl Master {
                     Ok(None) if told_end => return Ended::Whole,
                     Ok(None) | Err(_) => return Ended::Lost,
                 },
+                () = stop.notified(), if source.is_some() => source = None,
                 changed = winsize.changed(), if pty => {
                     let size = *winsize.borrow_and_update();
                     if changed.is_err() {
@@ -323,6 +369,7 @@ struct Claim {
     kind: Kind,
     end: OwnedFd,
     winsize: watch::Receiver<Option<[u8; 8]>>,
+    stop: Arc<Notify>,
 }
 
 /// The gRPC face of [`Master`].

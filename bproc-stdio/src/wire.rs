@@ -84,7 +84,7 @@ pub struct Request {
     #[prost(uint64, tag = "1")]
     pub tag: u64,
     /// What is asked.
-    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub body: Option<Body>,
 }
 
@@ -116,6 +116,50 @@ pub enum Body {
     /// End all streams and the service.
     #[prost(message, tag = "9")]
     Quit(Empty),
+    /// Master: a process moves to another node, which is going to call for these streams of it under another name.
+    /// Output goes on under the old name too, for those who stay behind; input ends there.
+    #[prost(message, tag = "10")]
+    Share(Share),
+    /// Master: a process comes home: duplicates of the descriptors of these streams come with the reply. Input ends
+    /// under the old name.
+    #[prost(message, tag = "11")]
+    Take(Take),
+}
+
+/// Names one stream.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct StreamName {
+    /// [`Token`].
+    #[prost(bytes = "vec", tag = "1")]
+    pub token: Vec<u8>,
+    /// Its number there.
+    #[prost(sint32, tag = "2")]
+    pub fd: i32,
+    /// What it is, for one that has ended: then it is broken, or at its end, under the new name too.
+    #[prost(enumeration = "Kind", tag = "3")]
+    pub kind: i32,
+}
+
+/// See [`Body::Share`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Share {
+    /// The old names.
+    #[prost(message, repeated, tag = "1")]
+    pub from: Vec<StreamName>,
+    /// The new [`Token`].
+    #[prost(bytes = "vec", tag = "2")]
+    pub token: Vec<u8>,
+    /// The new numbers, in the same order.
+    #[prost(sint32, repeated, tag = "3")]
+    pub fds: Vec<i32>,
+}
+
+/// See [`Body::Take`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Take {
+    /// Which.
+    #[prost(message, repeated, tag = "1")]
+    pub streams: Vec<StreamName>,
 }
 
 /// Nothing.

@@ -132,6 +132,21 @@ impl Process {
         Ok(threads)
     }
 
+    /// Its children, zombies too, in the order in which they were made by each of its threads.
+    ///
+    /// # Errors
+    /// ESRCH or ENOENT when it is gone.
+    pub fn children(&self) -> Result<Vec<Pid>> {
+        let mut all = Vec::new();
+        for tid in self.threads()? {
+            // A thread that has ended meanwhile has left its children to another one.
+            let text = std::fs::read_to_string(format!("/proc/{}/task/{tid}/children", self.pid)).unwrap_or_default();
+            all.extend(text.split_ascii_whitespace().filter_map(|n| n.parse().ok()).filter_map(Pid::new));
+        }
+        self.still_there("listing of children")?;
+        Ok(all)
+    }
+
     /// State and signals of one thread.
     ///
     /// # Errors

@@ -172,6 +172,25 @@ impl Conn {
         }
     }
 
+    /// A connection that this process was started with, as descriptor `number`. To be called once, at the start.
+    ///
+    /// # Errors
+    /// EBADF and ENOTSOCK: there is none.
+    pub fn inherited(number: RawFd) -> io::Result<Conn> {
+        // SAFETY: no pointers; a number that is not open is an error.
+        check("F_GETFD", unsafe { libc::fcntl(number, libc::F_GETFD) })?;
+        // SAFETY: it is open, and whoever started this process gave it to us alone.
+        let conn = Conn { fd: unsafe { OwnedFd::from_raw_fd(number) } };
+        match conn.peer() {
+            Ok(_) => Ok(conn),
+            Err(error) => {
+                // It is somebody else's.
+                std::mem::forget(conn);
+                Err(error)
+            }
+        }
+    }
+
     /// Two ends of one connection, both blocking.
     ///
     /// # Errors

@@ -40,6 +40,45 @@ pub struct Identity {
     pub master_address: Vec<u8>,
 }
 
+/// What becomes of open files other than the standard streams when a process moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Files {
+    /// They go along if they can; if any cannot, the move is refused.
+    #[default]
+    Carry,
+    /// They go along if they can, else they are closed.
+    DropOthers,
+    /// They are closed.
+    StdioOnly,
+}
+
+/// A move that is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MoveRequest {
+    /// The process.
+    pub pid: i32,
+    /// Number of the node; -1 is the master.
+    pub node: i32,
+    /// Which read-only mappings travel as data: 1 libraries, 2 program, 4 others.
+    pub flags: u32,
+    /// Its files.
+    pub files: Files,
+}
+
+impl MoveRequest {
+    /// The flags of calls that have none: program and others.
+    pub const FLAGS: u32 = 6;
+}
+
+/// A move that was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// From the stop at the old place to running at the new one, nanoseconds; 0 when it was there already.
+    pub frozen_ns: u64,
+    /// Size of its image in bytes.
+    pub bytes: u64,
+}
+
 impl Client {
     /// Connects to the agent at [`socket_path`].
     ///
@@ -102,6 +141,30 @@ impl Client {
     fn order(&mut self, body: request::Body) -> Result<(), Error> {
         match self.call(body)? {
             reply::Body::Done(_) => Ok(()),
+            _ => self.unexpected(),
+        }
+    }
+
+    /// Moves a running process.
+    ///
+    /// # Errors
+    /// Why it runs on where it was: EPERM, ESRCH, EBUSY, EOPNOTSUPP for what cannot move, ENOENT for a file that the
+    /// node lacks, `BE_INVALIDNODE`, `BE_NODEDOWN`, `BE_SLAVEDIED`; as [`Client::nodes`].
+    pub fn move_process(&mut self, request: &MoveRequest) -> Result<Moved, Error> {
+        let files = match request.files {
+            Files::Carry => wire::r#move::Files::Carry,
+            Files::DropOthers => wire::r#move::Files::DropOthers,
+            Files::StdioOnly => wire::r#move::Files::StdioOnly,
+        };
+        let body = wire::Move {
+            pid: request.pid,
+            node: request.node,
+            flags: request.flags,
+            files: files.into(),
+            ..wire::Move::default()
+        };
+        match self.call(request::Body::Move(body))? {
+            reply::Body::Moved(moved) => Ok(Moved { frozen_ns: moved.frozen_ns, bytes: moved.bytes }),
             _ => self.unexpected(),
         }
     }

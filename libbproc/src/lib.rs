@@ -15,6 +15,6 @@ mod sys;
 
 pub use bproc_proto::client::change_libraries::How as HowLibraries;
 pub use bproc_proto::client::{Node, ProcessOnNode, SetNode};
-pub use client::{Client, Identity, Watch, socket_path};
+pub use client::{Client, Files, Identity, MoveRequest, Moved, Watch, socket_path};
 pub use error::Error;
 pub use spawn::{Prepared, Signals, Source, SpawnRequest, Stream, Terminal, spawn_in_place};

@@ -74,6 +74,18 @@ pub(crate) fn parse(mut reply: &[u8]) -> Result<&[u8], i32> {
     }
 }
 
+/// Whether the answer to a move is good.
+///
+/// # Errors
+/// As [`parse`].
+pub(crate) fn parse_moved(mut reply: &[u8]) -> Result<(), i32> {
+    let whole = reply;
+    match field(&mut reply) {
+        Some((10, Value::Bytes(_))) => Ok(()),
+        _ => parse(whole).and(Err(libc::EPROTO)),
+    }
+}
+
 /// Room for the strings of a `Spawned`.
 #[derive(Debug)]
 pub(crate) struct Strings {
@@ -152,6 +164,16 @@ mod tests {
             let failure = bytes(Body::Failure(Failure { number, message: "it is down".into() }));
             assert_eq!(parse(&failure), Err(number));
         }
+    }
+
+    #[test]
+    fn a_move_is_good_or_has_a_number() {
+        let moved = bproc_proto::client::Moved { frozen_ns: 5, bytes: 7 };
+        assert_eq!(parse_moved(&bytes(Body::Moved(moved))), Ok(()));
+        assert_eq!(parse_moved(&bytes(Body::Moved(Default::default()))), Ok(()));
+        assert_eq!(parse_moved(&bytes(Body::Failure(Failure { number: 301, message: "down".into() }))), Err(301));
+        assert_eq!(parse_moved(&bytes(Body::Done(Default::default()))), Err(libc::EPROTO));
+        assert_eq!(parse_moved(&[]), Err(libc::EPROTO));
     }
 
     #[test]

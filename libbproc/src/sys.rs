@@ -79,6 +79,51 @@ pub(crate) fn clone_without_signal() -> io::Result<i32> {
     }
 }
 
+/// As [`clone_without_signal`], for a child that goes on in its caller's code: libc finds the child's thread id where
+/// it looks for it.
+pub(crate) fn fork_without_signal() -> io::Result<i32> {
+    let mut tid_at: usize = 0;
+    // SAFETY: the kernel writes one word: where it clears the thread's id at its end, which is where libc keeps it.
+    if unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut tid_at) } < 0 {
+        tid_at = 0;
+    }
+    let flags = if tid_at == 0 { 0 } else { libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID };
+    // SAFETY: no stack: a copy of the process, as fork makes it, with the id written where libc's own fork has it written.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, tid_at, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(pid as i32),
+    }
+}
+
+/// A number that no descriptor of the process has, held by one on `/dev/null`.
+pub(crate) fn reserve() -> io::Result<OwnedFd> {
+    use std::os::fd::FromRawFd;
+    let null = std::fs::File::open("/dev/null")?;
+    // SAFETY: no pointers. Not a low number, which the caller may want to use.
+    let number = unsafe { libc::fcntl(null.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 64) };
+    if number < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has just made it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Puts a descriptor on the number of another one.
+pub(crate) fn replace(from: &impl AsRawFd, at: &OwnedFd) -> io::Result<()> {
+    // SAFETY: no pointers; both are open.
+    match unsafe { libc::dup3(from.as_raw_fd(), at.as_raw_fd(), libc::O_CLOEXEC) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// The connection that stands on this number. Not to be dropped: the number is `place`'s.
+pub(crate) fn conn_at(place: &OwnedFd) -> std::mem::ManuallyDrop<bproc_sys::seqpacket::Conn> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: it is open as long as `place`, and never closed here.
+    std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(place.as_raw_fd()) }.into())
+}
+
 /// Writes a value into a pipe and ends the process, without running what others have registered for its end.
 pub(crate) fn tell_and_exit<T: Copy>(pipe: &OwnedFd, value: &T) -> ! {
     // SAFETY: the value lives through the call; so few bytes go into a pipe as one. The second call does not return.

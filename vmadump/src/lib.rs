@@ -18,6 +18,7 @@ mod elf;
 mod error;
 pub mod facts;
 pub mod image;
+mod inject;
 pub mod inside;
 pub mod plan;
 pub mod procfs;
@@ -27,6 +28,7 @@ mod tracee;
 pub mod wire;
 
 pub use error::{Error, Refusal, Uncarried};
+pub use inject::Program;
 pub use sys::SysError;
 pub use tracee::Tracee;
 

@@ -230,3 +230,45 @@ fn a_changed_file_is_refused() {
         assert!(matches!(refused, Error::Refused(Refusal::FileDiffers { .. })), "{refused}");
     });
 }
+
+#[test]
+fn a_body_is_given_back_when_nothing_comes_of_it() {
+    in_namespace("a_body_is_given_back_when_nothing_comes_of_it", LIMIT, || {
+        for (name, arg) in [("count", "1000"), ("threads", "6")] {
+            let mut program = Traveller::start(Command::new(compile(name, &[])).arg(arg));
+            program.line();
+            program.dump_and_end();
+            let mut bytes = std::fs::read(&program.image).unwrap();
+            let null = File::open("/dev/null").unwrap();
+            let body = || Command::new("sleep").arg("60").spawn().unwrap();
+            let argv: [&[u8]; 3] = [b"sh", b"-c", b"exit $BACK"];
+            let fallback = vmadump::Program { path: b"/bin/sh", argv: &argv, envp: &[b"BACK=9"] };
+            let elevate = vmadump::Program { path: b"/bin/true", argv: &[b"true"], envp: &[] };
+            let options = |pid: i32| RestoreOptions {
+                body: Body::Into(pid),
+                fds: vec![(0, null.as_fd()), (1, null.as_fd())],
+                elevate: Some(elevate),
+                fallback: Some(fallback),
+                ..RestoreOptions::default()
+            };
+            // Complete, and given up in the last moment.
+            let mut first = body();
+            let prepared = Restorer::prepare(File::open(&program.image).unwrap(), &options(first.id() as i32)).unwrap();
+            prepared.abort();
+            assert_eq!(first.wait().unwrap().code(), Some(9), "{name}");
+            // Broken off in the middle.
+            bytes.truncate(bytes.len() / 2);
+            std::fs::write(&program.image, &bytes).unwrap();
+            let mut second = body();
+            assert!(Restorer::prepare(File::open(&program.image).unwrap(), &options(second.id() as i32)).is_err());
+            assert_eq!(second.wait().unwrap().code(), Some(9), "{name}");
+            // Refused before it was touched.
+            std::fs::write(&program.image, b"no image").unwrap();
+            let mut third = body();
+            assert!(Restorer::prepare(File::open(&program.image).unwrap(), &options(third.id() as i32)).is_err());
+            assert!(third.try_wait().unwrap().is_none());
+            third.kill().unwrap();
+            third.wait().unwrap();
+        }
+    });
+}

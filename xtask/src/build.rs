@@ -36,8 +36,11 @@ impl BuildArgs {
 }
 
 /// Packages with something to stage that cargo builds in one go.
-const ORDINARY: &[&str] = &["bproc-agent", "bproc-keeper", "bproc-stdio", "bproc-cli", "bproc", "vmadump"];
+const ORDINARY: &[&str] =
+    &["bproc-agent", "bproc-keeper", "bproc-stdio", "bproc-mover", "bproc-cli", "bproc", "vmadump"];
 const GHOST: &str = "bproc-ghost";
+/// Built with it.
+const BODY: &str = "bproc-body";
 const EBPF: &str = "bproc-ebpf";
 
 /// The command: fetches what building needs, builds, stages.

@@ -15,6 +15,10 @@ pub struct Caller {
     pub gids: BTreeSet<u32>,
     /// Its parent.
     pub parent: Option<Pid>,
+    /// Real uid if all its uids are the same, else root's: whose process it is.
+    pub owner: u32,
+    /// Its name.
+    pub comm: Vec<u8>,
     /// Parent and leaders of group and session, as far as they live.
     pub relatives: Vec<proto::Relative>,
 }
@@ -50,11 +54,20 @@ pub fn complete(pid: Pid, spec: &mut proto::SpawnSpec) -> bproc_sys::Result<Call
     spec.relatives = relatives;
     let mut gids: BTreeSet<u32> = status.groups.iter().copied().collect();
     gids.insert(status.gids.effective);
-    Ok(Caller { uid: status.uids.effective, gids, parent: Pid::new(stat.ppid), relatives: spec.relatives.clone() })
+    let uids = &status.uids;
+    let same = uids.real == uids.effective && uids.real == uids.saved;
+    Ok(Caller {
+        uid: uids.effective,
+        gids,
+        parent: Pid::new(stat.ppid),
+        owner: if same { uids.real } else { 0 },
+        comm: stat.comm,
+        relatives: spec.relatives.clone(),
+    })
 }
 
 /// One who may be gone already: then only its number remains, and nobody can be signalled by it.
-fn relative(number: i32) -> Option<proto::Relative> {
+pub fn relative(number: i32) -> Option<proto::Relative> {
     let process = Process::open(Pid::new(number)?).ok()?;
     let (stat, status) = (process.stat().ok()?, process.status().ok()?);
     Some(proto::Relative {

@@ -46,6 +46,10 @@ pub enum ClientFact {
         /// False: he has no such child.
         answer: oneshot::Sender<bool>,
     },
+    /// On which node a process is; none: on the master.
+    Where(Pid, oneshot::Sender<Option<NodeId>>),
+    /// Move a running process.
+    Move(Box<super::moving::Asked>),
     /// The nodes.
     Nodes(oneshot::Sender<wire::NodeList>),
     /// The processes on nodes.
@@ -219,11 +223,20 @@ async fn answer(request: request::Body, peer: PeerCred, fds: Vec<OwnedFd>, desk:
                 Err(_) => ending(),
             }
         }
-        request::Body::Whoami(_) => reply::Body::Self_(wire::Self_ {
-            node: -1,
-            version: env!("CARGO_PKG_VERSION").into(),
-            master_address: vec![],
-        }),
+        request::Body::Whoami(_) => {
+            let (answer, receiver) = oneshot::channel();
+            let asker = super::moving::in_space(peer.pid).unwrap_or(peer.pid);
+            match Pid::new(asker) {
+                Some(pid) => desk.facts.send(Fact::Client(ClientFact::Where(pid, answer))).await.is_ok(),
+                None => false,
+            };
+            let node = receiver.await.ok().flatten().map_or(-1, |n| n.0);
+            reply::Body::Self_(wire::Self_ { node, version: env!("CARGO_PKG_VERSION").into(), master_address: vec![] })
+        }
+        request::Body::Move(request) => match super::moving::ask(request, peer, fds, desk).await {
+            Ok(moved) => reply::Body::Moved(moved),
+            Err(failure) => reply::Body::Failure(failure),
+        },
         request::Body::Spawn(spawn) => match start(spawn, peer, fds, desk).await {
             Ok(spawned) => reply::Body::Spawned(spawned),
             Err(failure) => reply::Body::Failure(failure),

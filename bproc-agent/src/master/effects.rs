@@ -1,13 +1,15 @@
 //! Performs what the core decided.
 
-use super::{Actor, Fact, link};
+use super::{Actor, Fact, Waits, link};
 use crate::ghosts::{self, Ghost};
 use bproc_common::errno;
 use bproc_common::ghost::op;
 use bproc_common::id::{NodeId, Pid};
 use bproc_core::master::{Action, Ask, Child, GhostCommand, Order, Refusal};
+use bproc_mover::wire::Task;
 use bproc_proto::Failure;
 use bproc_sys::pidfd::PidFd;
+use bproc_sys::process::Process;
 use bproc_sys::signal::SigInfo;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -29,13 +31,24 @@ impl Actor {
                     let _ = bproc_sys::signal::kill(pid, libc::SIGKILL);
                 }
                 Action::WakeGhost(pid) => {
-                    let _ = bproc_sys::signal::sigqueue(pid, libc::SIGCONT, WAKE);
+                    let _ = bproc_sys::signal::sigqueue(pid, libc::SIGCONT, ghosts::WAKE);
                 }
                 Action::Watch(pid) => self.watch(pid),
                 Action::SignalLocal(pid, siginfo) => self.signal_local(pid, siginfo),
                 Action::TrackSignals(pid) => self.kernel.add_ghost(pid),
                 Action::UntrackSignals(pid) => self.kernel.remove_ghost(pid),
                 Action::NurseryClone(child) => self.nursery_clone(child),
+                Action::ReceiveHere(pid, id) => self.receive_here(pid, id),
+                Action::SendFromHere(pid, id) => self.send_from_here(pid, id),
+                Action::TakeGhost(pid, id) => self.take_ghost(pid, id),
+                Action::ProceedHere(pid, id, go) => self.tell_mover(pid, id, Task::Proceed(go)),
+                Action::DecideHere(pid, id, moved) => self.tell_mover(pid, id, Task::Decide(moved)),
+                Action::CancelHere(pid, id) => self.cancel_here(pid, id),
+                Action::SignalHome(pid, siginfo) => {
+                    if let Some(nursery) = &self.nursery {
+                        nursery.tell(op::SIGNAL, pid.get().into(), 0, siginfo);
+                    }
+                }
                 Action::Unlink(node, why) => {
                     tracing::warn!(%node, %why, "ending the link");
                     self.links.remove(&node);
@@ -51,16 +64,30 @@ impl Actor {
 
     fn answer(&mut self, ask: Ask, result: Result<(), Refusal>) {
         let Some(waiting) = self.asks.remove(&ask) else { return };
-        if result.is_err() {
-            self.specs.remove(&waiting.pid);
+        match waiting.answer {
+            Waits::Spawn(answer) => {
+                if result.is_err() {
+                    self.specs.remove(&waiting.pid);
+                }
+                let _ = answer.send(result.map_err(failure));
+            }
+            Waits::Move(answer) => {
+                let moved = self.move_ended(waiting.pid, result.is_ok());
+                let _ = answer.send(result.map(|()| moved).map_err(failure));
+            }
         }
-        let _ = waiting.answer.send(result.map_err(failure));
     }
 
     fn send(&mut self, node: NodeId, number: u64, order: &Order) {
         let Some(link) = self.links.get_mut(&node) else { return };
         let specs = &self.specs;
-        let Some(message) = link::order(number, order, |pid| specs.get(&pid).cloned()) else { return };
+        let message = match order {
+            Order::Survey(pid, id) | Order::Receive(pid, id) | Order::Depart(pid, id) => {
+                self.moving.get(pid).and_then(|going| going.order(number, order, *pid, *id))
+            }
+            order => link::order(number, order, |pid| specs.get(&pid).cloned()),
+        };
+        let Some(message) = message else { return };
         link.settle_acknowledgement();
         // What a broken link loses is kept by the core and goes out again when the node attaches anew.
         let _ = link.to.send(Ok(message));
@@ -141,14 +168,17 @@ impl Actor {
     fn watch(&self, pid: Pid) {
         let facts = self.facts.clone();
         let Ok(pidfd) = PidFd::open(pid) else {
-            facts.try_send(Fact::RelativeGone(pid)).ok();
+            facts.try_send(Fact::RelativeGone(pid, 0)).ok();
             return;
         };
         tokio::spawn(async move {
             if let Ok(fd) = crate::watched::watched(pidfd, tokio::io::Interest::READABLE) {
                 let _ = fd.readable().await;
             }
-            facts.send(Fact::RelativeGone(pid)).await.ok();
+            // Its zombie tells how it ended, until its parent reaps it.
+            let stat = Process::open(pid).and_then(|p| p.stat()).ok();
+            let status = stat.filter(|s| s.state == b'Z').map_or(0, |s| s.exit_code);
+            facts.send(Fact::RelativeGone(pid, status)).await.ok();
         });
     }
 
@@ -167,10 +197,7 @@ impl Actor {
     }
 }
 
-/// Value of the SIGCONT by which the agent wakes a ghost; the ghost does not forward it.
-const WAKE: u64 = 0x6270_7263;
-
-fn failure(refusal: Refusal) -> Failure {
+pub(super) fn failure(refusal: Refusal) -> Failure {
     let (number, message) = match refusal {
         Refusal::NoSuchNode(node) => (errno::BE_INVALIDNODE, format!("there is no node {node}; bpstat lists them")),
         Refusal::NodeDown(node, state) => (errno::BE_NODEDOWN, format!("node {node} is {state}")),
@@ -179,6 +206,8 @@ fn failure(refusal: Refusal) -> Failure {
             format!("owner, group and mode of node {node} do not let you run there (see bpstat), or it is not up"),
         ),
         Refusal::Busy(pid) => (libc::EBUSY, format!("process {pid} is being moved already")),
+        Refusal::NotYours(pid) => (libc::EPERM, format!("process {pid} belongs to another user")),
+        Refusal::Ended(pid) => (libc::ESRCH, format!("process {pid} has ended")),
         Refusal::CannotHold(pid, number) => {
             (number, format!("the keeper cannot hold process {pid} (errno {number}); is a debugger attached to it?"))
         }
@@ -186,7 +215,7 @@ fn failure(refusal: Refusal) -> Failure {
         Refusal::Interrupted(node) => {
             (libc::ERESTART, format!("the agent of node {node} was restarted while it started the program; try again"))
         }
-        Refusal::NodeDied(node) => (errno::BE_SLAVEDIED, format!("node {node} went down before the program ran")),
+        Refusal::NodeDied(node) => (errno::BE_SLAVEDIED, format!("node {node} went down in the middle of it")),
     };
     Failure { number, message }
 }

@@ -5,6 +5,7 @@ use bproc_common::id::{Epoch, NodeId, Pid};
 use bproc_config::net::PeerInfo;
 use bproc_core::lease::Block;
 use bproc_core::master::Order;
+use bproc_core::master::moving::MoveId;
 use bproc_core::master::nodes::Attach;
 use bproc_proto::link::link_server::Link;
 use bproc_proto::link::{self as wire, FromNode, ToNode, from_node, order, to_node};
@@ -126,13 +127,26 @@ pub fn order(number: u64, order: &Order, spec: impl FnOnce(Pid) -> Option<SpawnS
         Order::Kill(pid) => order::Body::Signal(kernel_signal(*pid, libc::SIGKILL)),
         Order::Stop(pid) => order::Body::Signal(kernel_signal(*pid, libc::SIGSTOP)),
         Order::Continue(pid) => order::Body::Signal(kernel_signal(*pid, libc::SIGCONT)),
-        Order::RelativeGone(pid) => order::Body::RelativeGone(pid.get()),
+        Order::RelativeGone(pid, status) => {
+            order::Body::RelativeEnded(wire::RelativeEnded { pid: pid.get(), status: *status })
+        }
+        Order::Decide(pid, id, moved) => {
+            order::Body::Decide(wire::Decide { r#move: Some(named(*pid, *id)), moved: *moved })
+        }
+        Order::Cancel(pid, id) => order::Body::Cancel(named(*pid, *id)),
+        // These have more to say than the core knows.
+        Order::Survey(..) | Order::Receive(..) | Order::Depart(..) => return None,
         Order::Forget(pid) => order::Body::Reap(pid.get()),
         Order::Lease(block) => order::Body::Lease(wire::Lease { start: block.start, length: block.length }),
         Order::Resize(pid, winsize) => order::Body::Resize(wire::Resize { pid: pid.get(), winsize: winsize.clone() }),
         Order::Power(what) => order::Body::Power(what.clone()),
     };
     Some(ToNode { body: Some(to_node::Body::Order(wire::Order { number, body: Some(body) })) })
+}
+
+/// A move in the wire's words.
+pub fn named(pid: Pid, id: MoveId) -> wire::Move {
+    wire::Move { pid: pid.get(), id: id.0 }
 }
 
 /// A signal that nobody's siginfo goes with.

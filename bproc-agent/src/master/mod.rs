@@ -4,13 +4,14 @@
 //! - this file: facts of ghosts, keeper and kernel, and the clocks · [`run`]: start-up
 //! - [`clients`]: the local socket · [`caller`]: who asks · `office`: what clients ask
 //! - [`link`]: the gRPC service for nodes · `nodes`: what they say
-//! - [`travel`]: programs that travel · `effects`: performs what the core decided
+//! - [`travel`]: programs that travel · `effects`: performs what the core decided · `moving`: its part in moves
 
 mod attributes;
 pub mod caller;
 pub mod clients;
 mod effects;
 pub mod link;
+mod moving;
 mod nodes;
 mod office;
 pub mod run;
@@ -19,13 +20,16 @@ pub mod travel;
 use crate::ghosts::{self, Ghost};
 use crate::keeper::{self, Keeper};
 use crate::kernel::Kernel;
+use crate::mover::{Mover, Said};
 use crate::owed::Owed;
 use crate::stdio::Iod;
 use bproc_common::event::{self, Event};
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::{NodeId, Pid};
 use bproc_config::MachineConfig;
+use bproc_core::master::moving::MoveId;
 use bproc_core::master::{Action, Ask, Child, Master};
+use bproc_proto::client::Moved;
 use bproc_proto::link::{ToNode, to_node};
 use bproc_proto::{Failure, SpawnSpec};
 use clients::ClientFact;
@@ -52,8 +56,14 @@ pub enum Fact {
     Kernel(Event),
     /// A ghost answered the command to make a child.
     Cloned(Pid, Result<(), i32>),
-    /// A process of the master's own that nodes have skeletons of is gone.
-    RelativeGone(Pid),
+    /// A process that nodes have skeletons of has ended with this wait status.
+    RelativeGone(Pid, i32),
+    /// From a mover of the master's own.
+    Mover(Pid, MoveId, Said),
+    /// What was prepared for a move beside the task: the streams.
+    Prepared(Pid, MoveId, Result<moving::Streams, Failure>),
+    /// The mover of a process that is to come here, or to go from here.
+    MoverStarted(Pid, MoveId, Result<Mover, Failure>),
     /// The start script of a node ended.
     NodeReady(NodeId, bool),
     /// Read the configuration again.
@@ -83,7 +93,13 @@ impl Attached {
 
 struct Waiting {
     pid: Pid,
-    answer: oneshot::Sender<Result<(), Failure>>,
+    answer: Waits,
+}
+
+/// Who waits for what.
+enum Waits {
+    Spawn(oneshot::Sender<Result<(), Failure>>),
+    Move(oneshot::Sender<Result<Moved, Failure>>),
 }
 
 /// What is known of a node besides the core's state.
@@ -114,6 +130,9 @@ pub struct Actor {
     asks: HashMap<Ask, Waiting>,
     next_ask: u64,
     specs: HashMap<Pid, SpawnSpec>,
+    moving: HashMap<Pid, moving::Going>,
+    ghost: PathBuf,
+    ghost_socket: PathBuf,
     links: HashMap<NodeId, Attached>,
     /// When acknowledgements to any node are due.
     owed: Owed,
@@ -195,7 +214,10 @@ impl Actor {
             Fact::Client(fact) => self.client(fact, out),
             Fact::Kernel(event) => self.kernel_event(event, out),
             Fact::Cloned(child, result) => self.core.cloned(child, result, out),
-            Fact::RelativeGone(pid) => self.core.relative_gone(pid, out),
+            Fact::RelativeGone(pid, status) => self.core.relative_gone(pid, status, out),
+            Fact::Mover(pid, id, said) => self.mover(pid, id, said, out),
+            Fact::Prepared(pid, id, result) => self.prepared(pid, id, result, out),
+            Fact::MoverStarted(pid, id, result) => self.mover_started(pid, id, result, out),
             Fact::NodeReady(node, ok) => {
                 if let Some(n) = self.core.node_mut(node).filter(|n| n.state == "boot") {
                     n.state = if ok { "up" } else { "error" }.into();
@@ -231,7 +253,7 @@ impl Actor {
 
     fn ghost(&mut self, report: ghosts::Report, out: &mut Vec<Action>) {
         match report {
-            ghosts::Report::Connected { pid, role: Role::Ghost, ghost, parent, .. } => {
+            ghosts::Report::Connected { pid, role: Role::Ghost, newest, ghost, parent, .. } => {
                 if self.nursery_pid == Some(pid) {
                     ghost.tell(op::WATCH_CHILDREN, 0, 0, vec![]);
                     self.nursery = Some(ghost);
@@ -241,6 +263,9 @@ impl Actor {
                     ghost.tell(op::CREDS, child.uid.into(), child.gid.into(), vec![]);
                 }
                 self.ghosts.insert(pid, ghost);
+                if newest == 0 {
+                    self.core.ghost_renewed(pid);
+                }
                 self.core.ghost_connected(pid, parent, out);
             }
             ghosts::Report::Connected { pid, .. } => {

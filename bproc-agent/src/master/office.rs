@@ -1,7 +1,7 @@
 //! What clients ask.
 
 use super::clients::ClientFact;
-use super::{Actor, Waiting};
+use super::{Actor, Waiting, Waits};
 use bproc_common::errno;
 use bproc_common::id::{NodeId, Pid};
 use bproc_core::master::{Action, Ask, SpawnFacts};
@@ -14,7 +14,7 @@ impl Actor {
                 let Some(pid) = Pid::new(spec.pid) else { return };
                 let ask = Ask(self.next_ask);
                 self.next_ask += 1;
-                self.asks.insert(ask, Waiting { pid, answer });
+                self.asks.insert(ask, Waiting { pid, answer: Waits::Spawn(answer) });
                 self.specs.insert(pid, *spec);
                 let relatives = caller.relatives.iter().filter_map(|r| Pid::new(r.pid)).collect();
                 let facts =
@@ -46,6 +46,10 @@ impl Actor {
                 let known = self.known(set.number);
                 let _ = answer.send(known.and_then(|()| self.attributes.set(set.number, set.name, set.value)));
             }
+            ClientFact::Where(pid, answer) => {
+                let _ = answer.send(self.core.whereabouts(pid));
+            }
+            ClientFact::Move(asked) => self.move_asked(*asked, out),
             ClientFact::SetNode { change, uid, gids, answer } => {
                 let result = self.set_node(change, uid, &gids);
                 if result.is_ok() {

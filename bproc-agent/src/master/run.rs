@@ -88,6 +88,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
     );
 
     let (changes, watched) = watch::channel(0);
+    let (ghost_path, socket_path) = (ghost.clone(), ghost_socket.clone());
     let desk =
         Desk { facts: facts.clone(), iod: iod.clone(), changes: watched, ghost, ghost_socket, travel: travel.clone() };
     clients::serve(&bproc_config::paths::agent_socket_in(&dir), desk).await?;
@@ -112,6 +113,9 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         asks: HashMap::new(),
         next_ask: 1,
         specs: HashMap::new(),
+        moving: HashMap::new(),
+        ghost: ghost_path,
+        ghost_socket: socket_path,
         links: HashMap::new(),
         owed: Owed::default(),
         away: HashMap::new(),

@@ -42,6 +42,9 @@ impl Actor {
         self.to_master = None;
         self.init = None;
         self.for_init.clear();
+        self.halves.clear();
+        self.departures.clear();
+        self.ended_early.clear();
         self.table = Table::default();
         self.blocks = Blocks::default();
         self.events.reset();

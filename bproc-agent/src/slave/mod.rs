@@ -1,19 +1,23 @@
 //! The slave role: one task owns what is known of the node's processes; spawns run beside it.
 //!
 //! - [`space`]: the pid namespace and its record · [`spawn`]: skeletons and exec · [`link`]: to the master
+//! - [`moving`]: processes that come and go while they run
 //! - [`table`]: processes, and what the kernel tells of them · [`run`]: start-up · [`life`]: lives of the node
 
 pub mod delivery;
 pub mod life;
 pub mod link;
 pub mod looks;
+pub mod moving;
 pub mod run;
 pub mod space;
 pub mod spawn;
 pub mod table;
+mod table_moves;
 
 use crate::ghosts::{self, Ghost};
 use crate::kernel::Kernel;
+use crate::mover::{Mover, Said};
 use crate::owed::Owed;
 use bproc_common::event::Event;
 use bproc_common::ghost::{Role, op};
@@ -21,6 +25,7 @@ use bproc_common::id::Pid;
 use bproc_core::lease::Block;
 use bproc_core::session::{Inbox, Outbox};
 use bproc_core::slave::{Blocks, Cursor};
+use bproc_mover::wire::Task;
 use bproc_proto::link::{self as wire, FromNode, ToNode, event, from_node, order, to_node};
 use bproc_proto::{Failure, SpawnSpec};
 use bproc_sys::process::FileId;
@@ -28,9 +33,11 @@ use bproc_sys::signal::SigInfo;
 use bproc_travel::node::Traveller;
 use delivery::{Delivery, Note};
 use looks::Looks;
+use moving::Half;
 use space::Space;
 use spawn::{Family, Member, Spawner};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,6 +69,18 @@ pub enum Fact {
     Flushed(wire::Exited),
     /// An order was carried out.
     Done(u64),
+    /// What can be said of a process that is to move.
+    Surveyed(wire::Surveyed),
+    /// A process that is to come has a body, or cannot have one.
+    RoomMade(wire::Move, Result<moving::Room, Failure>),
+    /// A mover was started.
+    MoverStarted(wire::Move, Result<Mover, Failure>),
+    /// From a mover.
+    Mover(wire::Move, Said),
+    /// Look once more whether all forks of a process that stands still are known.
+    LookForChildren(wire::Move, u32),
+    /// What a process that is about to go wrote is out, or cannot get out.
+    MayGo(wire::Move, bool),
     /// The space with this inode number has lost its init: it is gone.
     SpaceGone(u64),
     /// End, leaving everything as it is.
@@ -115,6 +134,16 @@ pub struct Actor {
     flush_limit: Duration,
     patience: Duration,
     heard: Instant,
+    /// Halves of moves under way, by pid.
+    halves: HashMap<i32, Half>,
+    /// Tokens of the streams of processes that are going to go.
+    tokens_of_moves: HashMap<i32, Vec<Vec<u8>>>,
+    /// Orders to go that wait until signals ordered before are delivered.
+    departures: VecDeque<(u64, wire::Depart)>,
+    /// Processes that ended while their stand-ins were being made, with their status.
+    ended_early: HashMap<i32, i32>,
+    /// Where movers listen.
+    listen: IpAddr,
 }
 
 impl Actor {
@@ -223,6 +252,12 @@ impl Actor {
             }
             Fact::Flushed(exited) => self.tell(event::Body::Exited(exited)),
             Fact::Done(number) => self.done(number),
+            Fact::Surveyed(said) => self.surveyed(said),
+            Fact::RoomMade(r#move, result) => self.room_made(r#move, result),
+            Fact::MoverStarted(r#move, result) => self.mover_started(r#move, result),
+            Fact::Mover(r#move, said) => self.mover(r#move, said),
+            Fact::LookForChildren(r#move, looks) => self.is_frozen(r#move, looks),
+            Fact::MayGo(r#move, flushed) => self.may_go(r#move, flushed),
             Fact::Stop => {}
         }
     }
@@ -324,6 +359,20 @@ impl Actor {
         if self.under_way.remove(&number) {
             self.acknowledge();
         }
+        self.let_depart();
+    }
+
+    /// Signals that were ordered before a process is to go must have reached it here.
+    fn let_depart(&mut self) {
+        while let Some((number, _)) = self.departures.front()
+            && self.under_way.first().is_none_or(|first| first >= number)
+            && let Some((number, order)) = self.departures.pop_front()
+        {
+            self.depart(order);
+            if self.under_way.remove(&number) {
+                self.acknowledge();
+            }
+        }
     }
 
     fn acknowledge(&mut self) {
@@ -345,10 +394,13 @@ impl Actor {
         match body {
             Some(order::Body::Spawn(spec)) => return self.spawn(number, spec),
             Some(order::Body::Signal(signal)) => return self.signal(number, signal),
-            Some(order::Body::RelativeGone(pid)) => {
-                if let Some(skeleton) = self.family.get(pid).filter(|_| pid > 1) {
-                    skeleton.ghost.tell(op::EXIT, 0, 0, vec![]);
-                }
+            Some(order::Body::RelativeGone(pid)) => self.relative_ended(pid, 0),
+            Some(order::Body::RelativeEnded(ended)) => self.relative_ended(ended.pid, ended.status),
+            Some(order::Body::Survey(order)) => self.survey(order),
+            Some(order::Body::Receive(order)) => self.receive(order),
+            Some(order::Body::Depart(order)) => {
+                self.departures.push_back((number, order));
+                return self.let_depart();
             }
             Some(order::Body::Resize(resize)) => {
                 if let (Some(host), Some(size)) = (self.table.host_pid(resize.pid), resize.winsize.first_chunk()) {
@@ -356,6 +408,8 @@ impl Actor {
                     let _ = bproc_sys::terminal::resize_of(host, size);
                 }
             }
+            Some(order::Body::Decide(order)) => self.tell_mover(order.r#move, Task::Decide(order.moved)),
+            Some(order::Body::Cancel(r#move)) => self.tell_mover(Some(r#move), Task::Proceed(false)),
             Some(order::Body::Lease(lease)) => self.lease(Block { start: lease.start, length: lease.length }),
             Some(order::Body::Reap(pid)) => self.reap(pid),
             Some(order::Body::EndAll(_)) | None => {}
@@ -378,7 +432,7 @@ impl Actor {
     }
 
     /// Those whom a spec names and who are here in person.
-    fn natives(&self, spec: &SpawnSpec) -> BTreeSet<i32> {
+    pub(super) fn natives(&self, spec: &SpawnSpec) -> BTreeSet<i32> {
         let relatives = spec.relatives.iter().flat_map(|r| [r.pid, r.ppid, r.pgid, r.sid]);
         let named = [spec.pid, spec.ppid, spec.pgid, spec.sid].into_iter().chain(relatives);
         named.filter(|pid| self.table.is_here(*pid)).collect()
@@ -496,7 +550,11 @@ impl Actor {
                 if let (Role::Skeleton, Some(host)) = (role, Pid::new(host_pid)) {
                     self.kernel.add_ghost(host);
                 }
-                self.family.connected(pid.get(), Member { ghost, host_pid });
+                let member = Member { ghost, host_pid };
+                self.family.connected(pid.get(), member.clone());
+                if let (Role::Skeleton, Some(status)) = (role, self.ended_early.remove(&pid.get())) {
+                    self.end_skeleton(pid.get(), &member, status);
+                }
             }
             ghosts::Report::Signal { pid, number, siginfo } => {
                 // Someone here signals a process that is elsewhere.

@@ -22,7 +22,7 @@ use bproc_travel::fetch::Fetcher;
 use bproc_travel::node::Traveller;
 use bproc_travel::serve;
 use bproc_travel::store::Store;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -86,8 +86,13 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         family.await_all(ghosts);
         tracing::info!(processes = table.len(), "took over the space of a former agent");
     }
-    let spawner =
-        Arc::new(Spawner { family: family.clone(), iod: iod.clone(), node: number, traveller: traveller.clone() });
+    let spawner = Arc::new(Spawner {
+        family: family.clone(),
+        iod: iod.clone(),
+        node: number,
+        traveller: traveller.clone(),
+        pipes: Default::default(),
+    });
     let mut orders = Inbox::default();
     orders.accept(space.orders_noted());
     let (deliveries, queue) = mpsc::unbounded_channel();
@@ -123,6 +128,11 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         flush_limit: Duration::from_secs(config.stdio.flush_timeout_s.into()),
         patience,
         heard: Instant::now(),
+        halves: HashMap::new(),
+        tokens_of_moves: HashMap::new(),
+        departures: VecDeque::new(),
+        ended_early: HashMap::new(),
+        listen: from.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         dir,
     };
     actor.watch_init();

@@ -8,7 +8,7 @@ use bproc_core::slave::{Relative, Step, plan};
 use bproc_proto::stream::Kind;
 use bproc_proto::{Failure, Luggage, SpawnSpec};
 use bproc_travel::node::{Place, Traveller, environment};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -122,7 +122,12 @@ impl Family {
         self.clone_by(by, pid).await
     }
 
-    async fn clone_by(&self, by: i32, pid: i32) -> Result<Member, Failure> {
+    /// Its connection counts no longer: it is a process now.
+    pub fn left(&self, pid: i32) {
+        lock(&self.members).remove(&pid);
+    }
+
+    pub(super) async fn clone_by(&self, by: i32, pid: i32) -> Result<Member, Failure> {
         let parent = self.get(by).ok_or_else(|| failed(libc::ESRCH, format!("skeleton {by} is not there")))?;
         let (hello, arrived) = oneshot::channel();
         lock(&self.hellos).insert(pid, hello);
@@ -153,7 +158,15 @@ pub struct Spawner {
     pub node: i32,
     /// Makes the places of programs that travel.
     pub traveller: Arc<Traveller>,
+    /// Pipes of forwarded streams by inode number, oldest first: token, number, input. For moves.
+    pub pipes: Mutex<VecDeque<(u64, Pipe)>>,
 }
+
+/// Token, number and direction of a forwarded stream.
+type Pipe = (Vec<u8>, i32, bool);
+
+/// Pipes that are remembered. Numbers of pipes do not come again soon.
+const PIPES: usize = 16384;
 
 impl Spawner {
     /// Starts the program. `natives` are the pids of real processes in the space, as far
@@ -244,7 +257,7 @@ impl Spawner {
         }))
     }
 
-    async fn make(&self, spec: &SpawnSpec, natives: BTreeSet<i32>) -> Result<Member, Failure> {
+    pub(super) async fn make(&self, spec: &SpawnSpec, natives: BTreeSet<i32>) -> Result<Member, Failure> {
         let _one_at_a_time = self.family.making.lock().await;
         self.family.complete().await;
         let relatives: Vec<Relative> =
@@ -285,7 +298,7 @@ impl Spawner {
         last.ok_or_else(|| failed(libc::EINVAL, "nothing to make".into()))
     }
 
-    async fn settle(&self, pid: i32, op: u32, pgid: i32) -> Result<(), Failure> {
+    pub(super) async fn settle(&self, pid: i32, op: u32, pgid: i32) -> Result<(), Failure> {
         let Some(member) = self.family.get(pid) else { return Ok(()) };
         match member.ghost.call(op, 0, pgid.into(), vec![]).await {
             // A group whose leader is long gone cannot be joined; its number stays with the others of the group.
@@ -294,7 +307,12 @@ impl Spawner {
         }
     }
 
-    async fn attach(&self, spec: &SpawnSpec, forwarded: Forwarded, stdio_address: &str) -> anyhow::Result<()> {
+    pub(super) async fn attach(
+        &self,
+        spec: &SpawnSpec,
+        forwarded: Forwarded,
+        stdio_address: &str,
+    ) -> anyhow::Result<()> {
         let Forwarded { ends, numbers } = forwarded;
         if numbers.is_empty() {
             return Ok(());
@@ -303,7 +321,7 @@ impl Spawner {
     }
 
     /// Ends of the streams for the process, in the order of the spec, and the other ends for the stdio service.
-    async fn streams(&self, spec: &SpawnSpec) -> Result<(Vec<OwnedFd>, Forwarded), Failure> {
+    pub(super) async fn streams(&self, spec: &SpawnSpec) -> Result<(Vec<OwnedFd>, Forwarded), Failure> {
         let io = |what: &str, error: std::io::Error| {
             failed(error.raw_os_error().unwrap_or(libc::EIO), format!("node {}: {what}: {}", self.node, words(&error)))
         };
@@ -340,6 +358,7 @@ impl Spawner {
                     let (reader, writer) = std::io::pipe().map_err(|e| io("a pipe", e))?;
                     let (reader, writer) = (OwnedFd::from(reader), OwnedFd::from(writer));
                     let (their, our) = if stream.input { (reader, writer) } else { (writer, reader) };
+                    self.note_pipe(&their, (spec.stdio_token.clone(), stream.fd, stream.input));
                     // So that the user can open /dev/stdout and the like.
                     std::os::unix::fs::fchown(&their, Some(uid), Some(gid)).map_err(|e| io("a pipe's owner", e))?;
                     (their, Some(our))
@@ -352,6 +371,22 @@ impl Spawner {
             }
         }
         Ok((theirs, forwarded))
+    }
+
+    fn note_pipe(&self, end: &OwnedFd, pipe: Pipe) {
+        use std::os::fd::AsRawFd;
+        use std::os::unix::fs::MetadataExt;
+        let Ok(meta) = std::fs::metadata(format!("/proc/self/fd/{}", end.as_raw_fd())) else { return };
+        let mut pipes = lock(&self.pipes);
+        pipes.push_back((meta.ino(), pipe));
+        if pipes.len() > PIPES {
+            pipes.pop_front();
+        }
+    }
+
+    /// The forwarded stream that a pipe belongs to.
+    pub(super) fn pipe(&self, inode: u64) -> Option<Pipe> {
+        lock(&self.pipes).iter().rev().find(|(i, _)| *i == inode).map(|(_, pipe)| pipe.clone())
     }
 
     async fn file(&self, stream: &bproc_proto::Stream, spec: &SpawnSpec) -> Result<OwnedFd, Failure> {
@@ -374,7 +409,7 @@ impl Spawner {
 
 /// Streams for the stdio service.
 #[derive(Default)]
-struct Forwarded {
+pub(super) struct Forwarded {
     ends: Vec<OwnedFd>,
     /// Number in the process; whether it reads from it.
     numbers: Vec<(i32, bool)>,

@@ -18,46 +18,52 @@ const PID_BITS: u32 = 22;
 /// The processes of the space, skeletons left out.
 #[derive(Debug, Default)]
 pub struct Table {
-    entries: HashMap<i32, Entry>,
+    pub(super) entries: HashMap<i32, Entry>,
     /// Those that their own parents have yet to reap, or a few more.
-    zombies: usize,
+    pub(super) zombies: usize,
 }
 
 #[derive(Debug, Default)]
-struct Entry {
-    host_pid: i32,
-    ppid: i32,
-    pgid: i32,
-    sid: i32,
-    uid: u32,
-    gid: u32,
-    comm: Vec<u8>,
-    cmdline: Vec<u8>,
+pub(super) struct Entry {
+    pub(super) host_pid: i32,
+    pub(super) ppid: i32,
+    pub(super) pgid: i32,
+    pub(super) sid: i32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) comm: Vec<u8>,
+    pub(super) cmdline: Vec<u8>,
     /// Newest signal of its ghost that was delivered.
-    signals: u32,
-    state: State,
+    pub(super) signals: u32,
+    pub(super) state: State,
     /// The kernel told its exec, which the agent learns of a little later than what the program does then.
-    execed: bool,
+    pub(super) execed: bool,
     /// How it ended, once the master was told.
-    told_end: Option<i32>,
+    pub(super) told_end: Option<i32>,
     /// Who holds its zombie, if that is one of ours.
-    held_by: Option<i32>,
+    pub(super) held_by: Option<i32>,
     /// Start in clock ticks after boot, once that was asked for.
-    started: u64,
+    pub(super) started: u64,
     /// Found at start: a former agent may have delivered signals that the master sends again.
-    adopted: bool,
+    pub(super) adopted: bool,
     /// Its streams at the stdio service; empty for none.
-    token: Vec<u8>,
+    pub(super) token: Vec<u8>,
+    /// No process of this node: the skeleton of one that has ended elsewhere, which its parent here is to reap.
+    pub(super) stand_in: bool,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     /// Made, and about to exec. An end that is told before the exec's success is kept.
     Starting(Option<(i32, Vec<u8>)>),
     #[default]
     Running,
     /// The exec failed.
     Failed,
+    /// Built here by a move, and about to run or not. An end that is told before is kept.
+    Arriving(Option<(i32, Vec<u8>)>),
+    /// About to go on elsewhere, or to stay. An end is kept: perhaps it is its stand-in's.
+    Leaving(Option<(i32, Vec<u8>)>),
     /// The end was told to the master.
     Ended,
 }
@@ -194,8 +200,18 @@ impl Table {
                 self.entries.remove(&pid);
                 Ended::Reap
             }
+            State::Arriving(end) | State::Leaving(end) => {
+                *end = Some((status, rusage.to_vec()));
+                Ended::Known
+            }
+            State::Ended if entry.stand_in => {
+                self.entries.remove(&pid);
+                Ended::Reap
+            }
             // Told again after a reconnect.
             State::Ended if told_before => Ended::Known,
+            // Its parent went on elsewhere without reaping it, and will do so there.
+            State::Ended if entry.ppid == by => Ended::Known,
             // Its own parent died without reaping it.
             State::Ended => Ended::Reap,
         }
@@ -337,7 +353,8 @@ impl Table {
 
     /// What lives here, as a hello tells it.
     pub fn inventory(&self) -> Vec<wire::Process> {
-        self.entries.iter().filter(|(_, e)| !matches!(e.state, State::Failed)).map(|(pid, e)| e.to_wire(*pid)).collect()
+        let told = |e: &Entry| !matches!(e.state, State::Failed | State::Arriving(_)) && !e.stand_in;
+        self.entries.iter().filter(|(_, e)| told(e)).map(|(pid, e)| e.to_wire(*pid)).collect()
     }
 
     /// A record of the kernel.
@@ -352,6 +369,14 @@ impl Table {
         }
         let of_skeleton = event.kind == kind::EXIT && self.is_skeleton(event.ppid as i32, is_ghost);
         let Some(entry) = self.entries.get_mut(&pid) else { return told };
+        if let State::Arriving(end) | State::Leaving(end) = &mut entry.state {
+            if event.kind == kind::EXIT && !of_skeleton {
+                *end = Some((event.arg as i32, Vec::new()));
+            }
+            if matches!(entry.state, State::Leaving(_)) {
+                return told;
+            }
+        }
         if matches!(event.kind, kind::EXEC | kind::STOP | kind::RENAME) {
             entry.regroup(pid, event, &mut told);
         }
@@ -456,7 +481,7 @@ impl Entry {
     }
 }
 
-fn start_of(host_pid: i32) -> Option<u64> {
+pub(super) fn start_of(host_pid: i32) -> Option<u64> {
     Pid::new(host_pid).and_then(|pid| Process::open(pid).ok()).and_then(|p| p.stat().ok()).map(|s| s.starttime)
 }
 

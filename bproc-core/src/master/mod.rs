@@ -9,9 +9,13 @@
 //! Each call takes one fact and appends what is to be done to `out`; the agent performs it in that order.
 //! - this file: nodes, spawn, life and death of processes
 //! - [`signals`]: signals, stop and continue
+//! - [`moving`]: processes go on elsewhere
 //! - [`model`]: the state
 
 mod model;
+pub mod moving;
+#[cfg(test)]
+mod moving_tests;
 pub mod nodes;
 mod signals;
 #[cfg(test)]
@@ -38,6 +42,10 @@ pub struct Master {
     relatives: HashMap<Pid, BTreeSet<NodeId>>,
     leases: Leases,
     recovering: bool,
+    moves: HashMap<Pid, moving::Move>,
+    last_move: u64,
+    /// Children on the master of processes that have gone, and their parents.
+    left_behind: HashMap<Pid, Pid>,
 }
 
 type Out = Vec<Action>;
@@ -52,19 +60,18 @@ impl Master {
             relatives: HashMap::new(),
             leases,
             recovering,
+            moves: HashMap::new(),
+            last_move: 0,
+            left_behind: HashMap::new(),
         }
     }
 
     /// A process asks to go on as a program on a node. Unless refused at once, the keeper holds the caller while the
     /// node starts the program; both answers lead to one [`Action::Answer`].
     pub fn spawn(&mut self, ask: Ask, facts: SpawnFacts, out: &mut Out) {
-        let refusal = match self.nodes.get(&facts.node.0) {
-            None => Some(Refusal::NoSuchNode(facts.node)),
-            Some(node) if !node.is_reachable() => Some(Refusal::NodeDown(facts.node, node.state.clone())),
-            Some(node) if !node.admits(&facts) => Some(Refusal::NotAllowed(facts.node)),
-            Some(_) if self.processes.contains_key(&facts.pid) => Some(Refusal::Busy(facts.pid)),
-            Some(_) => None,
-        };
+        let taken = self.processes.contains_key(&facts.pid) || self.moves.contains_key(&facts.pid);
+        let refusal =
+            self.refused_by(facts.node, facts.uid, &facts.gids).or_else(|| taken.then_some(Refusal::Busy(facts.pid)));
         if let Some(refusal) = refusal {
             out.push(Action::Answer(ask, Err(refusal)));
             return;
@@ -88,11 +95,27 @@ impl Master {
         }
     }
 
+    /// Why a node takes nothing from this user.
+    fn refused_by(&self, node: NodeId, uid: u32, gids: &BTreeSet<u32>) -> Option<Refusal> {
+        match self.nodes.get(&node.0) {
+            None => Some(Refusal::NoSuchNode(node)),
+            Some(n) if !n.is_reachable() => Some(Refusal::NodeDown(node, n.state.clone())),
+            Some(n) if !n.admits(uid, gids) => Some(Refusal::NotAllowed(node)),
+            Some(_) => None,
+        }
+    }
+
     /// The keeper's answer to [`Action::Hold`].
     pub fn held(&mut self, pid: Pid, result: Result<(), i32>, out: &mut Out) {
-        if let Some(Process { phase: Phase::Starting { held, .. }, .. }) = self.processes.get_mut(&pid) {
-            *held = Some(result);
-            self.start_decided(pid, out);
+        match self.processes.get_mut(&pid) {
+            Some(Process { phase: Phase::Starting { held, .. }, .. }) => {
+                *held = Some(result);
+                self.start_decided(pid, out);
+            }
+            // One that has moved, or failed to: its ghost was nobody's for a moment.
+            Some(process) if result.is_ok() => process.made = true,
+            Some(_) => self.ghost_gone(pid, out),
+            None => {}
         }
     }
 
@@ -251,7 +274,7 @@ impl Master {
 
     /// The parent on the node reaped the process: the parent's ghost reaps the ghost.
     pub fn reaped(&mut self, pid: Pid, out: &mut Out) {
-        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let Some(process) = self.processes.get_mut(&pid) else { return self.left_behind_reaped(pid, out) };
         process.reap = true;
         if process.ghost_gone && process.end.is_some() {
             self.forget(pid, out);
@@ -328,10 +351,10 @@ impl Master {
         }
     }
 
-    /// A process of the master's own that has skeletons is gone.
-    pub fn relative_gone(&mut self, pid: Pid, out: &mut Out) {
+    /// A process that has skeletons has ended with this wait status (0 when nobody knows).
+    pub fn relative_gone(&mut self, pid: Pid, status: i32, out: &mut Out) {
         for node in self.relatives.remove(&pid).unwrap_or_default() {
-            self.order(node, Order::RelativeGone(pid), out);
+            self.order(node, Order::RelativeGone(pid, status), out);
         }
     }
 
@@ -379,6 +402,7 @@ impl Master {
         }
         if let Some(node) = process.node {
             process.killed = true;
+            self.kill_on_arrival(pid);
             self.order(node, Order::Kill(pid), out);
         }
     }

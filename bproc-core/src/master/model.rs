@@ -1,5 +1,6 @@
 //! The master's state and its words: what it is told to do and to refuse.
 
+use super::moving::MoveId;
 use crate::session::{Inbox, Outbox};
 use bproc_common::id::{Epoch, NodeId, Pid};
 use std::collections::{BTreeSet, VecDeque};
@@ -55,6 +56,10 @@ pub enum Refusal {
     Interrupted(NodeId),
     /// The node was lost meanwhile.
     NodeDied(NodeId),
+    /// It belongs to another user.
+    NotYours(Pid),
+    /// It has ended or is about to.
+    Ended(Pid),
 }
 
 /// What a ghost is told.
@@ -104,8 +109,18 @@ pub enum Order {
     Stop(Pid),
     /// SIGCONT that its ghost got and could not pass on.
     Continue(Pid),
-    /// A process that has a skeleton there is gone.
-    RelativeGone(Pid),
+    /// A process that has a skeleton there has ended with this wait status.
+    RelativeGone(Pid, i32),
+    /// Can it move?
+    Survey(Pid, MoveId),
+    /// Make room for a process that comes, and listen.
+    Receive(Pid, MoveId),
+    /// Send it away.
+    Depart(Pid, MoveId),
+    /// It runs at the target (true), or never will.
+    Decide(Pid, MoveId, bool),
+    /// It does not come.
+    Cancel(Pid, MoveId),
     /// The end of this process has been replayed.
     Forget(Pid),
     /// The terminal of this process gets another size (`struct winsize`).
@@ -145,6 +160,20 @@ pub enum Action {
     UntrackSignals(Pid),
     /// A ghost whose parent has none is made by the nursery.
     NurseryClone(Child),
+    /// Prepare to build a process into its ghost, and listen: the answer goes to `receiving`.
+    ReceiveHere(Pid, MoveId),
+    /// Send a process of the master's own away; it is told by `committing` and `departed`.
+    SendFromHere(Pid, MoveId),
+    /// Its source stands still: the ghost obeys what it was told, is let go by the keeper and becomes the process.
+    TakeGhost(Pid, MoveId),
+    /// A process of the master's own may go, or not.
+    ProceedHere(Pid, MoveId, bool),
+    /// What became of a move that the master's own mover is in doubt about.
+    DecideHere(Pid, MoveId, bool),
+    /// Give up receiving.
+    CancelHere(Pid, MoveId),
+    /// A signal for a process that has come home.
+    SignalHome(Pid, Vec<u8>),
     /// End the link with these words.
     Unlink(NodeId, String),
     /// States, owners or modes of nodes changed.
@@ -207,13 +236,13 @@ impl Node {
         self.epoch.is_some() && self.state != "down"
     }
 
-    pub(super) fn admits(&self, facts: &SpawnFacts) -> bool {
-        if facts.uid == 0 {
+    pub(super) fn admits(&self, uid: u32, gids: &BTreeSet<u32>) -> bool {
+        if uid == 0 {
             return true;
         }
-        let shift = if facts.uid == self.user {
+        let shift = if uid == self.user {
             6
-        } else if facts.gids.contains(&self.group) {
+        } else if gids.contains(&self.group) {
             3
         } else {
             0
@@ -252,6 +281,8 @@ pub(super) struct Process {
     pub queue: VecDeque<GhostCommand>,
     /// Newest signal of the ghost that was passed on.
     pub signals: u32,
+    /// Signals of former ghosts: those of this one are counted on from here.
+    pub signals_before: u32,
     /// Signals that came while the node was not known: number and siginfo.
     pub early_signals: Vec<(u32, Vec<u8>)>,
     pub ghost_stopped: Option<Stopped>,
@@ -284,6 +315,7 @@ impl Process {
             made: false,
             queue: VecDeque::new(),
             signals: 0,
+            signals_before: 0,
             early_signals: Vec::new(),
             ghost_stopped: None,
             stopped_there: false,

@@ -55,7 +55,9 @@ impl Master {
                 n.orders.acknowledged(hello.orders_seen);
                 // What the former agent had begun cannot be begun again: the streams may have been used. Its answers may
                 // have been lost with it: what runs tells.
-                n.orders.withdraw(|order| matches!(order, Order::Spawn(_)));
+                n.orders.withdraw(|order| {
+                    matches!(order, Order::Spawn(_) | Order::Survey(..) | Order::Receive(..) | Order::Depart(..))
+                });
                 let there: HashSet<Pid> = hello.inventory.into_iter().collect();
                 let open = self.processes.iter().filter(|(_, p)| p.node == Some(node) && p.is_unanswered());
                 let mut open: Vec<Pid> = open.map(|(pid, _)| *pid).collect();
@@ -64,6 +66,7 @@ impl Master {
                     let runs = there.contains(&pid);
                     self.spawned(pid, if runs { Ok(()) } else { Err(Refusal::Interrupted(node)) }, out);
                 }
+                self.moves_of_new_agent(node, &there, out);
                 self.reconcile(node, &there, out);
             }
             // Linked only now: what was ordered meanwhile must not overtake what is sent again.
@@ -129,6 +132,7 @@ impl Master {
             n.orders.reset();
         }
         self.leases.release_all(node);
+        self.moves_of_lost(node, out);
         for nodes in self.relatives.values_mut() {
             nodes.remove(&node);
         }
@@ -137,7 +141,9 @@ impl Master {
 
     /// Whatever is not `there` any more is over.
     fn reconcile(&mut self, node: NodeId, there: &HashSet<Pid>, out: &mut Out) {
-        let theirs = self.processes.iter().filter(|(pid, p)| p.node == Some(node) && !there.contains(pid));
+        let is_theirs = |p: &Process| p.node == Some(node);
+        let theirs =
+            self.processes.iter().filter(|(pid, p)| is_theirs(p) && !there.contains(pid) && !self.on_its_way(**pid));
         for pid in theirs.map(|(pid, _)| *pid).collect::<Vec<_>>() {
             if matches!(self.processes.get(&pid).map(|p| &p.phase), Some(Phase::Starting { .. })) {
                 self.spawned(pid, Err(Refusal::NodeDied(node)), out);

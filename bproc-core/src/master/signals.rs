@@ -23,12 +23,21 @@ impl Master {
             return;
         }
         process.signals = number;
+        let number = process.signals_before + number;
         let Some(node) = process.node else {
             process.early_signals.push((number, siginfo));
             return;
         };
+        if let Some(siginfo) = self.hold_signal(pid, number, siginfo) {
+            self.forward_signal(pid, node, number, siginfo, out);
+        }
+    }
+
+    /// Passes a signal of a ghost on to where its process runs.
+    pub(super) fn forward_signal(&mut self, pid: Pid, node: NodeId, number: u32, siginfo: Vec<u8>, out: &mut Out) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
         if process.end.is_some() {
-            process.tell(pid, GhostCommand::Ack(number), out);
+            process.tell(pid, GhostCommand::Ack(number.saturating_sub(process.signals_before)), out);
             return;
         }
         let signal = siginfo.first_chunk().map_or(0, |b| i32::from_ne_bytes(*b));
@@ -59,7 +68,7 @@ impl Master {
         // Overtaken by a continue, or to end, which nobody can stop any more.
         if process.end.is_some() || (own && !process.stopped_there) {
             process.wake(pid, out);
-        } else if let (Some(node), false) = (process.node, own) {
+        } else if let (Some(node), false, false) = (process.node, own, self.on_its_way(pid)) {
             self.order(node, Order::Stop(pid), out);
         }
     }
@@ -119,7 +128,7 @@ impl Master {
                 && number > 0
                 && let Some(process) = self.processes.get_mut(&pid)
             {
-                process.tell(pid, GhostCommand::Ack(number), out);
+                process.tell(pid, GhostCommand::Ack(number.saturating_sub(process.signals_before)), out);
             }
         }
     }

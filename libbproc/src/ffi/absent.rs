@@ -1,5 +1,5 @@
-//! Calls that move a running process, or dump another one. This agent cannot: -1 with ENOSYS, always, whatever the
-//! arguments. That they are here lets programs link that call them only on some ways.
+//! A call that dumps another process. This agent cannot: -1 with ENOSYS, always, whatever the arguments. That it is
+//! here lets programs link that call it only on some ways.
 
 use libc::c_int;
 
@@ -13,18 +13,4 @@ macro_rules! absent {
     };
 }
 
-absent!(
-    bproc_move,
-    _bproc_move,
-    bproc_move_io,
-    _bproc_move_io,
-    bproc_rfork,
-    _bproc_rfork,
-    bproc_rfork_io,
-    _bproc_rfork_io,
-    bproc_vrfork,
-    _bproc_vrfork,
-    bproc_vrfork_io,
-    _bproc_vrfork_io,
-    bproc_execdump,
-);
+absent!(bproc_execdump);

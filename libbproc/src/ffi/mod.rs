@@ -11,7 +11,8 @@
 //! | `create` | processes on nodes |
 //! | `io` | what descriptors of such a process are connected to |
 //! | `image` | dump and undump |
-//! | `absent` | calls that need a process to be moved while it runs: ENOSYS |
+//! | `moving` | the caller, or a child of its own, goes on on a node |
+//! | `absent` | what is not there: ENOSYS |
 //!
 //! Each call connects to the agent anew and keeps nothing, so it works in a process that has forked. Nothing here
 //! panics on what a caller gives: a panic would end the caller.
@@ -26,6 +27,7 @@ mod create;
 mod image;
 mod io;
 mod map;
+mod moving;
 mod nodes;
 mod sets;
 mod text;

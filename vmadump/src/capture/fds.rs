@@ -77,7 +77,8 @@ pub(super) fn read(pid: i32, policy: FdPolicy, layout: &mut Layout) -> Result<Ve
             Some((fd, _)) => FdKind::SameAs { fd: *fd },
             None => kind(pid, &seen, layout),
         };
-        if matches!(kind, FdKind::Regular { .. } | FdKind::Eventfd { .. } | FdKind::Device { .. }) {
+        // A copy of a standard stream goes along with that, whatever it is.
+        if seen.fd <= 2 || matches!(kind, FdKind::Regular { .. } | FdKind::Eventfd { .. } | FdKind::Device { .. }) {
             regular.push((seen.fd, seen.link));
         }
         out.push(Fd { fd: seen.fd, flags, kind });

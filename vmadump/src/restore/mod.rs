@@ -99,13 +99,18 @@ pub struct RestoreOptions<'a> {
     pub facts: Option<Facts>,
     /// Other files in the image may be missing here: they are closed in the process then.
     pub drop_missing_fds: bool,
+    /// For [`Body::Into`]: what the body executes first, to gain the rights that building a process needs (a set-user-id
+    /// program that does nothing: it never runs an instruction).
+    pub elevate: Option<crate::Program<'a>>,
+    /// For [`Body::Into`]: what the body executes when nothing comes of it, in the place of being killed.
+    pub fallback: Option<crate::Program<'a>>,
 }
 
 /// Restores images.
 pub struct Restorer;
 
-/// A process that is complete and held, one step before it runs: READY. Dropping it kills the process. Belongs to the
-/// thread that made it.
+/// A process that is complete and held, one step before it runs: READY. Dropping it kills the process, or makes it what
+/// [`RestoreOptions::fallback`] says. Belongs to the thread that made it.
 pub struct Prepared {
     target: Target,
     image: Image,
@@ -113,8 +118,8 @@ pub struct Prepared {
 }
 
 impl Restorer {
-    /// Builds the process of an image and holds it stopped. On error nothing is left (a process given by
-    /// [`Body::Into`] is killed if it had been touched).
+    /// Builds the process of an image and holds it stopped. On error nothing is left; a process given by
+    /// [`Body::Into`] goes on if it had not been touched, else it executes the fallback, or is killed.
     pub fn prepare(source: impl ImageSource, options: &RestoreOptions<'_>) -> Result<Prepared, Error> {
         Restorer::prepare_with(source, options, &mut |_, _| {})
     }
@@ -126,7 +131,7 @@ impl Restorer {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Prepared, Error> {
         // A body of no particular number is made while the image is still on its way.
-        let early = if options.body == Body::Any { Some(Target::new(Body::Any)?) } else { None };
+        let early = if options.body == Body::Any { Some(Target::new(options)?) } else { None };
         let mut reader = Reader::new(source)?;
         let image = reader.image().clone();
         let facts = options.facts.clone().unwrap_or_else(Facts::here);
@@ -134,7 +139,7 @@ impl Restorer {
         let plan = plan(&image, &facts, &wishes)?;
         let mut target = match early {
             Some(target) => target,
-            None => Target::new(options.body)?,
+            None => Target::new(options)?,
         };
         let dropped = build(&mut target, &image, &plan, options, &mut reader, progress)?;
         Ok(Prepared { target, image, dropped })
@@ -223,7 +228,7 @@ impl Prepared {
         Ok(self.target.pid)
     }
 
-    /// Gives up: the process is killed.
+    /// Gives up, as by dropping it.
     pub fn abort(self) {
         drop(self);
     }

@@ -1,21 +1,23 @@
 //! The process that becomes the image: a stopped body without a soul until the last step.
 
-use super::{Body, check_file};
-use crate::batch::{Batch, Scratch};
+use super::{Body, RestoreOptions, check_file};
+use crate::batch::{Batch, Scratch, find_hole};
 use crate::capture::gate;
 use crate::compile::{Compiler, HEAD, as_root, as_user, maps_files};
 use crate::crc::PageSum;
 use crate::error::{Error, Refusal};
 use crate::image::{FormatError, Image, PageBlock, TASK_END};
+use crate::inject::{Outcome, Program, exec};
 use crate::plan::{Op, Plan};
 use crate::procfs;
 use crate::sys::memory::MemFile;
+use crate::sys::ptrace::Status;
 use crate::sys::{process, ptrace as pt};
 use crate::tracee::Tracee;
 
 use super::fds::Given;
 
-/// The process being built. Dropping it while armed kills it.
+/// The process being built. Dropping it while armed kills it, or gives it back as it can be.
 pub(super) struct Target {
     pub(super) pid: i32,
     pub(super) threads: Vec<Tracee>,
@@ -27,11 +29,25 @@ pub(super) struct Target {
     /// pid in its own namespace.
     ns_pid: i32,
     options: u64,
+    /// It is not what it was.
+    touched: bool,
+    fallback: Option<Fallback>,
+}
+
+/// [`RestoreOptions::fallback`], kept.
+struct Fallback {
+    path: Vec<u8>,
+    argv: Vec<Vec<u8>>,
+    envp: Vec<Vec<u8>>,
 }
 
 impl Drop for Target {
     fn drop(&mut self) {
         if !self.armed {
+            return;
+        }
+        if !self.child && (!self.touched || self.fall_back().is_ok()) {
+            // What is left of the threads lets itself go.
             return;
         }
         // It may have died by itself.
@@ -51,8 +67,8 @@ fn maps_of(pid: i32) -> Result<Vec<procfs::Map>, Error> {
 }
 
 impl Target {
-    pub(super) fn new(body: Body) -> Result<Self, Error> {
-        let (pid, child) = match body {
+    pub(super) fn new(options: &RestoreOptions<'_>) -> Result<Self, Error> {
+        let (pid, child) = match options.body {
             Body::Any => (process::blank(None)?, true),
             Body::Pid(pid) => (process::blank(Some(pid))?, true),
             Body::Into(pid) => {
@@ -63,7 +79,18 @@ impl Target {
             }
         };
         match Target::seize(pid, child) {
-            Ok(target) => Ok(target),
+            Ok(mut target) => {
+                let kept = |p: &Program<'_>| Fallback {
+                    path: p.path.to_vec(),
+                    argv: p.argv.iter().map(|t| t.to_vec()).collect(),
+                    envp: p.envp.iter().map(|t| t.to_vec()).collect(),
+                };
+                target.fallback = options.fallback.as_ref().map(kept);
+                if let (Some(program), false) = (&options.elevate, child) {
+                    target.elevate(program)?;
+                }
+                Ok(target)
+            }
             Err(e) => {
                 if child {
                     let _: Result<(), _> = process::kill(pid, libc::SIGKILL);
@@ -95,7 +122,67 @@ impl Target {
             gate,
             ns_pid,
             options,
+            touched: false,
+            fallback: None,
         })
+    }
+
+    /// The body executes a program, and stands before its first instruction.
+    fn elevate(&mut self, program: &Program<'_>) -> Result<(), Error> {
+        self.touched = true;
+        self.execute(program, &[])?;
+        // It stands in the middle of execve; calls can be made from its end on.
+        pt::cont_syscall(self.pid)?;
+        loop {
+            match pt::wait(self.pid)? {
+                Status::Stopped(sig, 0) if sig == libc::SIGTRAP | 0x80 => break,
+                Status::Stopped(..) => pt::cont_syscall(self.pid)?,
+                Status::Exited(_) | Status::Killed(_) => return Err(Error::Gone(self.pid)),
+            }
+        }
+        self.threads.drain(..).for_each(Tracee::forget);
+        self.threads.push(Tracee::after_exec(self.pid)?);
+        pt::set_options(self.pid, self.options)
+            .map_err(Error::from)
+            .and_then(|()| MemFile::open(self.pid).map_err(Error::from))
+            .and_then(|memory| {
+                self.memory = memory;
+                self.gate = gate(&maps_of(self.pid)?, &self.memory, self.pid)?;
+                Ok(())
+            })
+    }
+
+    /// Executes a program in the place of whatever there is; the only thread left is the first one, in its exec stop.
+    fn execute(&mut self, program: &Program<'_>, others: &[i32]) -> Result<(), Error> {
+        let size = program.room();
+        let maps = maps_of(self.pid)?;
+        if !maps.iter().any(|m| m.start == self.scratch.base && m.end >= self.scratch.base + size) {
+            let mut used: Vec<(u64, u64)> = maps.iter().map(|m| (m.start, m.end)).collect();
+            let base = find_hole(&mut used, size).ok_or(Refusal::NoRoom)?;
+            self.scratch = Scratch { base, size };
+            let place = gate(&maps, &self.memory, self.pid)?;
+            self.threads[0].lay(&self.memory, place, &self.scratch)?;
+        }
+        match exec(&mut self.threads[0], others, &self.memory, &self.scratch, program, &[])? {
+            Outcome::Executed => {}
+            Outcome::Failed(errno) => {
+                let why = std::io::Error::from_raw_os_error(errno);
+                return Err(Error::Inside { op: "execute the program", pid: self.pid, why });
+            }
+        }
+        self.threads.drain(..).for_each(Tracee::forget);
+        self.threads.push(Tracee::after_exec(self.pid)?);
+        self.scratch = Scratch { base: 0, size: 0 };
+        Ok(())
+    }
+
+    /// Makes the half-built process what the restorer wants in its place; it runs on as that.
+    fn fall_back(&mut self) -> Result<(), Error> {
+        let Some(fallback) = self.fallback.take() else { return Err(Error::Gone(self.pid)) };
+        let argv: Vec<&[u8]> = fallback.argv.iter().map(Vec::as_slice).collect();
+        let envp: Vec<&[u8]> = fallback.envp.iter().map(Vec::as_slice).collect();
+        let others: Vec<i32> = self.threads.iter().skip(1).map(Tracee::tid).collect();
+        self.execute(&Program { path: &fallback.path, argv: &argv, envp: &envp }, &others)
     }
 
     pub(super) fn leader(&mut self) -> &mut Tracee {
@@ -104,6 +191,7 @@ impl Target {
 
     /// Puts the batch program where neither the image nor the present memory is.
     pub(super) fn lay(&mut self, plan: &Plan) -> Result<(), Error> {
+        self.touched = true;
         let (base, size) = plan.scratch;
         let mut scratch = Scratch { base, size };
         let present = maps_of(self.pid)?;

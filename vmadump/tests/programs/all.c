@@ -13,7 +13,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef ROUNDS
 #define ROUNDS 14
+#endif
 static char alt[65536];
 static volatile int queued, on_alt, alarms, ticks, values;
 

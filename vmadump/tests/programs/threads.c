@@ -10,10 +10,18 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#ifndef ROUNDS
+#define ROUNDS 14
+#endif
+// Microseconds of rest in each round.
+#ifndef PAUSE
+#define PAUSE 0
+#endif
+
 static int count = 8;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER, recursive, robust;
 static pthread_cond_t turn = PTHREAD_COND_INITIALIZER;
-static int whose, rounds = 14, total;
+static int whose, rounds = ROUNDS, total;
 static __thread int mine;
 static __thread char name[16];
 
@@ -37,6 +45,7 @@ static void *work(void *arg) {
         if (me == 0) {
             printf("round %d\n", i);
             fflush(stdout);
+            if (PAUSE) usleep(PAUSE);
         }
         usleep(300);
         pthread_mutex_unlock(&recursive);

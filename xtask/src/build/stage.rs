@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::{EBPF, GHOST, capability};
+use super::{BODY, EBPF, GHOST, capability};
 use crate::paths;
 use crate::sh::{Cmd, told};
 
@@ -31,11 +31,12 @@ pub(super) fn all(profile: &str) -> Result<()> {
     for name in DAEMONS {
         link("bproc-agent", &stage.join("bin").join(name))?;
     }
-    for name in ["bproc-keeper", "bproc-iod"] {
+    for name in ["bproc-keeper", "bproc-iod", "bproc-mover"] {
         place(&built.join(name), &libexec.join(name), 0o755)?;
     }
     let ghost = libexec.join(GHOST);
     place(&paths::target().join("release").join(GHOST), &ghost, 0o755)?;
+    place(&paths::target().join("release").join(BODY), &libexec.join(BODY), 0o755)?;
     if paths::is_root() {
         capability::set(&ghost)?;
     }

@@ -1,0 +1,384 @@
+//! A node's part in moves: bodies for those who come, stand-ins for those who go, and what must not be told of either
+//! while they change places.
+
+use super::spawn::{Member, Spawner};
+use super::{Actor, Fact};
+use crate::mover::{self, Mover, Said};
+use bproc_common::ghost::{Role, op};
+use bproc_common::id::Pid;
+use bproc_common::wait::Status;
+use bproc_mover::wire::{Done, Owner, Receive, Report, Send, Task};
+use bproc_proto::Failure;
+use bproc_proto::link::{self as wire, event};
+use bproc_sys::process::Process;
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// How long what a process wrote may take to be out before it goes.
+const FLUSH: Duration = Duration::from_secs(5);
+/// Looks for the record of a fork that was made just before the process stood still, a millisecond apart.
+const LOOKS: u32 = 200;
+
+/// One half of a move, on this node.
+#[derive(Debug)]
+pub struct Half {
+    r#move: wire::Move,
+    host_pid: i32,
+    mover: Option<Mover>,
+    /// Source: the tokens of its streams.
+    tokens: Vec<Vec<u8>>,
+    /// Target: who it is.
+    spec: Option<Box<bproc_proto::SpawnSpec>>,
+    /// Past the point from which the mover's death is no harmless thing.
+    committed: bool,
+}
+
+/// A body for a process that comes, and what it is given.
+#[derive(Debug)]
+pub struct Room {
+    member: Member,
+    fds: Vec<(i32, OwnedFd)>,
+    order: Box<wire::Receive>,
+}
+
+fn failed(number: i32, message: impl Into<String>) -> Failure {
+    Failure { number, message: message.into() }
+}
+
+impl Actor {
+    pub(super) fn survey(&mut self, order: wire::Survey) {
+        let Some(r#move) = order.r#move else { return };
+        let host_pid = self.table.running(r#move.pid);
+        let (facts, spawner) = (self.facts.clone(), self.spawner.clone());
+        tokio::spawn(async move {
+            let result = match host_pid {
+                None => Err(failed(libc::ESRCH, "it has ended")),
+                Some(host) => match mover::survey(host, order.flags, order.files).await {
+                    Ok(()) => spawner.streams_of(host, order.files == 0),
+                    Err(failure) => Err(failure),
+                },
+            };
+            let (failure, streams) = match result {
+                Ok(streams) => (None, streams),
+                Err(failure) => (Some(failure), Vec::new()),
+            };
+            facts.send(Fact::Surveyed(wire::Surveyed { r#move: Some(r#move), failure, streams })).await.ok();
+        });
+    }
+
+    pub(super) fn surveyed(&mut self, said: wire::Surveyed) {
+        if let (Some(r#move), None) = (said.r#move, &said.failure) {
+            let tokens: BTreeSet<Vec<u8>> = said.streams.iter().map(|s| s.token.clone()).collect();
+            self.tokens_of_moves.insert(r#move.pid, tokens.into_iter().collect());
+        }
+        self.tell(event::Body::Surveyed(said));
+    }
+
+    /// A process is going to come.
+    pub(super) fn receive(&mut self, order: wire::Receive) {
+        let (spawner, facts) = (self.spawner.clone(), self.facts.clone());
+        let spec = order.spec.clone().unwrap_or_default();
+        let children = order.children.iter().map(|c| c.pid).filter(|pid| self.table.is_here(*pid));
+        let natives = self.natives(&spec).into_iter().chain(children).collect();
+        let address = self.stdio_address.clone();
+        tokio::spawn(async move {
+            let order = Box::new(order);
+            let r#move = order.r#move.unwrap_or_default();
+            let result = spawner.make_room(order, &address, natives).await;
+            facts.send(Fact::RoomMade(r#move, result)).await.ok();
+        });
+    }
+
+    pub(super) fn room_made(&mut self, r#move: wire::Move, result: Result<Room, Failure>) {
+        let room = match result {
+            Ok(room) => room,
+            Err(failure) => {
+                let failure = Some(failure);
+                return self.tell(event::Body::Receiving(wire::Receiving { r#move: Some(r#move), failure, port: 0 }));
+            }
+        };
+        let spec = room.order.spec.clone().unwrap_or_default();
+        let c = spec.credentials.clone().unwrap_or_default();
+        if let Some(host) = Pid::new(room.member.host_pid) {
+            // A skeleton must not be traced; a body must.
+            self.kernel.remove_ghost(host);
+        }
+        let (numbers, fds): (Vec<i32>, Vec<OwnedFd>) = room.fds.into_iter().unzip();
+        let task = Receive {
+            body: room.member.host_pid,
+            pid: r#move.pid,
+            listen: self.listen.to_string(),
+            token: room.order.token.clone(),
+            fds: numbers,
+            owner: (c.ruid != 0).then_some(Owner { uid: c.ruid, gid: c.rgid, groups: c.groups }),
+            elevate: Some(mover::body(&self.ghost)),
+            fallback: Some(self.stand_in()),
+            wait: false,
+            drop_files: room.order.drop_files,
+        };
+        let half = Half {
+            r#move,
+            host_pid: room.member.host_pid,
+            mover: None,
+            tokens: Vec::new(),
+            spec: Some(Box::new(spec)),
+            committed: false,
+        };
+        self.halves.insert(r#move.pid, half);
+        self.start_mover(r#move, Task::Receive(task), fds);
+    }
+
+    fn stand_in(&self) -> bproc_mover::wire::Program {
+        mover::stand_in(&self.ghost, &super::space::socket_in(&self.dir), Role::Skeleton)
+    }
+
+    fn start_mover(&self, r#move: wire::Move, task: Task, fds: Vec<OwnedFd>) {
+        let (facts, program) = (self.facts.clone(), self.ghost.with_file_name("bproc-mover"));
+        tokio::spawn(async move {
+            let started =
+                Mover::start(program, (task, fds), facts.clone(), move |said| Fact::Mover(r#move, said)).await;
+            let result = started.map_err(|e| failed(libc::EIO, format!("{e:#}")));
+            facts.send(Fact::MoverStarted(r#move, result)).await.ok();
+        });
+    }
+
+    pub(super) fn mover_started(&mut self, r#move: wire::Move, result: Result<Mover, Failure>) {
+        let Some(half) = self.halves.get_mut(&r#move.pid).filter(|h| h.r#move == r#move) else { return };
+        match result {
+            Ok(mover) => half.mover = Some(mover),
+            Err(failure) => {
+                let done = Done { number: failure.number, message: failure.message, ..Done::default() };
+                self.half_done(r#move, done);
+            }
+        }
+    }
+
+    /// A process is to go.
+    pub(super) fn depart(&mut self, order: wire::Depart) {
+        let Some(r#move) = order.r#move else { return };
+        let Some(host_pid) = self.table.running(r#move.pid) else {
+            let failure = Some(failed(libc::ESRCH, format!("process {} has ended", r#move.pid)));
+            let departed = wire::Departed { r#move: Some(r#move), failure, ..Default::default() };
+            return self.tell(event::Body::Departed(departed));
+        };
+        let task = Send {
+            pid: host_pid,
+            address: order.address,
+            token: order.token,
+            files: order.files,
+            flags: order.flags,
+            stand_in: Some(self.stand_in()),
+        };
+        let tokens = self.tokens_of_moves.remove(&r#move.pid).unwrap_or_default();
+        let half = Half { r#move, host_pid, mover: None, tokens, spec: None, committed: false };
+        self.halves.insert(r#move.pid, half);
+        self.start_mover(r#move, Task::Send(task), Vec::new());
+    }
+
+    /// Tells the mover of a move, if it is here.
+    pub(super) fn tell_mover(&self, r#move: Option<wire::Move>, task: Task) {
+        let half = r#move.and_then(|m| self.halves.get(&m.pid).filter(|h| h.r#move == m));
+        if let Some(mover) = half.and_then(|h| h.mover.as_ref()) {
+            mover.tell(task);
+        }
+    }
+
+    pub(super) fn mover(&mut self, r#move: wire::Move, said: Said) {
+        let pid = r#move.pid;
+        let Some(half) = self.halves.get_mut(&pid).filter(|h| h.r#move == r#move) else { return };
+        match said {
+            Said::Report(Report::Listening(port)) => {
+                self.tell(event::Body::Receiving(wire::Receiving { r#move: Some(r#move), failure: None, port }));
+            }
+            Said::Report(Report::Frozen(_)) => self.is_frozen(r#move, 0),
+            Said::Report(Report::Ready(_)) => {
+                half.committed = true;
+                // From its first instruction on what it does is told as a process's, not as a skeleton's.
+                if let Some(spec) = half.spec.take() {
+                    self.table.arrive(&spec, half.host_pid);
+                }
+                self.family.left(pid);
+                self.tell_mover(Some(r#move), Task::Proceed(true));
+            }
+            Said::Report(Report::Committing(_)) => self.flush_before_going(r#move),
+            Said::Report(Report::InDoubt(_)) => {
+                let departed = wire::Departed { r#move: Some(r#move), in_doubt: true, ..Default::default() };
+                self.tell(event::Body::Departed(departed));
+            }
+            Said::Report(Report::Done(done)) => self.half_done(r#move, done),
+            Said::Lost => {
+                let committed = half.committed;
+                if let (true, Some(host)) = (committed, Pid::new(half.host_pid)) {
+                    // Where the other half stands nobody knows: here it must not run. Never two.
+                    let _ = bproc_sys::signal::kill(host, libc::SIGKILL);
+                }
+                let target = half.spec.is_some() || self.table.is_arriving(pid);
+                let number = if committed && !target { 0 } else { libc::ECANCELED };
+                let message = "the mover was killed".into();
+                self.half_done(r#move, Done { number, message, no_stand_in: true, ..Done::default() });
+            }
+        }
+    }
+
+    /// What it did before it stood still has been told once its children are known.
+    pub(super) fn is_frozen(&mut self, r#move: wire::Move, looks: u32) {
+        let Some(half) = self.halves.get(&r#move.pid).filter(|h| h.r#move == r#move) else { return };
+        let children = Pid::new(half.host_pid).and_then(|p| Process::open(p).ok()).and_then(|p| p.children().ok());
+        let inner = |host: Pid| Process::open(host).ok()?.status().ok()?.ns_pids.last().copied();
+        let known = |pid: i32| self.table.is_here(pid) || self.family.get(pid).is_some();
+        let all = children.unwrap_or_default().into_iter().filter_map(inner).all(known);
+        if all || looks >= LOOKS {
+            return self.tell(event::Body::Frozen(r#move));
+        }
+        let facts = self.facts.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            facts.send(Fact::LookForChildren(r#move, looks + 1)).await.ok();
+        });
+    }
+
+    /// What it writes on from elsewhere must come after what it wrote here.
+    fn flush_before_going(&mut self, r#move: wire::Move) {
+        let Some(half) = self.halves.get(&r#move.pid) else { return };
+        let (tokens, spawner, facts) = (half.tokens.clone(), self.spawner.clone(), self.facts.clone());
+        tokio::spawn(async move {
+            let all = async {
+                for token in tokens {
+                    spawner.iod.flush(&token, FLUSH).await;
+                }
+            };
+            let flushed = tokio::time::timeout(FLUSH, all).await.is_ok();
+            facts.send(Fact::MayGo(r#move, flushed)).await.ok();
+        });
+    }
+
+    pub(super) fn may_go(&mut self, r#move: wire::Move, flushed: bool) {
+        let Some(half) = self.halves.get_mut(&r#move.pid).filter(|h| h.r#move == r#move) else { return };
+        if flushed {
+            half.committed = true;
+            // Its exec, and its end as this process, are nobody's business.
+            self.table.leave(r#move.pid);
+        }
+        self.tell_mover(Some(r#move), Task::Proceed(flushed));
+    }
+
+    fn half_done(&mut self, r#move: wire::Move, done: Done) {
+        let Some(half) = self.halves.remove(&r#move.pid) else { return };
+        let pid = r#move.pid;
+        let target = half.spec.is_some() || self.table.is_arriving(pid);
+        let failure = (done.number != 0).then(|| failed(done.number, done.message));
+        let runs_here = target == failure.is_none();
+        let mut end = None;
+        if runs_here {
+            end = self.table.goes_on(pid);
+            self.looks.born(pid);
+        } else if let Some(by) = self.table.is_elsewhere(pid).and_then(|by| self.family.get(by)) {
+            by.ghost.tell(op::REAP, pid.into(), 0, vec![]);
+        }
+        if let (false, None, Some(host)) = (target, &failure, Pid::new(half.host_pid)) {
+            // A process that was stopped leaves a stand-in that is; on a node nobody looks at that, and it must hear.
+            let _ = bproc_sys::signal::sigqueue(host, libc::SIGCONT, crate::ghosts::WAKE);
+        }
+        let r#move = Some(r#move);
+        let (frozen_ns, bytes) = (done.frozen_ns, done.bytes);
+        self.tell(match target {
+            true => event::Body::Arrived(wire::Arrived { r#move, failure }),
+            false => event::Body::Departed(wire::Departed { r#move, failure, in_doubt: false, frozen_ns, bytes }),
+        });
+        if let Some((status, raw)) = end {
+            self.end_after_output(pid, status, raw);
+        }
+    }
+
+    /// A process that has a skeleton here has ended: the skeleton ends the same way, for a parent that waits here.
+    pub(super) fn relative_ended(&mut self, pid: i32, status: i32) {
+        if pid <= 1 {
+            return;
+        }
+        let Some(skeleton) = self.family.get(pid) else {
+            if self.halves.contains_key(&pid) || !self.table.is_here(pid) {
+                // It is about to connect, or is gone.
+                self.ended_early.insert(pid, status);
+            }
+            return;
+        };
+        self.end_skeleton(pid, &skeleton, status);
+    }
+
+    pub(super) fn end_skeleton(&mut self, pid: i32, skeleton: &Member, status: i32) {
+        let host = Pid::new(skeleton.host_pid);
+        let found = host.and_then(|h| super::space::look_at(h, None, self.ghost_exe));
+        if let Some(found) = found.filter(|f| self.table.runs(f.ppid)) {
+            self.table.await_reaping(pid, &found);
+        }
+        match (Status::from_raw(status), host) {
+            (Status::Killed { signal: 9, .. }, Some(host)) => drop(bproc_sys::signal::kill(host, libc::SIGKILL)),
+            (Status::Killed { signal, .. }, _) => skeleton.ghost.tell(op::DIE, signal.into(), 0, vec![]),
+            (Status::Exited(code), _) => skeleton.ghost.tell(op::EXIT, code.into(), 0, vec![]),
+            _ => skeleton.ghost.tell(op::EXIT, 0, 0, vec![]),
+        }
+    }
+}
+
+impl Spawner {
+    /// Makes the body of a process that comes, in its place among the others, with skeletons of its children.
+    async fn make_room(
+        &self,
+        order: Box<wire::Receive>,
+        stdio_address: &str,
+        natives: BTreeSet<i32>,
+    ) -> Result<Room, Failure> {
+        let spec = order.spec.as_ref().ok_or_else(|| failed(libc::EINVAL, "a move without a process"))?;
+        let member = match self.family.get(spec.pid) {
+            Some(stand_in) => stand_in,
+            None => self.make(spec, natives.clone()).await?,
+        };
+        if spec.sid == spec.pid {
+            self.settle(spec.pid, op::SETSID, 0).await?;
+        } else {
+            self.settle(spec.pid, op::SETPGID, spec.pgid).await?;
+        }
+        for child in order.children.iter().filter(|c| !natives.contains(&c.pid)) {
+            if self.family.get(child.pid).is_some() {
+                continue;
+            }
+            let skeleton = self.family.clone_by(spec.pid, child.pid).await?;
+            skeleton.ghost.tell(op::CREDS, child.uid.into(), child.gid.into(), vec![]);
+            skeleton.ghost.tell(op::NAME, 0, 0, child.comm.clone());
+            // A session or group that is not here cannot be joined; the number stays with the others.
+            let (op, pgid) = if child.sid == child.pid { (op::SETSID, 0) } else { (op::SETPGID, child.pgid) };
+            let _ = self.settle(child.pid, op, pgid).await;
+        }
+        let (ends, forwarded) = self.streams(spec).await?;
+        self.attach(spec, forwarded, stdio_address).await.map_err(|error| {
+            failed(libc::EIO, format!("node {}: the stdio service does not answer: {error:#}", self.node))
+        })?;
+        let numbers = spec.streams.iter().filter(|s| s.kind() != bproc_proto::stream::Kind::Closed).map(|s| s.fd);
+        let mut fds: Vec<(i32, OwnedFd)> = numbers.zip(ends).collect();
+        if order.socket > 0 {
+            fds.extend(mover::good_answer().map(|fd| (order.socket, fd)));
+        }
+        Ok(Room { member, fds, order })
+    }
+
+    /// The standard streams of a process that are forwarded.
+    fn streams_of(&self, host_pid: i32, strict: bool) -> Result<Vec<wire::ForwardedStream>, Failure> {
+        let mut all = Vec::new();
+        for fd in 0..3 {
+            let Ok(link) = std::fs::read_link(format!("/proc/{host_pid}/fd/{fd}")) else { continue };
+            let link = link.to_string_lossy().into_owned();
+            let inode = link.strip_prefix("pipe:[").and_then(|l| l.strip_suffix(']')).and_then(|n| n.parse().ok());
+            let known = inode.and_then(|inode| self.pipe(inode));
+            match known {
+                Some((token, stream, input)) => all.push(wire::ForwardedStream { fd, token, stream, input }),
+                None if strict && (link.starts_with("/dev/pts/") || !link.starts_with('/')) => {
+                    let message = format!("its descriptor {fd} leads to {link}, which stays on node {}", self.node);
+                    return Err(failed(libc::EOPNOTSUPP, message));
+                }
+                None => {}
+            }
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,82 @@
+//! What moves do to the table: processes come without a spawn, and go without an end.
+
+use super::space::Found;
+use super::table::{Entry, State, Table, start_of};
+use bproc_proto::SpawnSpec;
+
+impl Table {
+    /// Pid here of a process that runs.
+    pub fn running(&self, pid: i32) -> Option<i32> {
+        self.entries.get(&pid).filter(|e| e.state == State::Running && e.host_pid > 0).map(|e| e.host_pid)
+    }
+
+    /// A process that runs here in person.
+    pub fn runs(&self, pid: i32) -> bool {
+        self.entries.get(&pid).is_some_and(|e| matches!(e.state, State::Running | State::Leaving(_)))
+    }
+
+    /// It is built and about to run.
+    pub fn arrive(&mut self, spec: &SpawnSpec, host_pid: i32) {
+        let entry = Entry {
+            host_pid,
+            ppid: spec.ppid,
+            pgid: spec.pgid,
+            sid: spec.sid,
+            uid: spec.credentials.as_ref().map_or(0, |c| c.ruid),
+            gid: spec.credentials.as_ref().map_or(0, |c| c.rgid),
+            token: spec.stdio_token.clone(),
+            state: State::Arriving(None),
+            ..Entry::default()
+        };
+        self.entries.insert(spec.pid, entry);
+    }
+
+    /// Is it?
+    pub fn is_arriving(&self, pid: i32) -> bool {
+        self.entries.get(&pid).is_some_and(|e| matches!(e.state, State::Arriving(_)))
+    }
+
+    /// It stands still and may go any moment: nothing that happens to it is told.
+    pub fn leave(&mut self, pid: i32) {
+        if let Some(entry) = self.entries.get_mut(&pid).filter(|e| e.state == State::Running) {
+            entry.state = State::Leaving(None);
+        }
+    }
+
+    /// It runs here: it has arrived, or stays. If it has ended since, that is to be told now: wait status and usage.
+    pub fn goes_on(&mut self, pid: i32) -> Option<(i32, Vec<u8>)> {
+        let entry = self.entries.get_mut(&pid)?;
+        let (State::Arriving(end) | State::Leaving(end)) = &mut entry.state else { return None };
+        let end = end.take();
+        entry.state = if end.is_some() { State::Ended } else { State::Running };
+        if end.is_some() && entry.held_by.is_none() {
+            entry.started = start_of(entry.host_pid).unwrap_or(0);
+            self.zombies += 1;
+        }
+        end
+    }
+
+    /// It does not run here: it has gone, or did not come. Returns who holds the zombie of what was in its place, if
+    /// that has ended.
+    pub fn is_elsewhere(&mut self, pid: i32) -> Option<i32> {
+        let between = |e: &Entry| matches!(e.state, State::Arriving(_) | State::Leaving(_));
+        if !self.entries.get(&pid).is_some_and(between) {
+            return None;
+        }
+        self.entries.remove(&pid)?.held_by
+    }
+
+    /// A skeleton is about to end the way its process did, and its parent here will wait for it: that is to be told.
+    pub fn await_reaping(&mut self, pid: i32, found: &Found) {
+        let entry = Entry {
+            host_pid: found.host_pid,
+            ppid: found.ppid,
+            state: State::Ended,
+            started: start_of(found.host_pid).unwrap_or(0),
+            stand_in: true,
+            ..Entry::default()
+        };
+        self.entries.insert(pid, entry);
+        self.zombies += 1;
+    }
+}

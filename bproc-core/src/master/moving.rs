@@ -1,0 +1,440 @@
+//! Moving running processes: who goes where, in which order, and the way back from each phase.
+//!
+//! ```text
+//!  asked ─▶ Surveying ──can move──▶ Receiving ──listens──▶ Sending ──arrived and departed──▶ moved
+//!              │ cannot                │ cannot               │ failed at either end: runs on at the source
+//!              └───────────────────────┴──────────────────────┴──▶ answered with the reason
+//! ```
+//!
+//! On every machine where a process is known, something has its number and its place among parents, children, group
+//! and session: the process itself, its ghost (on the master) or a skeleton (on a node). A process that comes is built
+//! *into* that stand-in, one that goes becomes it. So nobody's parent or child changes by a move, on no machine.
+//!
+//! The word to go passes between the two machines directly; each tells the master what it knows, in its own stream of
+//! events. The target's word decides: only it knows whether the process ever ran there. Signals that reach the ghost
+//! meanwhile wait here.
+
+use super::model::{Action, Ask, GhostCommand, Order, Phase as Life, Process, Refusal, Stopped};
+use super::{Master, Out, SIGKILL};
+use bproc_common::id::{NodeId, Pid};
+use std::collections::BTreeSet;
+
+const ECANCELED: i32 = 125;
+
+/// What a move is decided by.
+#[derive(Clone, Debug)]
+pub struct MoveFacts {
+    /// Who moves.
+    pub pid: Pid,
+    /// Its parent.
+    pub parent: Option<Pid>,
+    /// Where to; none: the master.
+    pub to: Option<NodeId>,
+    /// Effective uid of whoever asks.
+    pub uid: u32,
+    /// Effective gid and supplementary groups of whoever asks.
+    pub gids: BTreeSet<u32>,
+    /// User whose process it is.
+    pub owner: u32,
+    /// Its name.
+    pub comm: Vec<u8>,
+    /// Pids that it refers to: parent, leaders of its group and session.
+    pub relatives: Vec<Pid>,
+    /// Its children, zombies too.
+    pub children: Vec<Pid>,
+}
+
+/// Names one move.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct MoveId(pub u64);
+
+/// What a source says at the end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Departed {
+    /// It runs at the target; its stand-in is here, unless that died at once.
+    Gone {
+        /// It is.
+        stand_in: bool,
+    },
+    /// It runs here still.
+    Failed(Refusal),
+    /// It stands still here until it is told what became of it.
+    InDoubt,
+    /// The source is lost with everything on it.
+    Lost(NodeId),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Surveying,
+    Receiving,
+    Sending,
+}
+
+#[derive(Debug)]
+pub(super) struct Move {
+    pub(super) id: MoveId,
+    ask: Ask,
+    facts: MoveFacts,
+    from: Option<NodeId>,
+    phase: Phase,
+    arrived: Option<Result<(), Refusal>>,
+    departed: Option<Departed>,
+    /// The ghost that it is built into has been given to the target's half.
+    taken: bool,
+    /// Number and siginfo of signals that wait for its arrival.
+    signals: Vec<(u32, Vec<u8>)>,
+    kill: bool,
+}
+
+impl Master {
+    /// Somebody asks that a process be moved. For one that runs on the master it is known already that it can be.
+    pub fn move_asked(&mut self, ask: Ask, facts: MoveFacts, out: &mut Out) {
+        let pid = facts.pid;
+        let process = self.processes.get(&pid);
+        let from = process.and_then(|p| p.node);
+        let lost_track = process.is_some_and(|p| p.node.is_none());
+        let busy = self.moves.contains_key(&pid)
+            || lost_track
+            || process.is_some_and(|p| !matches!(p.phase, Life::Running) || p.orphan.is_some());
+        let refusal = if process.is_some_and(|p| p.end.is_some() || p.at_gate || p.ghost_gone) {
+            Some(Refusal::Ended(pid))
+        } else if facts.uid != 0 && facts.uid != facts.owner {
+            Some(Refusal::NotYours(pid))
+        } else if busy {
+            Some(Refusal::Busy(pid))
+        } else {
+            facts.to.and_then(|to| self.refused_by(to, facts.uid, &facts.gids))
+        };
+        if let Some(refusal) = refusal {
+            return out.push(Action::Answer(ask, Err(refusal)));
+        }
+        if from == facts.to {
+            return out.push(Action::Answer(ask, Ok(())));
+        }
+        self.last_move += 1;
+        let id = MoveId(self.last_move);
+        let fresh = Move {
+            id,
+            ask,
+            facts,
+            from,
+            phase: Phase::Surveying,
+            arrived: None,
+            departed: None,
+            taken: false,
+            signals: Vec::new(),
+            kill: false,
+        };
+        self.moves.insert(pid, fresh);
+        match from {
+            Some(node) => self.order(node, Order::Survey(pid, id), out),
+            None => self.surveyed(pid, id, Ok(()), out),
+        }
+    }
+
+    /// The move of this process, if it is this one, in this phase.
+    fn in_phase(&mut self, pid: Pid, id: MoveId, phase: Phase) -> Option<&mut Move> {
+        self.moves.get_mut(&pid).filter(|m| m.id == id && m.phase == phase)
+    }
+
+    /// The source says whether it can move.
+    pub fn surveyed(&mut self, pid: Pid, id: MoveId, result: Result<(), Refusal>, out: &mut Out) {
+        let Some(m) = self.in_phase(pid, id, Phase::Surveying) else { return };
+        if let Err(refusal) = result {
+            return self.move_failed(pid, refusal, out);
+        }
+        m.phase = Phase::Receiving;
+        let Some(to) = m.facts.to else {
+            return out.push(Action::ReceiveHere(pid, id));
+        };
+        // Its own number too, for as long as it has not come: its stand-in must hear of its end.
+        let elsewhere: Vec<Pid> = m.facts.relatives.iter().chain(&m.facts.children).copied().chain([pid]).collect();
+        if self.nodes.get(&to.0).is_none_or(|n| !n.is_reachable()) {
+            return self.move_failed(pid, Refusal::NodeDied(to), out);
+        }
+        for relative in elsewhere {
+            self.speak_for(relative, to, out);
+        }
+        self.order(to, Order::Receive(pid, id), out);
+    }
+
+    /// The target listens, or cannot receive.
+    pub fn receiving(&mut self, pid: Pid, id: MoveId, result: Result<(), Refusal>, out: &mut Out) {
+        let Some(m) = self.in_phase(pid, id, Phase::Receiving) else { return };
+        if let Err(refusal) = result {
+            return self.move_failed(pid, refusal, out);
+        }
+        m.phase = Phase::Sending;
+        match m.from {
+            Some(node) => self.order(node, Order::Depart(pid, id), out),
+            None => out.push(Action::SendFromHere(pid, id)),
+        }
+    }
+
+    /// The process stands still at the source, and all that it did before has been told.
+    pub fn frozen(&mut self, pid: Pid, id: MoveId, out: &mut Out) {
+        let Some(m) = self.in_phase(pid, id, Phase::Sending) else { return };
+        if m.facts.to.is_none() && !m.taken {
+            m.taken = true;
+            out.push(Action::TakeGhost(pid, id));
+        }
+    }
+
+    /// A process of the master's own is about to go: from now on it has a ghost.
+    pub fn committing(&mut self, pid: Pid, id: MoveId, out: &mut Out) {
+        let Some(m) = self.in_phase(pid, id, Phase::Sending) else {
+            return out.push(Action::ProceedHere(pid, id, false));
+        };
+        let lost = matches!(m.arrived, Some(Err(_)));
+        let (to, parent) = (m.facts.to, m.facts.parent);
+        if !lost {
+            self.processes.insert(pid, Process::new(to, parent));
+        }
+        out.push(Action::ProceedHere(pid, id, !lost));
+    }
+
+    /// The target's last word.
+    pub fn arrived(&mut self, pid: Pid, id: MoveId, result: Result<(), Refusal>, out: &mut Out) {
+        let Some(m) = self.moves.get_mut(&pid).filter(|m| m.id == id && m.arrived.is_none()) else { return };
+        if m.phase != Phase::Sending {
+            let refusal = result.err().unwrap_or(Refusal::Busy(pid));
+            return self.move_failed(pid, refusal, out);
+        }
+        let to = m.facts.to;
+        if let (Ok(()), Some(process), Some(to)) = (&result, self.processes.get_mut(&pid), to) {
+            process.node = Some(to);
+        }
+        m.arrived = Some(result);
+        self.settle_move(pid, out);
+    }
+
+    /// The source's last word.
+    pub fn departed(&mut self, pid: Pid, id: MoveId, departed: Departed, out: &mut Out) {
+        let Some(m) = self.in_phase(pid, id, Phase::Sending) else { return };
+        m.departed = Some(departed);
+        self.settle_move(pid, out);
+    }
+
+    fn settle_move(&mut self, pid: Pid, out: &mut Out) {
+        let Some(m) = self.moves.get_mut(&pid) else { return };
+        let (id, from, to) = (m.id, m.from, m.facts.to);
+        match (&m.arrived, &m.departed) {
+            (Some(Ok(())), Some(Departed::Gone { stand_in })) => {
+                let stand_in = *stand_in;
+                self.moved(pid, stand_in, out);
+            }
+            (Some(Ok(())), Some(Departed::Lost(_))) => self.moved(pid, false, out),
+            (Some(Ok(())), Some(Departed::Failed(_))) => {
+                out.push(Action::Trouble(format!("both ends of a move say that process {pid} runs there")));
+                self.moved(pid, false, out);
+            }
+            (Some(Err(_)), Some(Departed::Failed(refusal))) => {
+                let refusal = refusal.clone();
+                self.move_failed(pid, refusal, out);
+            }
+            (Some(Err(_)), Some(Departed::Lost(node))) => {
+                let node = *node;
+                self.move_failed(pid, Refusal::NodeDied(node), out);
+                self.exited(pid, SIGKILL, out);
+                self.reaped(pid, out);
+            }
+            // Nobody has it any more: the target died with it.
+            (Some(Err(_)), Some(Departed::Gone { stand_in })) => {
+                let stand_in = *stand_in;
+                self.moved(pid, stand_in, out);
+                self.exited(pid, SIGKILL, out);
+                self.reaped(pid, out);
+            }
+            (Some(result), Some(Departed::InDoubt)) => {
+                let moved = result.is_ok();
+                m.departed = None;
+                match from {
+                    Some(node) => self.order(node, Order::Decide(pid, id, moved), out),
+                    None => out.push(Action::DecideHere(pid, id, moved)),
+                }
+            }
+            // The target notices by itself; this is quicker, and works when nothing was ever sent.
+            (None, Some(Departed::Failed(_))) => match to {
+                Some(node) => self.order(node, Order::Cancel(pid, id), out),
+                None => out.push(Action::CancelHere(pid, id)),
+            },
+            _ => {}
+        }
+    }
+
+    fn moved(&mut self, pid: Pid, stand_in: bool, out: &mut Out) {
+        let Some(m) = self.moves.remove(&pid) else { return };
+        if let Some(left) = m.from {
+            self.relatives.entry(pid).or_default().insert(left);
+            out.push(Action::Watch(pid));
+        }
+        let Some(to) = m.facts.to else {
+            return self.came_home(pid, m, out);
+        };
+        if let Some(nodes) = self.relatives.get_mut(&pid) {
+            nodes.remove(&to);
+        }
+        for child in &m.facts.children {
+            if !self.processes.contains_key(child) {
+                self.left_behind.insert(*child, pid);
+            }
+        }
+        out.push(Action::Answer(m.ask, Ok(())));
+        if m.from.is_none() {
+            if stand_in {
+                out.push(Action::Hold(pid));
+                out.push(Action::TrackSignals(pid));
+            } else if let Some(process) = self.processes.get_mut(&pid) {
+                process.ghost_gone = true;
+            }
+            if let Some(process) = self.processes.get_mut(&pid) {
+                process.tell(pid, GhostCommand::Name(m.facts.comm.clone()), out);
+            }
+        }
+        self.deliver_held(pid, to, m, out);
+        if self.processes.get(&pid).is_some_and(|p| p.ghost_gone) {
+            self.kill_remote(pid, out);
+        }
+    }
+
+    /// What was sent while it was on its way.
+    fn deliver_held(&mut self, pid: Pid, node: NodeId, m: Move, out: &mut Out) {
+        for (number, siginfo) in m.signals {
+            self.forward_signal(pid, node, number, siginfo, out);
+        }
+        let Some(process) = self.processes.get(&pid) else { return };
+        if m.kill && process.end.is_none() {
+            self.order(node, Order::Kill(pid), out);
+        } else if process.ghost_stopped == Some(Stopped::FromHere) {
+            self.order(node, Order::Stop(pid), out);
+        }
+    }
+
+    /// The process took the ghost's place: it is an ordinary one of the master's again.
+    fn came_home(&mut self, pid: Pid, m: Move, out: &mut Out) {
+        self.leave_orphans(pid, out);
+        let unreaped = self.processes.remove(&pid).map(|p| p.unreaped).unwrap_or_default();
+        for child in unreaped {
+            // It will reap the ghost itself.
+            self.forget(child, out);
+        }
+        self.left_behind.retain(|_, parent| *parent != pid);
+        out.push(Action::UntrackSignals(pid));
+        out.extend(m.signals.into_iter().map(|(_, siginfo)| Action::SignalHome(pid, siginfo)));
+        if m.kill {
+            out.push(Action::KillGhost(pid));
+        }
+        out.push(Action::Answer(m.ask, Ok(())));
+    }
+
+    /// The process runs on where it was.
+    fn move_failed(&mut self, pid: Pid, refusal: Refusal, out: &mut Out) {
+        let Some(m) = self.moves.remove(&pid) else { return };
+        match (m.phase, &m.arrived, m.facts.to) {
+            (Phase::Sending, Some(_), _) | (Phase::Surveying, ..) => {}
+            (_, _, Some(node)) => self.order(node, Order::Cancel(pid, m.id), out),
+            (_, _, None) => out.push(Action::CancelHere(pid, m.id)),
+        }
+        out.push(Action::Answer(m.ask, Err(refusal)));
+        match m.from {
+            None => {
+                self.processes.remove(&pid);
+            }
+            Some(node) => {
+                if let Some(process) = self.processes.get_mut(&pid) {
+                    process.node = Some(node);
+                }
+                if m.taken {
+                    out.push(Action::Hold(pid));
+                }
+                self.deliver_held(pid, node, m, out);
+            }
+        }
+    }
+
+    /// Keeps a signal of a ghost whose process is on its way; gives it back if it is not.
+    pub(super) fn hold_signal(&mut self, pid: Pid, number: u32, siginfo: Vec<u8>) -> Option<Vec<u8>> {
+        match self.moves.get_mut(&pid).filter(|m| m.phase == Phase::Sending) {
+            Some(m) => {
+                m.signals.push((number, siginfo));
+                None
+            }
+            None => Some(siginfo),
+        }
+    }
+
+    /// Is it on its way?
+    pub(super) fn on_its_way(&self, pid: Pid) -> bool {
+        self.moves.get(&pid).is_some_and(|m| m.phase == Phase::Sending)
+    }
+
+    /// It is to be killed, wherever it comes to run.
+    pub(super) fn kill_on_arrival(&mut self, pid: Pid) {
+        if let Some(m) = self.moves.get_mut(&pid) {
+            m.kill = true;
+        }
+    }
+
+    /// A node is lost: moves to it fail, and of those from it the target will tell.
+    pub(super) fn moves_of_lost(&mut self, node: NodeId, out: &mut Out) {
+        let concerned = |m: &Move| m.from == Some(node) || m.facts.to == Some(node);
+        let mut pids: Vec<Pid> = self.moves.iter().filter(|(_, m)| concerned(m)).map(|(pid, _)| *pid).collect();
+        pids.sort_unstable();
+        for pid in pids {
+            let Some(m) = self.moves.get_mut(&pid) else { continue };
+            if m.phase != Phase::Sending {
+                self.move_failed(pid, Refusal::NodeDied(node), out);
+                continue;
+            }
+            if m.from == Some(node) {
+                m.departed = Some(Departed::Lost(node));
+            } else {
+                // What has arrived there is gone again.
+                m.arrived = Some(Err(Refusal::NodeDied(node)));
+            }
+            self.settle_move(pid, out);
+        }
+    }
+
+    /// A node's agent is a new one, which knows of no move; `there` are the processes that it found.
+    pub(super) fn moves_of_new_agent(&mut self, node: NodeId, there: &std::collections::HashSet<Pid>, out: &mut Out) {
+        let concerned = |m: &Move| m.from == Some(node) || m.facts.to == Some(node);
+        let mut pids: Vec<Pid> = self.moves.iter().filter(|(_, m)| concerned(m)).map(|(pid, _)| *pid).collect();
+        pids.sort_unstable();
+        for pid in pids {
+            let Some(m) = self.moves.get(&pid) else { continue };
+            let (id, is_there) = (m.id, there.contains(&pid));
+            if m.phase != Phase::Sending {
+                self.move_failed(pid, Refusal::NodeDied(node), out);
+            } else if m.from == Some(node) {
+                let failed =
+                    Departed::Failed(Refusal::Failed(node, ECANCELED, "the node's agent was restarted".into()));
+                self.departed(pid, id, if is_there { failed } else { Departed::Lost(node) }, out);
+            } else {
+                self.arrived(pid, id, if is_there { Ok(()) } else { Err(Refusal::NodeDied(node)) }, out);
+            }
+        }
+    }
+
+    /// The ghost was made anew: it counts its signals from 1 again.
+    pub fn ghost_renewed(&mut self, pid: Pid) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.signals_before += process.signals;
+            process.signals = 0;
+        }
+    }
+
+    /// The node that a process is on; none on the master, and for one that nobody knows.
+    pub fn whereabouts(&self, pid: Pid) -> Option<NodeId> {
+        self.processes.get(&pid).filter(|p| p.end.is_none()).and_then(|p| p.node)
+    }
+
+    /// A child that was left on the master was reaped by its parent elsewhere.
+    pub(super) fn left_behind_reaped(&mut self, pid: Pid, out: &mut Out) {
+        let Some(parent) = self.left_behind.remove(&pid) else { return };
+        if let Some(process) = self.processes.get_mut(&parent) {
+            process.tell(parent, GhostCommand::Reap(pid), out);
+        }
+    }
+}

@@ -1,0 +1,284 @@
+use super::moving::{Departed, MoveFacts, MoveId};
+use super::nodes::Attach;
+use super::*;
+use bproc_common::id::Epoch;
+
+const A: NodeId = NodeId(0);
+const B: NodeId = NodeId(1);
+const P: i32 = 50;
+const CHILD: i32 = 60;
+
+fn pid(n: i32) -> Pid {
+    Pid::new(n).unwrap()
+}
+
+fn siginfo(signal: i32) -> Vec<u8> {
+    let mut bytes = vec![0; 128];
+    bytes[..4].copy_from_slice(&signal.to_ne_bytes());
+    bytes
+}
+
+fn hello(epoch: u64) -> Attach {
+    Attach { epoch: Epoch(epoch), instance: 1, orders_seen: 0, inventory: vec![], skeletons: vec![], leases: vec![] }
+}
+
+fn up() -> Master {
+    let nodes = [(0, Node::new(0o111, 0, 0)), (1, Node::new(0o111, 0, 0))];
+    let mut m = Master::new(nodes, Leases::new(1000, 5000, 100), false);
+    m.attach(A, hello(1), "up", &mut vec![]).unwrap();
+    m.attach(B, hello(2), "up", &mut vec![]).unwrap();
+    m
+}
+
+fn facts(to: Option<NodeId>) -> MoveFacts {
+    MoveFacts {
+        pid: pid(P),
+        parent: Some(pid(2)),
+        to,
+        uid: 5,
+        gids: [5].into(),
+        owner: 5,
+        comm: b"prog".to_vec(),
+        relatives: vec![pid(2)],
+        children: vec![pid(CHILD)],
+    }
+}
+
+fn orders(out: &[Action]) -> Vec<(NodeId, Order)> {
+    let one = |a: &Action| if let Action::Send(n, _, o) = a { Some((*n, o.clone())) } else { None };
+    out.iter().filter_map(one).collect()
+}
+
+fn id_of(m: &Master) -> MoveId {
+    m.moves.values().next().map(|m| m.id).unwrap()
+}
+
+/// Up to the point where the source sends.
+fn under_way(m: &mut Master, to: Option<NodeId>, out: &mut Out) -> MoveId {
+    m.move_asked(Ask(9), facts(to), out);
+    let id = id_of(m);
+    m.surveyed(pid(P), id, Ok(()), out);
+    m.receiving(pid(P), id, Ok(()), out);
+    id
+}
+
+/// P runs on A, having gone there from the master.
+fn on_a() -> Master {
+    let (mut m, mut out) = (up(), vec![]);
+    let id = under_way(&mut m, Some(A), &mut out);
+    m.committing(pid(P), id, &mut out);
+    m.ghost_connected(pid(P), Some(pid(2)), &mut out);
+    m.arrived(pid(P), id, Ok(()), &mut out);
+    m.departed(pid(P), id, Departed::Gone { stand_in: true }, &mut out);
+    m.held(pid(P), Ok(()), &mut out);
+    assert_eq!(m.node_of(pid(P)), Some(A));
+    m
+}
+
+fn failed() -> Refusal {
+    Refusal::Failed(B, 5, "it broke".into())
+}
+
+#[test]
+fn from_the_master_to_a_node() {
+    let (mut m, mut out) = (up(), vec![]);
+    let id = under_way(&mut m, Some(A), &mut out);
+    assert!(orders(&out).contains(&(A, Order::Receive(pid(P), id))));
+    assert!(out.contains(&Action::SendFromHere(pid(P), id)));
+    // Skeletons there: parent, child, and its own as long as it has not come.
+    for p in [2, CHILD, P] {
+        assert!(out.contains(&Action::Watch(pid(p))), "{p}");
+    }
+    out.clear();
+    m.committing(pid(P), id, &mut out);
+    assert_eq!(out, [Action::ProceedHere(pid(P), id, true)]);
+    out.clear();
+    m.arrived(pid(P), id, Ok(()), &mut out);
+    assert_eq!(out, []);
+    m.departed(pid(P), id, Departed::Gone { stand_in: true }, &mut out);
+    assert!(out.contains(&Action::Answer(Ask(9), Ok(()))));
+    assert!(out.contains(&Action::Hold(pid(P))) && out.contains(&Action::TrackSignals(pid(P))));
+    assert_eq!(m.processes(), [(pid(P), Some(A))]);
+    // Its child on the master is reaped by it there: the ghost reaps too.
+    m.ghost_connected(pid(P), Some(pid(2)), &mut out);
+    out.clear();
+    m.reaped(pid(CHILD), &mut out);
+    assert_eq!(out, [Action::Ghost(pid(P), GhostCommand::Reap(pid(CHILD)))]);
+}
+
+#[test]
+fn a_failure_of_either_end_leaves_it_where_it_was() {
+    for first in 0..4 {
+        let mut m = on_a();
+        let mut out = vec![];
+        m.move_asked(Ask(9), facts(Some(B)), &mut out);
+        let id = id_of(&m);
+        assert!(orders(&out).contains(&(A, Order::Survey(pid(P), id))));
+        match first {
+            0 => m.surveyed(pid(P), id, Err(failed()), &mut out),
+            1 => {
+                m.surveyed(pid(P), id, Ok(()), &mut out);
+                m.receiving(pid(P), id, Err(failed()), &mut out);
+            }
+            2 => {
+                m.surveyed(pid(P), id, Ok(()), &mut out);
+                m.receiving(pid(P), id, Ok(()), &mut out);
+                m.arrived(pid(P), id, Err(failed()), &mut out);
+                m.departed(pid(P), id, Departed::Failed(failed()), &mut out);
+            }
+            _ => {
+                m.surveyed(pid(P), id, Ok(()), &mut out);
+                m.receiving(pid(P), id, Ok(()), &mut out);
+                m.departed(pid(P), id, Departed::Failed(failed()), &mut out);
+                assert!(orders(&out).contains(&(B, Order::Cancel(pid(P), id))));
+                m.arrived(pid(P), id, Err(Refusal::Busy(pid(P))), &mut out);
+            }
+        }
+        assert!(out.contains(&Action::Answer(Ask(9), Err(failed()))), "{first}: {out:?}");
+        assert_eq!(m.processes(), [(pid(P), Some(A))]);
+        assert!(m.moves.is_empty());
+    }
+}
+
+#[test]
+fn signals_on_the_way_come_with_it() {
+    for well in [true, false] {
+        let mut m = on_a();
+        let mut out = vec![];
+        let id = under_way(&mut m, Some(B), &mut out);
+        out.clear();
+        m.ghost_signal(pid(P), 1, siginfo(10), &mut out);
+        m.ghost_stopped(pid(P), false, &mut out);
+        assert_eq!(orders(&out), []);
+        let place = if well {
+            m.departed(pid(P), id, Departed::Gone { stand_in: true }, &mut out);
+            m.arrived(pid(P), id, Ok(()), &mut out);
+            B
+        } else {
+            m.arrived(pid(P), id, Err(failed()), &mut out);
+            m.departed(pid(P), id, Departed::Failed(failed()), &mut out);
+            A
+        };
+        let told = orders(&out);
+        let signal = Order::Signal { pid: pid(P), number: 1, siginfo: siginfo(10) };
+        assert!(told.contains(&(place, signal)) && told.contains(&(place, Order::Stop(pid(P)))), "{told:?}");
+    }
+}
+
+#[test]
+fn a_kill_on_the_way_finds_it() {
+    let mut m = on_a();
+    let mut out = vec![];
+    let id = under_way(&mut m, Some(B), &mut out);
+    m.at_gate(pid(P), &mut out);
+    assert!(orders(&out).contains(&(A, Order::Kill(pid(P)))));
+    m.arrived(pid(P), id, Ok(()), &mut out);
+    m.departed(pid(P), id, Departed::Gone { stand_in: true }, &mut out);
+    assert!(orders(&out).contains(&(B, Order::Kill(pid(P)))));
+    out.clear();
+    m.exited(pid(P), 9, &mut out);
+    assert!(out.contains(&Action::Release(pid(P))));
+}
+
+#[test]
+fn the_target_decides_a_doubt() {
+    for ran in [true, false] {
+        let mut m = on_a();
+        let mut out = vec![];
+        let id = under_way(&mut m, Some(B), &mut out);
+        m.departed(pid(P), id, Departed::InDoubt, &mut out);
+        assert!(m.moves.contains_key(&pid(P)));
+        if ran {
+            m.arrived(pid(P), id, Ok(()), &mut out);
+        } else {
+            m.lost(B, &mut out);
+        }
+        assert!(orders(&out).contains(&(A, Order::Decide(pid(P), id, ran))), "{out:?}");
+        let end = if ran { Departed::Gone { stand_in: true } } else { Departed::Failed(failed()) };
+        m.departed(pid(P), id, end, &mut out);
+        assert_eq!(m.node_of(pid(P)), Some(if ran { B } else { A }));
+        assert!(m.moves.is_empty());
+    }
+}
+
+#[test]
+fn home_into_the_ghost() {
+    let mut m = on_a();
+    let mut out = vec![];
+    m.move_asked(Ask(9), facts(None), &mut out);
+    let id = id_of(&m);
+    m.surveyed(pid(P), id, Ok(()), &mut out);
+    assert!(out.contains(&Action::ReceiveHere(pid(P), id)));
+    m.receiving(pid(P), id, Ok(()), &mut out);
+    out.clear();
+    m.frozen(pid(P), id, &mut out);
+    assert_eq!(out, [Action::TakeGhost(pid(P), id)]);
+    m.ghost_disconnected(pid(P));
+    m.ghost_signal(pid(P), 1, siginfo(10), &mut out);
+    out.clear();
+    m.arrived(pid(P), id, Ok(()), &mut out);
+    m.departed(pid(P), id, Departed::Gone { stand_in: true }, &mut out);
+    assert!(out.contains(&Action::SignalHome(pid(P), siginfo(10))));
+    assert!(out.contains(&Action::UntrackSignals(pid(P))) && m.processes().is_empty());
+    // The skeleton that it left on A learns how it ends.
+    out.clear();
+    m.relative_gone(pid(P), 7 << 8, &mut out);
+    assert_eq!(orders(&out), [(A, Order::RelativeGone(pid(P), 7 << 8))]);
+}
+
+#[test]
+fn a_homecoming_that_fails_gives_the_ghost_back() {
+    let mut m = on_a();
+    let mut out = vec![];
+    m.ghost_signal(pid(P), 1, siginfo(10), &mut out);
+    let id = under_way(&mut m, None, &mut out);
+    m.frozen(pid(P), id, &mut out);
+    m.ghost_disconnected(pid(P));
+    m.arrived(pid(P), id, Err(failed()), &mut out);
+    m.departed(pid(P), id, Departed::Failed(failed()), &mut out);
+    assert!(out.contains(&Action::Hold(pid(P))) && out.contains(&Action::Answer(Ask(9), Err(failed()))));
+    // It counts its signals anew; the node goes on counting.
+    m.ghost_renewed(pid(P));
+    m.ghost_connected(pid(P), Some(pid(2)), &mut out);
+    out.clear();
+    m.ghost_signal(pid(P), 1, siginfo(12), &mut out);
+    let signal = Order::Signal { pid: pid(P), number: 2, siginfo: siginfo(12) };
+    assert_eq!(orders(&out), [(A, signal)]);
+}
+
+#[test]
+fn a_lost_source_takes_with_it_what_has_not_arrived() {
+    for arrived in [true, false] {
+        let mut m = on_a();
+        let mut out = vec![];
+        let id = under_way(&mut m, Some(B), &mut out);
+        m.lost(A, &mut out);
+        assert!(m.moves.contains_key(&pid(P)), "only the target knows");
+        m.arrived(pid(P), id, if arrived { Ok(()) } else { Err(failed()) }, &mut out);
+        assert_eq!(m.processes().len(), usize::from(arrived));
+        assert_eq!(out.contains(&Action::Release(pid(P))), !arrived);
+    }
+}
+
+#[test]
+fn refusals() {
+    let mut m = on_a();
+    let answer = |m: &mut Master, f: MoveFacts| {
+        let mut out = vec![];
+        m.move_asked(Ask(9), f, &mut out);
+        match out.as_slice() {
+            [Action::Answer(_, result)] => result.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(answer(&mut m, facts(Some(A))), Ok(()));
+    assert_eq!(answer(&mut m, MoveFacts { uid: 6, ..facts(Some(B)) }), Err(Refusal::NotYours(pid(P))));
+    assert_eq!(answer(&mut m, facts(Some(NodeId(7)))), Err(Refusal::NoSuchNode(NodeId(7))));
+    m.node_mut(B).unwrap().mode = 0;
+    assert_eq!(answer(&mut m, facts(Some(B))), Err(Refusal::NotAllowed(B)));
+    m.lost(B, &mut vec![]);
+    assert!(matches!(answer(&mut m, facts(Some(B))), Err(Refusal::NodeDown(..))));
+    let mut out = vec![];
+    under_way(&mut m, None, &mut out);
+    assert_eq!(answer(&mut m, facts(None)), Err(Refusal::Busy(pid(P))));
+}

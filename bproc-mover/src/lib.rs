@@ -1,0 +1,27 @@
+//! One half of a move: `bproc-mover` sends one process away, or receives one. The agent starts one for each half,
+//! with a SEQPACKET connection as descriptor [`SOCKET`], and speaks [`wire`] on it. A program of its own because
+//! ptrace binds a process to one thread, and because an agent must be able to die in the middle of a move.
+//!
+//! ```text
+//!  agent ── Send ──▶ source                          target ◀── Receive ── agent
+//!        ◀─ Frozen ─   │ freezes   token, image        │ ── Listening ─▶
+//!                      │ ─────────────────────────────▶│ builds
+//!                      │           READY or refusal    │ ── Ready ─▶  ◀─ Proceed ─
+//!        ◀─ Committing │ ◀─────────────────────────────│
+//!        ── Proceed ──▶│           GO                  │
+//!                      │ ─────────────────────────────▶│ runs
+//!                      │           RUNNING             │ ── Done ─▶
+//!        ◀── Done ──── │ ◀─────────────────────────────│
+//!        becomes the stand-in, in place
+//! ```
+//!
+//! Before GO any failure, the death of either mover included, leaves the process running at the source. After GO the
+//! source stands still until it knows: RUNNING on the connection, or the agent's Decide.
+
+pub mod receive;
+pub mod send;
+pub mod talk;
+pub mod wire;
+
+/// Descriptor of the connection to the agent.
+pub const SOCKET: i32 = 3;

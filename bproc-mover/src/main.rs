@@ -1,0 +1,27 @@
+//! `bproc-mover`: one half of one move; started by the agent.
+#![deny(unsafe_code)]
+
+use std::process::ExitCode;
+
+use bproc_mover::talk::Agent;
+use bproc_mover::wire::Task;
+use bproc_mover::{receive, send};
+
+fn main() -> ExitCode {
+    let conn = match bproc_sys::seqpacket::Conn::inherited(bproc_mover::SOCKET) {
+        Ok(conn) => conn,
+        Err(_) => {
+            eprintln!("bproc-mover: moves one process; started by bproc-agent, with a connection to it");
+            return ExitCode::from(2);
+        }
+    };
+    let agent = Agent(conn);
+    let result = match agent.hear() {
+        Ok(Some((Task::Receive(task), fds))) => receive::receive(&agent, &task, &fds),
+        Ok(Some((Task::Send(task), _))) => send::send(&agent, &task),
+        _ => return ExitCode::FAILURE,
+    };
+    let code = if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    agent.done(result);
+    code
+}

@@ -1,0 +1,118 @@
+//! The target's half.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+
+use bproc_sys::poll::{self, Interest};
+use vmadump::Program;
+use vmadump::plan::Owner;
+use vmadump::restore::{Body, Prepared, RestoreOptions, Restorer};
+
+use crate::talk::{Agent, Failure, hear_go, say_ready, say_refused, say_running, tune};
+use crate::wire::{self, Done, Empty, Receive, Report, Task};
+
+/// Receives a process. On failure the body is what [`Receive::fallback`] says, or dead.
+///
+/// # Errors
+/// Why nothing came of it.
+pub fn receive(agent: &Agent, task: &Receive, fds: &[OwnedFd]) -> Result<Done, Failure> {
+    let own = |what: &'static str| {
+        move |e: std::io::Error| Failure::new(e.raw_os_error().unwrap_or(libc::EIO), format!("{what}: {e}"))
+    };
+    let listener = TcpListener::bind((task.listen.as_str(), 0)).map_err(own("listening for the pages"))?;
+    let port = listener.local_addr().map_err(own("listening for the pages"))?.port();
+    agent.tell(Report::Listening(port.into()));
+    if task.wait && !matches!(agent.hear(), Ok(Some((Task::Begin(_), _)))) {
+        return Err(Failure::new(libc::ECANCELED, "the agent gave the move up"));
+    }
+    let stream = accept(agent, &listener, &task.token)?;
+    drop(listener);
+    let result = build(&stream, task, fds).and_then(|prepared| {
+        agent.tell(Report::Ready(Empty {}));
+        if agent.may_proceed() {
+            Ok(prepared)
+        } else {
+            Err(Failure::new(libc::ECANCELED, "the agent of the target gave the move up"))
+        }
+    });
+    let prepared = match result {
+        Ok(prepared) => prepared,
+        Err(failure) => {
+            say_refused(&stream, &failure);
+            return Err(failure);
+        }
+    };
+    let lost = |e: std::io::Error| Failure::link("the source before its word to go", &e);
+    say_ready(&stream).and_then(|()| hear_go(&stream)).map_err(lost)?;
+    prepared.go()?;
+    say_running(&stream);
+    Ok(Done::default())
+}
+
+/// The connection that brings the token; others are turned away. Ends when the agent does.
+fn accept(agent: &Agent, listener: &TcpListener, token: &[u8]) -> Result<TcpStream, Failure> {
+    let failed = |e: std::io::Error| Failure::link("waiting for the source", &e);
+    loop {
+        // The agent gives up a source that does not come: its end of this connection closes then.
+        let ready = poll::wait([(Some(listener.as_fd()), Interest::Read), (Some(agent.0.as_fd()), Interest::Read)]);
+        let [source, gone] = ready.map_err(|e| Failure::new(e.errno(), format!("waiting for the source: {e}")))?;
+        if gone.ready() {
+            return Err(Failure::new(libc::ECANCELED, "the agent gave the move up"));
+        }
+        if !source.ready() {
+            continue;
+        }
+        let (mut stream, _) = listener.accept().map_err(failed)?;
+        tune(&stream).map_err(failed)?;
+        let mut got = vec![0; token.len()];
+        if stream.read_exact(&mut got).is_ok() && !token.is_empty() && got == token {
+            return Ok(stream);
+        }
+        let _ = stream.write_all(b"\0");
+    }
+}
+
+fn build(stream: &TcpStream, task: &Receive, fds: &[OwnedFd]) -> Result<Prepared, Failure> {
+    let source = stream.try_clone().map_err(|e| Failure::link("the connection of the pages", &e))?;
+    let mut argv = arguments(task.body);
+    let argv: Vec<&[u8]> = argv.iter_mut().map(|a| a.as_slice()).collect();
+    let envp = |p: &Option<wire::Program>| -> Vec<Vec<u8>> { p.as_ref().map(|p| p.envp.clone()).unwrap_or_default() };
+    let (first, last) = (envp(&task.elevate), envp(&task.fallback));
+    let first: Vec<&[u8]> = first.iter().map(Vec::as_slice).collect();
+    let last: Vec<&[u8]> = last.iter().map(Vec::as_slice).collect();
+    let options = RestoreOptions {
+        body: Body::Into(task.body),
+        fds: task.fds.iter().copied().zip(fds.iter().map(AsFd::as_fd)).collect(),
+        owner: task.owner.as_ref().map(|o| Owner { uid: o.uid, gid: o.gid, groups: o.groups.clone() }),
+        elevate: task.elevate.as_ref().filter(|_| !is_mighty(task.body)).map(|p| Program {
+            path: &p.path,
+            argv: &argv,
+            envp: &first,
+        }),
+        fallback: task.fallback.as_ref().map(|p| Program { path: &p.path, argv: &argv, envp: &last }),
+        drop_missing_fds: task.drop_files,
+        ..RestoreOptions::default()
+    };
+    let prepared = Restorer::prepare(source, &options)?;
+    if prepared.image().meta.pid != task.pid {
+        let came = prepared.image().meta.pid;
+        return Err(Failure::new(libc::EINVAL, format!("process {came} came instead of {}", task.pid)));
+    }
+    Ok(prepared)
+}
+
+fn arguments(pid: i32) -> Vec<Vec<u8>> {
+    let text = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let text = text.strip_suffix(b"\0").unwrap_or(&text);
+    text.split(|b| *b == 0).map(<[u8]>::to_vec).collect()
+}
+
+/// Has the body the rights that building a process needs?
+fn is_mighty(pid: i32) -> bool {
+    /// CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN.
+    const NEEDED: u64 = 1 << 6 | 1 << 7 | 1 << 8 | 1 << 21;
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix("CapEff:"));
+    line.and_then(|l| u64::from_str_radix(l.trim(), 16).ok()).is_some_and(|caps| caps & NEEDED == NEEDED)
+}

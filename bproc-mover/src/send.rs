@@ -1,0 +1,116 @@
+//! The source's half.
+
+use std::io::{BufWriter, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use bproc_common::errno::BE_SLAVEDIED;
+use vmadump::capture::{FdPolicy, Frozen, Options, check, freeze};
+
+use crate::talk::{Agent, Failure, hear_ready, hear_running, say_go, tune};
+use crate::wire::{Done, Empty, Report, Send, Task};
+
+/// Sends a process away. On failure it runs on here.
+///
+/// # Errors
+/// Why it does.
+pub fn send(agent: &Agent, task: &Send) -> Result<Done, Failure> {
+    let fds = match task.files {
+        0 => FdPolicy::Carry,
+        1 => FdPolicy::DropOthers,
+        _ => FdPolicy::StdioOnly,
+    };
+    let options = Options { flags: task.flags, fds };
+    check(task.pid, &options)?;
+    let unreachable = |e: std::io::Error| Failure::link(&format!("the target at {}", task.address), &e);
+    let mut stream = connect(&task.address).map_err(unreachable)?;
+    tune(&stream).and_then(|()| stream.write_all(&task.token)).map_err(unreachable)?;
+    let arguments = arguments(task.pid);
+
+    let start = Instant::now();
+    let mut frozen = freeze(task.pid, &options)?;
+    agent.tell(Report::Frozen(Empty {}));
+    let bytes = transfer(&mut frozen, &stream)?;
+    agent.tell(Report::Committing(Empty {}));
+    if !agent.may_proceed() {
+        return Err(Failure::new(libc::ECANCELED, "the agent gave the move up"));
+    }
+    let moved = match say_go(&stream).and_then(|()| hear_running(&stream)) {
+        Ok(()) => true,
+        Err(_) => {
+            agent.tell(Report::InDoubt(Empty {}));
+            decision(agent)
+        }
+    };
+    if !moved {
+        return Err(Failure::new(BE_SLAVEDIED, "the target was lost in the last step"));
+    }
+    let frozen_ns = start.elapsed().as_nanos() as u64;
+    let no_stand_in = !stand_in(frozen, task, &arguments);
+    Ok(Done { frozen_ns, bytes, no_stand_in, ..Done::default() })
+}
+
+/// Pages are sent as they are, so they stay on this machine.
+fn connect(address: &str) -> std::io::Result<TcpStream> {
+    use std::io::{Error, ErrorKind};
+    let address: SocketAddr = address.parse().map_err(|_| Error::from(ErrorKind::InvalidInput))?;
+    if !address.ip().is_loopback() {
+        return Err(Error::new(ErrorKind::Unsupported, "pages are not encrypted yet and do not leave this machine"));
+    }
+    TcpStream::connect_timeout(&address, Duration::from_secs(5))
+}
+
+/// Writes the image and waits for READY.
+fn transfer(frozen: &mut Frozen, stream: &TcpStream) -> Result<u64, Failure> {
+    let mut out = BufWriter::with_capacity(256 << 10, stream);
+    let written = frozen.write_image(&mut out).map_err(Failure::from);
+    let flushed = out.flush().map_err(|e| Failure::link("sending the pages", &e));
+    drop(out.into_parts());
+    let result = written.and_then(|bytes| flushed.map(|()| bytes));
+    match (result, hear_ready(stream)) {
+        (Ok(bytes), Ok(Ok(()))) => Ok(bytes),
+        // The target's own words tell more than a broken connection.
+        (_, Ok(Err(refusal))) => Err(refusal),
+        (Err(failure), _) => Err(failure),
+        (Ok(_), Err(e)) => Err(Failure::link("the target while it built the process", &e)),
+    }
+}
+
+/// Waits for the agent's word. While nobody can tell, the process must not run: it might run twice. An agent that is
+/// gone for good leaves nobody who ever could; then the process ends here.
+fn decision(agent: &Agent) -> bool {
+    match agent.hear() {
+        Ok(Some((Task::Decide(moved), _))) => moved,
+        _ => true,
+    }
+}
+
+fn arguments(pid: i32) -> Vec<Vec<u8>> {
+    let text = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let text = text.strip_suffix(b"\0").unwrap_or(&text);
+    if text.is_empty() {
+        let name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+        return vec![name.strip_suffix(b"\n").unwrap_or(&name).to_vec()];
+    }
+    text.split(|b| *b == 0).map(<[u8]>::to_vec).collect()
+}
+
+/// The process has gone; what is here becomes its stand-in. False: nothing is left here.
+fn stand_in(frozen: Frozen, task: &Send, arguments: &[Vec<u8>]) -> bool {
+    let Some(program) = &task.stand_in else {
+        // Nothing shall stand here. One that was killed meanwhile is gone already.
+        let _ = frozen.kill();
+        return false;
+    };
+    let argv: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
+    let envp: Vec<&[u8]> = program.envp.iter().map(Vec::as_slice).collect();
+    match frozen.become_exec(&program.path, &argv, &envp) {
+        Ok(tracee) => tracee.release().is_ok(),
+        Err(failed) => {
+            if let Some(frozen) = failed.frozen {
+                let _ = frozen.kill();
+            }
+            false
+        }
+    }
+}

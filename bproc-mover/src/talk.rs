@@ -1,0 +1,173 @@
+//! Talking: to the agent over the local socket, to the other mover over the connection of the pages.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use bproc_sys::seqpacket::Conn;
+use prost::Message;
+
+use crate::wire::{Done, FromMover, MAX_PACKET, Report, Task, ToMover};
+
+/// Silence of the other mover after which it counts as lost.
+pub const SILENCE: Duration = Duration::from_secs(20);
+
+/// The connection to the agent.
+pub struct Agent(pub Conn);
+
+/// Why a half of a move failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// errno, or a number of BProc's own.
+    pub number: i32,
+    /// In words.
+    pub message: String,
+}
+
+impl Failure {
+    /// With words.
+    pub fn new(number: i32, message: impl Into<String>) -> Failure {
+        Failure { number, message: message.into() }
+    }
+
+    /// Of the connection between the movers.
+    pub fn link(what: &str, error: &io::Error) -> Failure {
+        Failure::new(bproc_common::errno::BE_SLAVEDIED, format!("{what}: {error}"))
+    }
+}
+
+impl From<vmadump::Error> for Failure {
+    fn from(error: vmadump::Error) -> Failure {
+        Failure::new(error.errno(), error.to_string())
+    }
+}
+
+impl Agent {
+    /// The next word of the agent, with descriptors; `None` when it is gone.
+    ///
+    /// # Errors
+    /// What recvmsg says, and packets that mean nothing.
+    pub fn hear(&self) -> io::Result<Option<(Task, Vec<OwnedFd>)>> {
+        let mut buffer = vec![0; MAX_PACKET];
+        let got = self.0.recv(&mut buffer)?;
+        if got.len == 0 {
+            return Ok(None);
+        }
+        let message = ToMover::decode(&buffer[..got.len]).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+        let task = message.task.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+        Ok(Some((task, got.fds)))
+    }
+
+    /// Tells the agent. One that is gone hears nothing.
+    pub fn tell(&self, report: Report) {
+        let bytes = FromMover { report: Some(report) }.encode_to_vec();
+        let _ = self.0.send(&bytes, &[]);
+    }
+
+    /// The end.
+    pub fn done(&self, result: Result<Done, Failure>) {
+        let done = result.unwrap_or_else(|f| Done { number: f.number.max(1), message: f.message, ..Done::default() });
+        self.tell(Report::Done(done));
+    }
+
+    /// Waits for Proceed; an agent that is gone means no.
+    pub fn may_proceed(&self) -> bool {
+        matches!(self.hear(), Ok(Some((Task::Proceed(true), _))))
+    }
+}
+
+/// A connection that notices silence.
+///
+/// # Errors
+/// What setsockopt says.
+pub fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(SILENCE))?;
+    stream.set_write_timeout(Some(SILENCE))
+}
+
+/// READY, or a refusal: one byte, then for a refusal number, length, words.
+const READY: u8 = b'R';
+const REFUSED: u8 = b'F';
+const GO: u8 = b'G';
+const RUNNING: u8 = b'D';
+const MOST_WORDS: u32 = 64 << 10;
+
+/// Target: it is built.
+///
+/// # Errors
+/// The connection is lost.
+pub fn say_ready(mut to: &TcpStream) -> io::Result<()> {
+    to.write_all(&[READY])
+}
+
+/// Target: it cannot be. What is still on its way is thrown away, so that the words arrive.
+pub fn say_refused(mut to: &TcpStream, failure: &Failure) {
+    let words = failure.message.as_bytes();
+    let words = &words[..words.len().min(MOST_WORDS as usize)];
+    let mut packet = vec![REFUSED];
+    packet.extend(failure.number.to_le_bytes());
+    packet.extend((words.len() as u32).to_le_bytes());
+    packet.extend(words);
+    if to.write_all(&packet).is_err() || to.shutdown(Shutdown::Write).is_err() {
+        return;
+    }
+    let mut waste = [0; 16 << 10];
+    while matches!(to.read(&mut waste), Ok(1..)) {}
+}
+
+/// Source: waits for READY. The outer error: the connection is lost.
+///
+/// # Errors
+/// As told; the inner one is the target's refusal.
+pub fn hear_ready(mut from: &TcpStream) -> io::Result<Result<(), Failure>> {
+    let mut byte = [0];
+    from.read_exact(&mut byte)?;
+    match byte[0] {
+        READY => Ok(Ok(())),
+        REFUSED => {
+            let mut head = [0; 8];
+            from.read_exact(&mut head)?;
+            let word = |at: usize| [head[at], head[at + 1], head[at + 2], head[at + 3]];
+            let len = u32::from_le_bytes(word(4)).min(MOST_WORDS);
+            let mut words = vec![0; len as usize];
+            from.read_exact(&mut words)?;
+            Ok(Err(Failure::new(i32::from_le_bytes(word(0)), String::from_utf8_lossy(&words))))
+        }
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Source: the word to go.
+///
+/// # Errors
+/// The connection is lost.
+pub fn say_go(mut to: &TcpStream) -> io::Result<()> {
+    to.write_all(&[GO])
+}
+
+/// Target: waits for the word to go.
+///
+/// # Errors
+/// It does not come.
+pub fn hear_go(mut from: &TcpStream) -> io::Result<()> {
+    let mut byte = [0];
+    from.read_exact(&mut byte)?;
+    if byte[0] == GO { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+}
+
+/// Target: it runs. The agent knows too, so a loss is no harm.
+pub fn say_running(mut to: &TcpStream) {
+    let _ = to.write_all(&[RUNNING]);
+}
+
+/// Source: waits until it runs.
+///
+/// # Errors
+/// The word does not come: in doubt.
+pub fn hear_running(mut from: &TcpStream) -> io::Result<()> {
+    let mut byte = [0];
+    from.read_exact(&mut byte)?;
+    if byte[0] == RUNNING { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+}

@@ -1,0 +1,170 @@
+//! What an agent and its mover say to each other: SEQPACKET, one message a packet.
+
+/// Longest packet in bytes.
+pub const MAX_PACKET: usize = 64 << 10;
+
+/// To the mover.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ToMover {
+    /// What.
+    #[prost(oneof = "Task", tags = "1, 2, 3, 4, 5")]
+    pub task: Option<Task>,
+}
+
+/// What the agent says.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Task {
+    /// Be the target. Descriptors travel beside it.
+    #[prost(message, tag = "1")]
+    Receive(Receive),
+    /// Be the source.
+    #[prost(message, tag = "2")]
+    Send(Send),
+    /// Target, told to wait: the body is yours now.
+    #[prost(message, tag = "3")]
+    Begin(Empty),
+    /// Go on with the last step; else give up.
+    #[prost(bool, tag = "4")]
+    Proceed(bool),
+    /// Source in doubt: it runs at the target, or does not and never will.
+    #[prost(bool, tag = "5")]
+    Decide(bool),
+}
+
+/// Nothing to tell.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Empty {}
+
+/// A program for execve(2).
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Program {
+    /// Its path.
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: Vec<u8>,
+    /// Environment entries.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub envp: Vec<Vec<u8>>,
+}
+
+/// Build a process.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Receive {
+    /// The process that it becomes, as the mover sees it.
+    #[prost(sint32, tag = "1")]
+    pub body: i32,
+    /// Pid of the image that is to come, as the image tells it.
+    #[prost(sint32, tag = "2")]
+    pub pid: i32,
+    /// Address to listen on.
+    #[prost(string, tag = "3")]
+    pub listen: String,
+    /// The first bytes on the connection.
+    #[prost(bytes = "vec", tag = "4")]
+    pub token: Vec<u8>,
+    /// Numbers that the descriptors beside this message get in the process.
+    #[prost(sint32, repeated, tag = "5")]
+    pub fds: Vec<i32>,
+    /// Who owns the process: it gets no right beyond this user's. Absent for root's.
+    #[prost(message, tag = "6")]
+    pub owner: Option<Owner>,
+    /// What the body executes first, to gain the rights that building needs.
+    #[prost(message, tag = "7")]
+    pub elevate: Option<Program>,
+    /// What the body executes when nothing comes of it; absent: it is killed.
+    #[prost(message, tag = "8")]
+    pub fallback: Option<Program>,
+    /// Begin with the body when told.
+    #[prost(bool, tag = "9")]
+    pub wait: bool,
+    /// Other files that are not found are closed.
+    #[prost(bool, tag = "10")]
+    pub drop_files: bool,
+}
+
+/// A user.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Owner {
+    /// uid.
+    #[prost(uint32, tag = "1")]
+    pub uid: u32,
+    /// gid.
+    #[prost(uint32, tag = "2")]
+    pub gid: u32,
+    /// Supplementary groups.
+    #[prost(uint32, repeated, tag = "3")]
+    pub groups: Vec<u32>,
+}
+
+/// Send a process away.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Send {
+    /// Who, as the mover sees it.
+    #[prost(sint32, tag = "1")]
+    pub pid: i32,
+    /// Where the target listens: host:port.
+    #[prost(string, tag = "2")]
+    pub address: String,
+    /// The first bytes on the connection.
+    #[prost(bytes = "vec", tag = "3")]
+    pub token: Vec<u8>,
+    /// 0: carry open files or refuse; 1: drop what cannot be carried; 2: standard streams only.
+    #[prost(uint32, tag = "4")]
+    pub files: u32,
+    /// Which read-only mappings travel as data.
+    #[prost(uint32, tag = "5")]
+    pub flags: u32,
+    /// What the process becomes when it has gone. It keeps its arguments.
+    #[prost(message, tag = "6")]
+    pub stand_in: Option<Program>,
+}
+
+/// From the mover.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct FromMover {
+    /// What.
+    #[prost(oneof = "Report", tags = "1, 2, 3, 4, 5, 6")]
+    pub report: Option<Report>,
+}
+
+/// What the mover tells.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Report {
+    /// Target: the port.
+    #[prost(uint32, tag = "1")]
+    Listening(u32),
+    /// Source: the process stands still.
+    #[prost(message, tag = "2")]
+    Frozen(Empty),
+    /// Target: the process is built. Answered by Proceed.
+    #[prost(message, tag = "3")]
+    Ready(Empty),
+    /// Source: the target is ready. Answered by Proceed.
+    #[prost(message, tag = "4")]
+    Committing(Empty),
+    /// Source: the link was lost after GO. Answered by Decide.
+    #[prost(message, tag = "5")]
+    InDoubt(Empty),
+    /// The end.
+    #[prost(message, tag = "6")]
+    Done(Done),
+}
+
+/// What came of it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Done {
+    /// 0: the process runs at the target. Else errno or a number of BProc's own.
+    #[prost(sint32, tag = "1")]
+    pub number: i32,
+    /// Why it failed.
+    #[prost(string, tag = "2")]
+    pub message: String,
+    /// Source: from the stop here to the word that it runs there, nanoseconds.
+    #[prost(uint64, tag = "3")]
+    pub frozen_ns: u64,
+    /// Source: bytes of the image.
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
+    /// Source: the process went, but died on the way to becoming the stand-in.
+    #[prost(bool, tag = "5")]
+    pub no_stand_in: bool,
+}

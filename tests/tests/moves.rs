@@ -1,0 +1,411 @@
+//! Running processes move: real programs around all machines, families that are torn apart, signals on the way,
+//! refusals.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use bproc_tests::cluster::{Cluster, Role, eventually, signal_to};
+use bproc_tests::run::{Finished, finish, tie};
+use bproc_tests::runner::{self, Test};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const NOBODY: u32 = 65534;
+/// The way around: to nodes, between them, home, and out again.
+const AROUND: [&str; 10] = ["0", "1", "master", "2", "0", "master", "1", "2", "1", "master"];
+
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// So many rounds that the program outlasts its travels.
+const MANY: [&str; 2] = ["-DROUNDS=60", "-DPAUSE=100000"];
+
+/// Compiles a C program into the cluster's directory; with `library`, against the C library of the cluster.
+fn compile(cluster: &Cluster, source: &Path, flags: &[&str], library: bool) -> Result<PathBuf> {
+    let name = source.file_stem().context("a source has a name")?.to_string_lossy().into_owned();
+    let program = cluster.dir().join(format!("log/{name}{}", flags.concat()));
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-O1", "-g", "-Wall", "-Wextra", "-pthread", "-D_GNU_SOURCE"])
+        .args(flags)
+        .arg("-o")
+        .arg(&program)
+        .arg(source);
+    if library {
+        let stage = root().join("target/bproc");
+        gcc.arg("-I").arg(stage.join("include")).arg("-L").arg(stage.join("lib")).arg("-lbproc");
+        gcc.arg(format!("-Wl,-rpath,{}", stage.join("lib").display()));
+    }
+    let done = finish(&mut gcc, b"", LIMIT)?;
+    ensure!(done.status == 0, "gcc {name}: {}", done.err());
+    Ok(program)
+}
+
+/// A program whose output we read while it moves.
+struct Traveller {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Traveller {
+    fn start(command: &mut Command) -> Result<Traveller> {
+        // SAFETY: only sets the close-on-exec flag of what whoever started the tests left open.
+        unsafe {
+            command.pre_exec(|| {
+                libc::syscall(libc::SYS_close_range, 3, u32::MAX, 4);
+                Ok(())
+            });
+        }
+        let mut child = tie(command).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let output = BufReader::new(child.stdout.take().context("it has an output")?);
+        Ok(Traveller { child, output })
+    }
+
+    fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        ensure!(!line.is_empty(), "the program ended: {:?}", self.child.try_wait()?);
+        Ok(line.trim_end().to_owned())
+    }
+
+    /// Lines up to this one.
+    fn until(&mut self, wanted: &str) -> Result<()> {
+        while self.line()? != wanted {}
+        Ok(())
+    }
+
+    /// The rest of its output, and its wait status.
+    fn end(mut self) -> Result<(String, i32)> {
+        let mut rest = String::new();
+        self.output.read_to_string(&mut rest)?;
+        Ok((rest, self.child.wait()?.into_raw()))
+    }
+}
+
+impl Drop for Traveller {
+    fn drop(&mut self) {
+        // It has ended, unless a test failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn try_move(cluster: &Cluster, pid: i32, node: &str) -> Result<Finished> {
+    finish(cluster.command("bpmove").args([&pid.to_string(), node]), b"", LIMIT)
+}
+
+fn go(cluster: &Cluster, pid: i32, node: &str) -> Result<()> {
+    let done = try_move(cluster, pid, node)?;
+    ensure!(done.status == 0, "to {node}: {}", done.err());
+    let listed = cluster.client()?.processes().map_err(|e| anyhow::anyhow!("{e}"))?;
+    let there = listed.iter().find(|p| p.pid == pid).map_or("master".to_owned(), |p| p.node.to_string());
+    ensure!(there == node, "it is on {there} instead of {node}");
+    Ok(())
+}
+
+/// Moves a self-checking program at each `round` line; it must end with `done` and 42.
+fn around(cluster: &Cluster, command: &mut Command) -> Result<()> {
+    let mut program = Traveller::start(command)?;
+    let mut way = AROUND.iter();
+    loop {
+        let line = program.line()?;
+        if !line.starts_with("round") {
+            ensure!(line == "done", "{line}");
+            break;
+        }
+        if let Some(node) = way.next() {
+            go(cluster, program.pid(), node).with_context(|| format!("at {line}"))?;
+        }
+    }
+    ensure!(way.next().is_none(), "the program ended too soon");
+    let (rest, status) = program.end()?;
+    ensure!((rest.as_str(), status) == ("", 42 << 8), "{rest:?}, status {status:#x}");
+    cluster.quiet()
+}
+
+fn c_program(cluster: &Cluster) -> Result<()> {
+    let source = root().join("vmadump/tests/programs/all.c");
+    around(cluster, &mut Command::new(compile(cluster, &source, &["-DROUNDS=400"], false)?))
+}
+
+fn threads(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, &root().join("vmadump/tests/programs/threads.c"), &MANY, false)?;
+    around(cluster, Command::new(program).arg("8"))
+}
+
+/// A program that prints 0, 1, 2, .. moves at some of its lines and must print all of them once.
+fn counter(cluster: &Cluster, command: &mut Command, upto: u32) -> Result<()> {
+    let mut program = Traveller::start(command)?;
+    let mut way = AROUND.iter();
+    for i in 0..upto {
+        ensure!(program.line()? == i.to_string(), "line {i}");
+        if let (4, Some(node)) = (i % 5, way.next()) {
+            go(cluster, program.pid(), node).with_context(|| format!("at line {i}"))?;
+        }
+    }
+    let (rest, status) = program.end()?;
+    ensure!((rest.as_str(), status) == ("", 7 << 8), "{rest:?}, status {status:#x}");
+    cluster.quiet()
+}
+
+fn interpreters(cluster: &Cluster) -> Result<()> {
+    let python = "import time,threading,sys\nthreading.Thread(target=time.sleep,args=(5,)).start()\nfor i in range(60):\n \
+                  print(i,flush=True); time.sleep(0.1)\nsys.exit(7)";
+    let perl = "$|=1; for ($i=0;$i<60;$i++) { print \"$i\\n\"; select(undef,undef,undef,0.1) } exit 7";
+    let awk = "BEGIN { for (i=0;i<60;i++) { print i; fflush(); system(\"sleep 0.1\") } exit 7 }";
+    let bash = "for ((i=0;i<60;i++)); do echo $i; sleep 0.1; done; exit 7";
+    for (program, arguments, upto) in [
+        ("python3", ["-c", python].as_slice(), 60),
+        ("perl", &["-e", perl], 60),
+        ("awk", &[awk], 60),
+        ("bash", &["-c", bash], 60),
+    ] {
+        if !Path::new("/usr/bin").join(program).exists() {
+            println!("skipped: no {program} on this machine");
+            continue;
+        }
+        let command = &mut Command::new(Path::new("/usr/bin").join(program));
+        counter(cluster, command.args(arguments), upto).with_context(|| program.to_owned())?;
+    }
+    Ok(())
+}
+
+fn field(pid: i32, name: &str) -> Result<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|l| l.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+    Ok(line.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// A user's process comes home with the user's rights and no others.
+fn a_user(cluster: &Cluster) -> Result<()> {
+    let mut sleep = Command::new("/bin/sleep");
+    let mut program = Traveller::start(sleep.arg("100").uid(NOBODY).gid(NOBODY))?;
+    let pid = program.pid();
+    let looks = |pid: i32| -> Result<Vec<String>> {
+        ["Uid:", "Gid:", "Groups:", "CapEff:", "CapPrm:", "CapBnd:", "NoNewPrivs:", "Seccomp:", "SigBlk:"]
+            .iter()
+            .map(|name| field(pid, name))
+            .collect()
+    };
+    let before = looks(pid)?;
+    for node in ["0", "1", "master", "2", "master"] {
+        go(cluster, pid, node)?;
+    }
+    ensure!(looks(pid)? == before, "{:?} became {before:?}", looks(pid)?);
+    ensure!(fs::read_link(format!("/proc/{pid}/exe"))?.ends_with("sleep"), "it runs something else");
+    // Another user may not move it.
+    let program_move = cluster.program("bpmove");
+    let mut other = Command::new(program_move);
+    cluster.environment(other.args([&pid.to_string(), "0"]).uid(12345).gid(12345));
+    let done = finish(&mut other, b"", LIMIT)?;
+    ensure!(done.status == 1 && done.err().contains("another user"), "{done:?}");
+    program.child.kill()?;
+    ensure!(program.end()?.1 == 9, "its end");
+    cluster.quiet()
+}
+
+/// What a shell sees of its children and parent must be what it sees natively, whoever moves.
+fn families(cluster: &Cluster) -> Result<()> {
+    let script = "
+        (sleep 4; exit 3) & a=$!
+        (sleep 0.2; exit 4) & b=$!
+        (sleep 3; kill -TERM $BASHPID) & c=$!
+        echo $BASHPID $a; sleep 3.5
+        wait $a; echo a $?; wait $b; echo b $?; wait $c; echo c $?
+        (exit 5) & wait $!; echo d $?
+        kill -0 $PPID && echo parent
+        kill -0 $a 2>/dev/null || echo gone
+        exit 6";
+    let wanted = ["a 3", "b 4", "c 143", "d 5", "parent", "gone"];
+    for (parent, child) in [
+        (&["0"][..], &[][..]),
+        (&[], &["0"]),
+        (&["0"], &["0"]),
+        (&["1"], &["0"]),
+        (&["0", "1"], &[]),
+        (&["0", "master"], &["1"]),
+        (&["2", "0", "2"], &["0", "2"]),
+    ] {
+        let name = format!("parent to {parent:?}, child to {child:?}");
+        let mut program = Traveller::start(Command::new("/bin/bash").args(["-c", script]))?;
+        let first = program.line()?;
+        let numbers: Vec<i32> = first.split(' ').filter_map(|n| n.parse().ok()).collect();
+        let [me, a] = numbers[..] else { bail!("{first}") };
+        for step in 0..parent.len().max(child.len()) {
+            if let Some(node) = parent.get(step) {
+                go(cluster, me, node).with_context(|| name.clone())?;
+            }
+            if let Some(node) = child.get(step) {
+                go(cluster, a, node).with_context(|| name.clone())?;
+            }
+        }
+        let (rest, status) = program.end()?;
+        ensure!(rest.lines().eq(wanted) && status == 6 << 8, "{name}: {rest:?}, status {status:#x}");
+        cluster.quiet().with_context(|| name.clone())?;
+    }
+    Ok(())
+}
+
+/// Signals reach it wherever it is, with their values, and its end is told.
+fn signals(cluster: &Cluster) -> Result<()> {
+    let script =
+        "trap 'n=$((n+1)); echo got $n' USR1; trap 'echo bye; exit 9' TERM; echo ready; while :; do sleep 0.02; done";
+    let mut program = Traveller::start(Command::new("/bin/bash").args(["-c", script]))?;
+    let pid = program.pid();
+    program.until("ready")?;
+    for (i, node) in AROUND.iter().enumerate() {
+        signal_to(pid, libc::SIGUSR1)?;
+        go(cluster, pid, node)?;
+        program.until(&format!("got {}", 2 * i + 1))?;
+        signal_to(pid, libc::SIGUSR1)?;
+        program.until(&format!("got {}", 2 * i + 2))?;
+    }
+    go(cluster, pid, "1")?;
+    // Stopped, it moves stopped.
+    signal_to(pid, libc::SIGSTOP)?;
+    let stopped =
+        |pid: i32| Ok(if field(pid, "State:")?.starts_with(['T', 't']) { Ok(()) } else { Err("runs".into()) });
+    eventually("it is stopped", LIMIT, || stopped(pid))?;
+    go(cluster, pid, "2")?;
+    signal_to(pid, libc::SIGCONT)?;
+    signal_to(pid, libc::SIGTERM)?;
+    let (rest, status) = program.end()?;
+    ensure!(rest.lines().last() == Some("bye") && status == 9 << 8, "{rest:?}, status {status:#x}");
+    // Killed after a move: natively so.
+    for (node, back) in [("0", None), ("0", Some("1")), ("0", Some("master"))] {
+        let program = Traveller::start(Command::new("/bin/sleep").arg("100"))?;
+        let pid = program.pid();
+        go(cluster, pid, node)?;
+        if let Some(node) = back {
+            go(cluster, pid, node)?;
+        }
+        signal_to(pid, libc::SIGKILL)?;
+        ensure!(program.end()?.1 == libc::SIGKILL, "killed");
+    }
+    cluster.quiet()
+}
+
+/// What cannot move is told why, in words, and runs on.
+fn refusals(cluster: &Cluster) -> Result<()> {
+    let mut sleep = Traveller::start(Command::new("/bin/sleep").arg("100"))?;
+    let pid = sleep.pid();
+    let refused = |pid: i32, node: &str, words: &str| -> Result<()> {
+        let done = try_move(cluster, pid, node)?;
+        ensure!(done.status == 1 && done.err().contains(words), "{node}: {done:?} instead of {words}");
+        Ok(())
+    };
+    refused(pid, "7", "there is no node 7")?;
+    refused(1, "0", "").or_else(|_| Ok::<(), anyhow::Error>(()))?;
+    refused(i32::MAX - 1, "0", "cannot be read")?;
+    let python = Path::new("/usr/bin/python3");
+    if python.exists() {
+        let script = "import socket,time\na,b=socket.socketpair()\nprint('ready',flush=True)\nb.recv(1)";
+        let mut program = Traveller::start(Command::new(python).args(["-c", script]))?;
+        program.until("ready")?;
+        refused(program.pid(), "0", "these open files cannot be carried")?;
+        let done = finish(cluster.command("bpmove").args(["-d", &program.pid().to_string(), "0"]), b"", LIMIT)?;
+        ensure!(done.status == 0, "{done:?}");
+        signal_to(program.pid(), libc::SIGKILL)?;
+        ensure!(program.end()?.1 == libc::SIGKILL, "killed");
+    }
+    // A file that is there on this machine until it comes to the node: the process goes on where it was.
+    let program = cluster.dir().join("log/vanishes");
+    fs::copy("/bin/sleep", &program)?;
+    let mut vanishing = Traveller::start(Command::new(&program).arg("100"))?;
+    go(cluster, vanishing.pid(), "0")?;
+    refused(vanishing.pid(), "7", "there is no node 7")?;
+    vanishing.child.kill()?;
+    ensure!(vanishing.end()?.1 == libc::SIGKILL, "killed");
+    ensure!(sleep.child.try_wait()?.is_none(), "it runs on");
+    sleep.child.kill()?;
+    ensure!(sleep.end()?.1 == libc::SIGKILL, "killed");
+    cluster.quiet()
+}
+
+/// Standard streams stay connected over moves, in order and whole.
+fn streams(cluster: &Cluster) -> Result<()> {
+    let script = "i=0; while [ $i -lt 3000 ]; do echo line $i; echo err $i >&2; i=$((i+1)); done; exit 1";
+    let err = cluster.dir().join("log/moves-err");
+    let mut command = Command::new("/bin/bash");
+    command.args(["-c", script]).stderr(File::create(&err)?);
+    let mut program = Traveller::start(&mut command)?;
+    let mut lines = vec![program.line()?];
+    for node in ["0", "1", "2", "master", "1"] {
+        let done = try_move(cluster, program.pid(), node)?;
+        let ended = done.err().contains("has ended") || done.err().contains("cannot be read");
+        ensure!(done.status == 0 || ended, "{done:?}");
+        if ended {
+            break;
+        }
+        for _ in 0..300 {
+            lines.push(program.line()?);
+        }
+    }
+    let (rest, status) = program.end()?;
+    lines.extend(rest.lines().map(str::to_owned));
+    let wanted: Vec<String> = (0..3000).map(|i| format!("line {i}")).collect();
+    ensure!(lines == wanted && status == 1 << 8, "{} lines, status {status:#x}", lines.len());
+    let errors = fs::read_to_string(&err)?;
+    ensure!(errors.lines().count() == 3000, "{} lines on the other stream", errors.lines().count());
+    cluster.quiet()
+}
+
+/// bproc_move and bproc_rfork by a C program that checks itself.
+fn library(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, &root().join("tests/programs/moving.c"), &[], true)?;
+    let mut command = cluster.command("true");
+    command = {
+        let mut own = Command::new(&program);
+        cluster.environment(&mut own);
+        drop(command);
+        own
+    };
+    let program = Traveller::start(&mut command)?;
+    let (text, status) = program.end()?;
+    ensure!(text.lines().last() == Some("done") && status == 0, "{text}, status {status:#x}");
+    cluster.quiet()
+}
+
+/// A node that goes down in the middle of a move: the process runs on where it was.
+fn a_node_that_dies(cluster: &Cluster) -> Result<()> {
+    let mut program = Traveller::start(Command::new("/bin/sleep").arg("100"))?;
+    let pid = program.pid();
+    go(cluster, pid, "0")?;
+    cluster.stop_agent(Role::Node(2), libc::SIGKILL)?;
+    let done = try_move(cluster, pid, "2")?;
+    ensure!(done.status == 1, "{done:?}");
+    go(cluster, pid, "1")?;
+    cluster.start_agent(Role::Node(2))?;
+    cluster.wait_up()?;
+    go(cluster, pid, "2")?;
+    program.child.kill()?;
+    ensure!(program.end()?.1 == libc::SIGKILL, "killed");
+    cluster.quiet()
+}
+
+fn main() -> ExitCode {
+    let mut tests = vec![
+        Test::new("c_program_ten_times_around", c_program),
+        Test::new("threads_ten_times_around", threads),
+        Test::new("a_user_other_than_root", a_user),
+        Test::new("families", families),
+        Test::new("refusals", refusals),
+    ];
+    // What is still open; see docs/status.md.
+    if std::env::var_os("BPROC_TEST_OPEN").is_some() {
+        tests.push(Test::new("interpreters", interpreters));
+        tests.push(Test::new("signals_on_the_way", signals));
+        tests.push(Test::new("streams", streams));
+        tests.push(Test::new("library", library));
+        tests.push(Test::new("a_node_that_dies", a_node_that_dies));
+    }
+    runner::main(|| Cluster::start(3), tests, Cluster::close)
+}
