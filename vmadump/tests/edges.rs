@@ -185,7 +185,7 @@ fn open_files_go_along_or_are_named() {
         let file = dir().join("carried");
         std::fs::write(&file, "").unwrap();
         let code = format!(
-            "exec 5>>{f} 6</dev/null 7>&5; i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo $i; echo $i >&5; echo $i >&7; sleep 0.005; done",
+            "exec 5>>{f} 6</dev/null 7>&5; i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo $i; echo $i >&5; echo $i >&7; sleep 0.02; done",
             f = file.display()
         );
         let mut program = Traveller::start(Command::new("bash").args(["-c", &code]));

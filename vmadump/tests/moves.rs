@@ -79,7 +79,7 @@ fn perl() {
 fn awk() {
     in_namespace("awk", LIMIT, || {
         let code =
-            "BEGIN { for (i = 0; i < 20; i++) { print i; fflush(); for (j = 0; j < 200000; j++) s += j } exit 7 }";
+            "BEGIN { for (i = 0; i < 20; i++) { print i; fflush(); for (j = 0; j < 500000; j++) s += j } exit 7 }";
         if has("awk") {
             counter(Command::new("awk").arg(code), 20);
         }
@@ -89,7 +89,7 @@ fn awk() {
 #[test]
 fn bash_with_children_after_the_move() {
     in_namespace("bash_with_children_after_the_move", LIMIT, || {
-        let code = "i=0; while [ $i -lt 20 ]; do echo $i; i=$((i + 1)); sleep 0.005; done; exit 7";
+        let code = "i=0; while [ $i -lt 20 ]; do echo $i; i=$((i + 1)); sleep 0.02; done; exit 7";
         if has("bash") {
             counter(Command::new("bash").args(["-c", code]), 20);
         }

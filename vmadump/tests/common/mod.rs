@@ -211,11 +211,12 @@ pub fn counter(command: &mut Command, upto: u32) {
     let mut program = Traveller::start(command);
     for i in 0..upto {
         assert_eq!(program.line(), i.to_string());
-        if i % 5 == 4 {
+        // Not near its end, which it might reach before it is frozen.
+        if i % 5 == 4 && i + 5 < upto {
             program.travel();
         }
     }
-    assert_eq!(program.moves, upto / 5);
+    assert_eq!(program.moves, (upto - 1) / 5);
     let (rest, status) = program.end();
     assert_eq!((rest.as_str(), status), ("", 7 << 8));
 }
