@@ -149,7 +149,8 @@ impl Traveller {
 
     pub fn prepare(&self, file: File, mut options: RestoreOptions<'_>) -> Prepared {
         let null = File::open("/dev/null").unwrap();
-        let fds = [(0, null.as_fd()), (1, self.write_end.as_fd())];
+        let stderr = std::io::stderr();
+        let fds = [(0, null.as_fd()), (1, self.write_end.as_fd()), (2, stderr.as_fd())];
         let mut options = RestoreOptions { fds: fds.into_iter().chain(options.fds.drain(..)).collect(), ..options };
         options.drop_missing_fds = false;
         Restorer::prepare(file, &options).unwrap_or_else(|e| panic!("move {}: {e}", self.moves))
