@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpStream};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,8 +24,8 @@ fn local(cluster: &Cluster) -> Vec<PathBuf> {
     names.iter().map(|name| cluster.run_dir().join(name)).collect()
 }
 
-/// Ports of the master: for nodes, and for streams.
-fn ports(cluster: &Cluster) -> Result<Vec<u16>> {
+/// Ports of the cluster: the master's for nodes and for streams, and everybody's for files.
+fn ports(cluster: &Cluster) -> Result<Vec<SocketAddrV4>> {
     let below = procs::from_below(&cluster.dir());
     let inodes: Vec<String> = (below.iter())
         .flat_map(|process| fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten().flatten())
@@ -37,8 +37,14 @@ fn ports(cluster: &Cluster) -> Result<Vec<u16>> {
     // Listening ones have state 0A.
     let own =
         words.filter(|w| w.get(3) == Some(&"0A") && w.get(9).is_some_and(|inode| inodes.iter().any(|i| i == inode)));
-    let ports: Vec<u16> = own.filter_map(|w| u16::from_str_radix(w[1].rsplit(':').next()?, 16).ok()).collect();
-    ensure!(ports.len() == 2, "the master listens on {ports:?}: one for nodes and one for streams was expected");
+    let address = |text: &str| {
+        let (ip, port) = text.split_once(':')?;
+        // The four bytes stand there as the number that they are in memory.
+        let ip = u32::from_str_radix(ip, 16).ok()?.to_ne_bytes();
+        Some(SocketAddrV4::new(Ipv4Addr::from(ip), u16::from_str_radix(port, 16).ok()?))
+    };
+    let ports: Vec<SocketAddrV4> = own.filter_map(|w| address(w[1])).collect();
+    ensure!(ports.len() > 2, "the cluster listens on {ports:?}: for nodes, for streams and for files was expected");
     Ok(ports)
 }
 
@@ -94,7 +100,7 @@ pub fn to_all(cluster: &Cluster) -> Result<()> {
     }
     for port in ports(cluster)? {
         for message in &messages {
-            let mut stream = TcpStream::connect(("127.0.0.1", port)).with_context(|| format!("port {port}"))?;
+            let mut stream = TcpStream::connect(port).with_context(|| format!("address {port}"))?;
             stream.set_read_timeout(Some(Duration::from_millis(20)))?;
             // Whether it answers or hangs up is its own affair.
             let _ = stream.write_all(message);
@@ -116,7 +122,7 @@ pub fn say_nothing(cluster: &Cluster) -> Result<Silent> {
     let mut streams = Vec::new();
     for port in ports(cluster)? {
         for _ in 0..50 {
-            streams.push(TcpStream::connect(("127.0.0.1", port))?);
+            streams.push(TcpStream::connect(port)?);
         }
     }
     Ok(Silent(conns, streams))
