@@ -98,7 +98,7 @@ fn death_of_either_service_ends_the_streams() {
         let mut p = cluster.process(&[Kind::Input, Kind::Output]);
         p.program[1].write_all(b"last words").unwrap();
         assert!(cluster.slave.client().flush(p.token).unwrap());
-        cluster.slave.child.kill().unwrap();
+        cluster.slave.kill();
         let mut text = String::new();
         p.user[1].read_to_string(&mut text).unwrap();
         assert_eq!(text, "last words");
@@ -109,7 +109,7 @@ fn death_of_either_service_ends_the_streams() {
         p.program[1].write_all(b"again").unwrap();
         let mut word = [0; 5];
         p.user[1].read_exact(&mut word).unwrap();
-        cluster.master.child.kill().unwrap();
+        cluster.master.kill();
         assert_eq!(drink(&mut p.program[0], 1), 0, "end of input");
         assert_eq!(pour(&mut p.program[1], 1, 1 << 20).unwrap_err().raw_os_error(), Some(libc::EPIPE));
         // The node's service serves the master's next one.
@@ -229,7 +229,7 @@ fn asynchronous_client_runs_calls_beside_each_other() {
             assert!(flush.await.unwrap().unwrap());
             writer.join().unwrap();
             assert_eq!(reader.join().unwrap(), 100 * common::BLOCK as u64);
-            cluster.slave.child.kill().unwrap();
+            cluster.slave.kill();
             while client.status().await.is_ok() {}
             assert!(client.is_lost());
         });

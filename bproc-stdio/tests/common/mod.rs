@@ -80,6 +80,12 @@ impl Iod {
         Iod { child, socket, address }
     }
 
+    /// Ends it as a crash does. When this returns its place is free.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     pub fn client(&self) -> IodClient {
         IodClient::connect(&self.socket).unwrap()
     }
