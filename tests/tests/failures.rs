@@ -123,6 +123,11 @@ fn output_between(cluster: &Cluster, roles: &[Role]) -> Result<()> {
     let mut output = bpsh.stdout.take().context("no output")?;
     let mut got = vec![0; 4096];
     output.read_exact(&mut got)?;
+    // It may write before its start is answered; that is another matter (docs/status.md).
+    eventually("its ghost is there", SOON, || {
+        let ghosts = cluster.ghosts();
+        Ok(if ghosts.len() == 1 { Ok(()) } else { Err(format!("there are {ghosts:?}")) })
+    })?;
     crash(cluster, roles)?;
     revive(cluster, roles)?;
     output.read_to_end(&mut got)?;
