@@ -182,7 +182,7 @@ impl World {
                         _ => g.commands.push_back(command),
                     }
                 }
-                Action::KillGhost(p) => self.end_ghost(p.get(), 9),
+                Action::KillGhost(p) | Action::KillHome(p) => self.end_ghost(p.get(), 9),
                 Action::WakeGhost(p) => self.continue_ghost(p.get()),
                 Action::NurseryClone(child) => self.clone(1, child.pid.get()),
                 Action::Trouble(text) => panic!("{text}"),

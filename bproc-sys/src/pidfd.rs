@@ -57,6 +57,14 @@ impl PidFd {
         self.send(signal, info.0.as_ptr())
     }
 
+    /// sigqueue(3) with the caller's own pid and uid.
+    ///
+    /// # Errors
+    /// As [`PidFd::send_info`].
+    pub fn sigqueue(&self, signal: i32, value: u64) -> Result<()> {
+        self.send_info(signal, &SigInfo::from_here(signal, value))
+    }
+
     fn send(&self, signal: i32, info: *const u8) -> Result<()> {
         let op = "pidfd_send_signal";
         let signal = valid(op, signal).map_err(|e| e.pid(self.pid))?;

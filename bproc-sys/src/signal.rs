@@ -22,6 +22,13 @@ impl SigInfo {
         SigInfo::with(signo, libc::SI_QUEUE, pid, uid).value_set(value)
     }
 
+    /// The same from the caller.
+    pub fn from_here(signo: i32, value: u64) -> SigInfo {
+        // SAFETY: takes nothing, cannot fail.
+        let uid = unsafe { libc::getuid() };
+        SigInfo::queued(signo, std::process::id() as i32, uid, value)
+    }
+
     /// With these fields and zeros elsewhere.
     pub fn with(signo: i32, code: i32, pid: i32, uid: u32) -> SigInfo {
         let mut raw = [0; 128];
@@ -149,10 +156,7 @@ pub fn tgkill(tgid: Pid, tid: Pid, signal: i32) -> Result<()> {
 /// # Errors
 /// EINVAL for a number outside 1..=64, EAGAIN when the receiver's queue is full, ESRCH, EPERM.
 pub fn sigqueue(pid: Pid, signal: i32, value: u64) -> Result<()> {
-    // SAFETY: takes nothing, cannot fail.
-    let uid = unsafe { libc::getuid() };
-    let info = SigInfo::queued(signal, std::process::id() as i32, uid, value);
-    queue_info(pid, signal, &info)
+    queue_info(pid, signal, &SigInfo::from_here(signal, value))
 }
 
 /// rt_sigqueueinfo(2): a signal with the siginfo that is given. The kernel refuses (EPERM) codes of its own, and

@@ -28,10 +28,14 @@ impl Actor {
                 Action::Ghost(pid, command) => self.tell_ghost(pid, command),
                 Action::KillGhost(pid) => {
                     // An open gate may have let it go already.
-                    let _ = bproc_sys::signal::kill(pid, libc::SIGKILL);
+                    if let Some(ghost) = self.checked_ghost(pid) {
+                        let _ = ghost.send_signal(libc::SIGKILL);
+                    }
                 }
                 Action::WakeGhost(pid) => {
-                    let _ = bproc_sys::signal::sigqueue(pid, libc::SIGCONT, ghosts::WAKE);
+                    if let Some(ghost) = self.checked_ghost(pid) {
+                        let _ = ghost.sigqueue(libc::SIGCONT, ghosts::WAKE);
+                    }
                 }
                 Action::Watch(pid) => self.watch(pid),
                 Action::SignalLocal(pid, siginfo) => self.signal_local(pid, siginfo),
@@ -40,15 +44,12 @@ impl Actor {
                 Action::NurseryClone(child) => self.nursery_clone(child),
                 Action::ReceiveHere(pid, id) => self.receive_here(pid, id),
                 Action::SendFromHere(pid, id) => self.send_from_here(pid, id),
-                Action::TakeGhost(pid, id) => self.take_ghost(pid, id),
-                Action::ProceedHere(pid, id, go) => self.tell_mover(pid, id, Task::Proceed(go)),
-                Action::DecideHere(pid, id, moved) => self.tell_mover(pid, id, Task::Decide(moved)),
-                Action::CancelHere(pid, id) => self.cancel_here(pid, id),
-                Action::SignalHome(pid, siginfo) => {
-                    if let Some(nursery) = &self.nursery {
-                        nursery.tell(op::SIGNAL, pid.get().into(), 0, siginfo);
-                    }
-                }
+                Action::TakeGhost(pid, _) => self.take_ghost(pid),
+                Action::ProceedHere(pid, _, go) => self.tell_mover(pid, Task::Proceed(go)),
+                Action::DecideHere(pid, _, moved) => self.tell_mover(pid, Task::Decide(moved)),
+                Action::CancelHere(pid, _) => self.cancel_here(pid),
+                Action::SignalHome(pid, siginfo) => self.signal_home(pid, siginfo),
+                Action::KillHome(pid) => self.kill_mover(pid),
                 Action::Unlink(node, why) => {
                     tracing::warn!(%node, %why, "ending the link");
                     self.links.remove(&node);
@@ -62,6 +63,10 @@ impl Actor {
         }
     }
 
+    fn checked_ghost(&self, pid: Pid) -> Option<PidFd> {
+        crate::checked::ghost(pid, self.keeper.pid, self.ghost_exe)
+    }
+
     fn answer(&mut self, ask: Ask, result: Result<(), Refusal>) {
         let Some(waiting) = self.asks.remove(&ask) else { return };
         match waiting.answer {
@@ -72,7 +77,7 @@ impl Actor {
                 let _ = answer.send(result.map_err(failure));
             }
             Waits::Move(answer) => {
-                let moved = self.move_ended(waiting.pid, result.is_ok());
+                let moved = self.move_ended(waiting.pid);
                 let _ = answer.send(result.map(|()| moved).map_err(failure));
             }
         }

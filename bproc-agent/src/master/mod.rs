@@ -32,6 +32,7 @@ use bproc_core::master::{Action, Ask, Child, Master};
 use bproc_proto::client::Moved;
 use bproc_proto::link::{ToNode, to_node};
 use bproc_proto::{Failure, SpawnSpec};
+use bproc_sys::process::FileId;
 use clients::ClientFact;
 use link::LinkFact;
 use std::collections::{HashMap, HashSet};
@@ -132,6 +133,7 @@ pub struct Actor {
     specs: HashMap<Pid, SpawnSpec>,
     moving: HashMap<Pid, moving::Going>,
     ghost: PathBuf,
+    ghost_exe: FileId,
     ghost_socket: PathBuf,
     links: HashMap<NodeId, Attached>,
     /// When acknowledgements to any node are due.

@@ -34,6 +34,7 @@ pub struct Asked {
     spec: SpawnSpec,
     children: Vec<bproc_proto::Relative>,
     request: wire::Move,
+    handle: PidFd,
     answer: oneshot::Sender<Result<Moved, Failure>>,
 }
 
@@ -52,6 +53,8 @@ pub struct Going {
     spec: SpawnSpec,
     children: Vec<bproc_proto::Relative>,
     request: wire::Move,
+    /// The process, or its ghost: it keeps its number, and this it, wherever it goes.
+    handle: PidFd,
     to: Option<NodeId>,
     /// Where the target listens.
     address: String,
@@ -113,6 +116,7 @@ pub async fn ask(request: wire::Move, peer: PeerCred, fds: Vec<OwnedFd>, desk: &
         await_ghost(pid, desk).await?;
     }
     let unreadable = |e: bproc_sys::Error| failure(e.errno(), format!("process {pid} cannot be read: {e}"));
+    let handle = PidFd::open(pid).map_err(unreadable)?;
     let mut spec = SpawnSpec::default();
     let caller = caller::complete(pid, &mut spec).map_err(unreadable)?;
     let process = Process::open(pid).map_err(unreadable)?;
@@ -147,7 +151,7 @@ pub async fn ask(request: wire::Move, peer: PeerCred, fds: Vec<OwnedFd>, desk: &
     }
     let token = spec.stdio_token.clone();
     let (answer, receiver) = oneshot::channel();
-    let asked = Asked { facts, spec, children, request, answer };
+    let asked = Asked { facts, spec, children, request, handle, answer };
     desk.facts.send(Fact::Client(ClientFact::Move(Box::new(asked)))).await.ok();
     let result = receiver.await.map_err(ending).and_then(|r| r);
     if result.is_err() && !token.is_empty() {
@@ -231,6 +235,7 @@ impl Actor {
             spec: asked.spec,
             children: asked.children,
             request: asked.request,
+            handle: asked.handle,
             to: asked.facts.to,
             address: String::new(),
             token: token.as_bytes().to_vec(),
@@ -244,7 +249,7 @@ impl Actor {
     }
 
     /// The end of a move. What it took.
-    pub(super) fn move_ended(&mut self, pid: Pid, _well: bool) -> Moved {
+    pub(super) fn move_ended(&mut self, pid: Pid) -> Moved {
         self.moving.remove(&pid).map(|g| g.moved).unwrap_or_default()
     }
 
@@ -397,7 +402,7 @@ impl Actor {
         self.start_mover(pid, id, Task::Send(task), Vec::new());
     }
 
-    pub(super) fn tell_mover(&mut self, pid: Pid, _id: MoveId, task: Task) {
+    pub(super) fn tell_mover(&mut self, pid: Pid, task: Task) {
         if let Some(going) = self.moving.get_mut(&pid) {
             going.committed |= task == Task::Proceed(true);
             if let Some(mover) = &going.mover {
@@ -406,12 +411,12 @@ impl Actor {
         }
     }
 
-    pub(super) fn cancel_here(&mut self, pid: Pid, id: MoveId) {
-        self.tell_mover(pid, id, Task::Proceed(false));
+    pub(super) fn cancel_here(&mut self, pid: Pid) {
+        self.tell_mover(pid, Task::Proceed(false));
     }
 
     /// The ghost does what it was told before, the keeper lets it go, and the mover may have it.
-    pub(super) fn take_ghost(&mut self, pid: Pid, _id: MoveId) {
+    pub(super) fn take_ghost(&mut self, pid: Pid) {
         let Some(mover) = self.moving.get(&pid).and_then(|g| g.mover.clone()) else { return };
         let (ghost, keeper) = (self.ghosts.get(&pid).cloned(), self.keeper.clone());
         self.kernel.remove_ghost(pid);
@@ -425,6 +430,21 @@ impl Actor {
         });
     }
 
+    /// Ends a process whose move is known here, whoever it is by now: process, stand-in or ghost. It may be gone.
+    pub(super) fn kill_mover(&self, pid: Pid) {
+        if let Some(going) = self.moving.get(&pid) {
+            let _ = going.handle.send_signal(libc::SIGKILL);
+        }
+    }
+
+    /// What was sent to a process on its way home. The sender is not the agent: the nursery sends it in his name.
+    pub(super) fn signal_home(&self, pid: Pid, siginfo: Vec<u8>) {
+        let there = self.moving.get(&pid).is_some_and(|g| g.handle.has_exited().is_ok_and(|gone| !gone));
+        if let (true, Some(nursery)) = (there, &self.nursery) {
+            nursery.tell(op::SIGNAL, pid.get().into(), 0, siginfo);
+        }
+    }
+
     /// A mover of the master's own tells.
     pub(super) fn mover(&mut self, pid: Pid, id: MoveId, said: Said, out: &mut Vec<Action>) {
         let Some(going) = self.moving.get_mut(&pid) else { return };
@@ -435,7 +455,7 @@ impl Actor {
                 self.core.receiving(pid, id, Ok(()), out);
             }
             Said::Report(Report::Frozen(_)) => self.core.frozen(pid, id, out),
-            Said::Report(Report::Ready(_)) => self.tell_mover(pid, id, Task::Proceed(true)),
+            Said::Report(Report::Ready(_)) => self.tell_mover(pid, Task::Proceed(true)),
             Said::Report(Report::Committing(_)) => self.core.committing(pid, id, out),
             Said::Report(Report::InDoubt(_)) => self.core.departed(pid, id, Departed::InDoubt, out),
             Said::Report(Report::Done(done)) => {
@@ -457,7 +477,7 @@ impl Actor {
                     (false, false) => self.core.departed(pid, id, Departed::Failed(refusal), out),
                     (false, true) => {
                         // It may run at the target: here it must not. Never two.
-                        let _ = bproc_sys::signal::kill(pid, libc::SIGKILL);
+                        self.kill_mover(pid);
                         self.core.departed(pid, id, Departed::Gone { stand_in: false }, out);
                     }
                 }

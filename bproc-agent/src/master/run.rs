@@ -115,6 +115,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         specs: HashMap::new(),
         moving: HashMap::new(),
         ghost: ghost_path,
+        ghost_exe,
         ghost_socket: socket_path,
         links: HashMap::new(),
         owed: Owed::default(),

@@ -3,6 +3,7 @@
 
 use super::spawn::{Member, Spawner};
 use super::{Actor, Fact};
+use crate::checked;
 use crate::mover::{self, Mover, Said};
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::Pid;
@@ -10,6 +11,7 @@ use bproc_common::wait::Status;
 use bproc_mover::wire::{Done, Owner, Receive, Report, Send, Task};
 use bproc_proto::Failure;
 use bproc_proto::link::{self as wire, event};
+use bproc_sys::pidfd::PidFd;
 use bproc_sys::process::Process;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -25,6 +27,8 @@ const LOOKS: u32 = 200;
 pub struct Half {
     r#move: wire::Move,
     host_pid: i32,
+    /// The process, its body or its stand-in.
+    handle: Option<PidFd>,
     mover: Option<Mover>,
     /// Source: the tokens of its streams.
     tokens: Vec<Vec<u8>>,
@@ -120,6 +124,7 @@ impl Actor {
         let half = Half {
             r#move,
             host_pid: room.member.host_pid,
+            handle: checked::member(room.member.host_pid, r#move.pid),
             mover: None,
             tokens: Vec::new(),
             spec: Some(Box::new(spec)),
@@ -171,7 +176,8 @@ impl Actor {
             stand_in: Some(self.stand_in()),
         };
         let tokens = self.tokens_of_moves.remove(&r#move.pid).unwrap_or_default();
-        let half = Half { r#move, host_pid, mover: None, tokens, spec: None, committed: false };
+        let handle = checked::member(host_pid, r#move.pid);
+        let half = Half { r#move, host_pid, handle, mover: None, tokens, spec: None, committed: false };
         self.halves.insert(r#move.pid, half);
         self.start_mover(r#move, Task::Send(task), Vec::new());
     }
@@ -209,9 +215,9 @@ impl Actor {
             Said::Report(Report::Done(done)) => self.half_done(r#move, done),
             Said::Lost => {
                 let committed = half.committed;
-                if let (true, Some(host)) = (committed, Pid::new(half.host_pid)) {
+                if let (true, Some(handle)) = (committed, &half.handle) {
                     // Where the other half stands nobody knows: here it must not run. Never two.
-                    let _ = bproc_sys::signal::kill(host, libc::SIGKILL);
+                    let _ = handle.send_signal(libc::SIGKILL);
                 }
                 let target = half.spec.is_some() || self.table.is_arriving(pid);
                 let number = if committed && !target { 0 } else { libc::ECANCELED };
@@ -276,9 +282,9 @@ impl Actor {
         } else if let Some(by) = self.table.is_elsewhere(pid).and_then(|by| self.family.get(by)) {
             by.ghost.tell(op::REAP, pid.into(), 0, vec![]);
         }
-        if let (false, None, Some(host)) = (target, &failure, Pid::new(half.host_pid)) {
+        if let (false, None, Some(handle)) = (target, &failure, &half.handle) {
             // A process that was stopped leaves a stand-in that is; on a node nobody looks at that, and it must hear.
-            let _ = bproc_sys::signal::sigqueue(host, libc::SIGCONT, crate::ghosts::WAKE);
+            let _ = handle.sigqueue(libc::SIGCONT, crate::ghosts::WAKE);
         }
         let r#move = Some(r#move);
         let (frozen_ns, bytes) = (done.frozen_ns, done.bytes);
@@ -312,10 +318,14 @@ impl Actor {
         if let Some(found) = found.filter(|f| self.table.runs(f.ppid)) {
             self.table.await_reaping(pid, &found);
         }
-        match (Status::from_raw(status), host) {
-            (Status::Killed { signal: 9, .. }, Some(host)) => drop(bproc_sys::signal::kill(host, libc::SIGKILL)),
-            (Status::Killed { signal, .. }, _) => skeleton.ghost.tell(op::DIE, signal.into(), 0, vec![]),
-            (Status::Exited(code), _) => skeleton.ghost.tell(op::EXIT, code.into(), 0, vec![]),
+        match Status::from_raw(status) {
+            Status::Killed { signal: 9, .. } => {
+                if let Some(handle) = checked::member(skeleton.host_pid, pid) {
+                    let _ = handle.send_signal(libc::SIGKILL);
+                }
+            }
+            Status::Killed { signal, .. } => skeleton.ghost.tell(op::DIE, signal.into(), 0, vec![]),
+            Status::Exited(code) => skeleton.ghost.tell(op::EXIT, code.into(), 0, vec![]),
             _ => skeleton.ghost.tell(op::EXIT, 0, 0, vec![]),
         }
     }

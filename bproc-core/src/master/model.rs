@@ -148,6 +148,8 @@ pub enum Action {
     Ghost(Pid, GhostCommand),
     /// SIGKILL to the ghost itself.
     KillGhost(Pid),
+    /// SIGKILL to a process that has come home, before its move is answered.
+    KillHome(Pid),
     /// SIGCONT to the ghost that it does not forward.
     WakeGhost(Pid),
     /// Tell when this process of the master's own is gone.

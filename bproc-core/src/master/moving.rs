@@ -323,7 +323,7 @@ impl Master {
         out.push(Action::UntrackSignals(pid));
         out.extend(m.signals.into_iter().map(|(_, siginfo)| Action::SignalHome(pid, siginfo)));
         if m.kill {
-            out.push(Action::KillGhost(pid));
+            out.push(Action::KillHome(pid));
         }
         out.push(Action::Answer(m.ask, Ok(())));
     }
