@@ -2,19 +2,31 @@
 
 use crate::watched::{sent, watched};
 use anyhow::{Context, Result};
+use bproc_config::handoff::{self, Handed, Suite, TrafficKey};
+use bproc_config::net::Gate;
+use bproc_config::tls::Peer;
 use bproc_mover::SOCKET;
-use bproc_mover::wire::{FromMover, MAX_PACKET, Program, Report, Task, ToMover};
+use bproc_mover::wire::{
+    AES_128_GCM, AES_256_GCM, CHACHA20_POLY1305, Done, FromMover, Key, Keys, MAX_PACKET, Program, Report, Task, ToMover,
+};
+use bproc_proto::Failure;
 use bproc_sys::daemon::{Helper, Life, spawn_detached};
 use bproc_sys::seqpacket::Conn;
 use prost::Message;
+use std::collections::VecDeque;
+use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use tokio::io::Interest;
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 /// What a mover tells.
 #[derive(Debug)]
 pub enum Said {
+    /// Target: the source may come, to this port.
+    Listening(u16),
     /// Its words.
     Report(Report),
     /// It is gone without a last word.
@@ -31,44 +43,133 @@ pub struct Mover {
 }
 
 impl Mover {
-    /// Starts a mover, and tells it its task. What it says goes to `out`.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub async fn start<T: Send + 'static>(
+    /// Starts a mover, and tells it its task as soon as this is known. What it says goes to `out`; a task that does not
+    /// come about is told there as the end, too.
+    pub fn start<T: Send + 'static>(
         program: PathBuf,
-        first: Word,
+        task: impl Future<Output = Result<Word, Failure>> + Send + 'static,
         out: mpsc::Sender<T>,
         wrap: impl Fn(Said) -> T + Send + Sync + 'static,
-    ) -> Result<Mover> {
-        let (ours, theirs) = Conn::pair().context("a connection to a mover")?;
-        let started = tokio::task::spawn_blocking(move || start(&program, &theirs));
-        started.await.context("starting a mover")??;
-        ours.set_nonblocking(true).context("a connection to a mover")?;
+    ) -> Mover {
         let (words, inbox) = mpsc::unbounded_channel();
-        let mover = Mover { words };
-        mover.tell_with(first.0, first.1);
         tokio::spawn(async move {
-            match converse(ours, inbox, &out, &wrap).await {
-                Ok(true) => {}
-                Ok(false) => drop(out.send(wrap(Said::Lost)).await),
-                Err(error) => {
-                    tracing::warn!(error = %format!("{error:#}"), "connection to a mover");
-                    out.send(wrap(Said::Lost)).await.ok();
-                }
-            }
+            let last = match live(&program, task, inbox, &out, &wrap).await {
+                Ok(true) => return,
+                Ok(false) => Said::Lost,
+                Err(failure) => Said::Report(Report::Done(Done {
+                    number: failure.number.max(1),
+                    message: failure.message,
+                    ..Done::default()
+                })),
+            };
+            out.send(wrap(last)).await.ok();
         });
-        Ok(mover)
+        Mover { words }
     }
 
     /// Tells it. One that is gone has said so.
     pub fn tell(&self, task: Task) {
-        self.tell_with(task, Vec::new());
+        let _ = self.words.send((task, Vec::new()));
     }
+}
 
-    fn tell_with(&self, task: Task, fds: Vec<OwnedFd>) {
-        let _ = self.words.send((task, fds));
-    }
+/// A mover from its start to its end. True when it has said its last word, or nobody wants to hear it; an error when
+/// there was none.
+async fn live<T>(
+    program: &Path,
+    task: impl Future<Output = Result<Word, Failure>>,
+    mut inbox: mpsc::UnboundedReceiver<Word>,
+    out: &mpsc::Sender<T>,
+    wrap: &(impl Fn(Said) -> T + Sync),
+) -> Result<bool, Failure> {
+    let broken = |error: anyhow::Error| Failure { number: libc::EIO, message: format!("{error:#}") };
+    let begun = async {
+        let (ours, theirs) = Conn::pair().context("a connection to a mover").map_err(broken)?;
+        let program = program.to_owned();
+        let started = tokio::task::spawn_blocking(move || start(&program, &theirs));
+        let (started, task) = tokio::join!(started, task);
+        started.context("starting a mover").and_then(|s| s).map_err(broken)?;
+        Ok((ours, task?))
+    };
+    tokio::pin!(begun);
+    let mut early = VecDeque::new();
+    let (conn, task) = loop {
+        tokio::select! {
+            begun = &mut begun => break begun?,
+            word = inbox.recv() => match word {
+                None => return Ok(true),
+                Some((Task::Proceed(false), _)) => {
+                    return Err(Failure { number: libc::ECANCELED, message: "the agent gave the move up".into() });
+                }
+                Some(word) => early.push_back(word),
+            },
+        }
+    };
+    early.push_front(task);
+    converse(conn, early, inbox, out, wrap).await.or_else(|error| {
+        tracing::warn!(error = %format!("{error:#}"), "connection to a mover");
+        Ok(false)
+    })
+}
+
+/// At the target of a move: the connection of the pages, once the source has come. `told` gets the port.
+///
+/// # Errors
+/// It cannot listen; nobody comes.
+pub async fn await_source<F: Future<Output = ()>>(
+    listen: IpAddr,
+    gate: &Gate,
+    from: Peer,
+    token: &[u8],
+    told: impl FnOnce(u16) -> F,
+) -> Result<(OwnedFd, Option<Keys>), Failure> {
+    let failed = |what: String| move |e: io::Error| connecting(&what, &e);
+    let listener = TcpListener::bind((listen, 0)).await.map_err(failed(format!("listening on {listen}")))?;
+    let port = listener.local_addr().map_err(failed(format!("listening on {listen}")))?.port();
+    told(port).await;
+    handoff::await_peer(listener, gate, from, token).await.map(parts).map_err(failed("waiting for the source".into()))
+}
+
+/// At the source of a move: the connection of the pages.
+///
+/// # Errors
+/// The target cannot be reached, or is somebody else.
+pub async fn dial_target(
+    gate: &Gate,
+    address: &str,
+    to: Peer,
+    token: &[u8],
+) -> Result<(OwnedFd, Option<Keys>), Failure> {
+    let failed = |e: io::Error| connecting(&format!("the target at {address}"), &e);
+    let at = tokio::net::lookup_host(address).await.map_err(failed)?.next();
+    let at = at.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    handoff::dial(gate, at, to, token).await.map(parts).map_err(failed)
+}
+
+fn connecting(what: &str, error: &io::Error) -> Failure {
+    Failure { number: bproc_common::errno::BE_SLAVEDIED, message: format!("{what}: {error}") }
+}
+
+fn parts(handed: Handed) -> (OwnedFd, Option<Keys>) {
+    let keys = handed.keys.map(|keys| Keys {
+        suite: match keys.suite {
+            Suite::Aes128Gcm => AES_128_GCM,
+            Suite::Aes256Gcm => AES_256_GCM,
+            Suite::Chacha20Poly1305 => CHACHA20_POLY1305,
+        },
+        send: Some(key(keys.send)),
+        receive: Some(key(keys.receive)),
+    });
+    (handed.stream.into(), keys)
+}
+
+fn key(key: TrafficKey) -> Key {
+    Key { key: key.key, iv: key.iv, sequence: key.sequence }
+}
+
+/// The one whose certificate a node's number in an order names; -1 is the master.
+pub fn peer(number: i32) -> Peer {
+    if number < 0 { Peer::Master } else { Peer::Node(number) }
 }
 
 fn start(program: &Path, theirs: &Conn) -> Result<()> {
@@ -82,20 +183,23 @@ fn start(program: &Path, theirs: &Conn) -> Result<()> {
 /// True when the mover has said its last word.
 async fn converse<T>(
     conn: Conn,
+    mut early: VecDeque<Word>,
     mut inbox: mpsc::UnboundedReceiver<Word>,
     out: &mpsc::Sender<T>,
     wrap: &(impl Fn(Said) -> T + Sync),
 ) -> Result<bool> {
+    conn.set_nonblocking(true).context("a connection to a mover")?;
     let fd = watched(conn, Interest::READABLE)?;
     let mut buffer = vec![0; MAX_PACKET];
+    while let Some(word) = early.pop_front() {
+        told(fd.get_ref(), word).await?;
+    }
     loop {
         tokio::select! {
             word = inbox.recv() => {
                 // Nobody talks to it any more: closing tells it.
-                let Some((task, fds)) = word else { return Ok(true) };
-                let packet = ToMover { task: Some(task) }.encode_to_vec();
-                let fds: Vec<_> = fds.iter().map(|f| f.as_fd()).collect();
-                sent(fd.get_ref(), |c| c.send(&packet, &fds)).await?;
+                let Some(word) = word else { return Ok(true) };
+                told(fd.get_ref(), word).await?;
             }
             got = fd.async_io(Interest::READABLE, |c| c.recv(&mut buffer)) => {
                 let got = got?;
@@ -111,6 +215,13 @@ async fn converse<T>(
             }
         }
     }
+}
+
+async fn told(conn: &Conn, (task, fds): Word) -> Result<()> {
+    let packet = ToMover { task: Some(task) }.encode_to_vec();
+    let fds: Vec<_> = fds.iter().map(|f| f.as_fd()).collect();
+    sent(conn, |c| c.send(&packet, &fds)).await?;
+    Ok(())
 }
 
 /// The ghost binary as a stand-in of this role.

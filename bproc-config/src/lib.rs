@@ -3,8 +3,8 @@
 //! * [`MachineConfig`]: read from `agent.toml` with its `conf.d`, from `/etc/bproc.conf`, or from
 //!   `/etc/clustermatic/config`. A file is read to its end: every [`Mistake`] is told with file, line and reason.
 //! * [`paths`]: run directory and sockets of a cluster; [`state_file`]: `/var/run/bproc` as old programs read it.
-//! * [`tls`], [`certs`], [`net`]: certificates that name a node, and connections on which both ends have proved who
-//!   they are.
+//! * [`tls`], [`certs`], [`net`], [`handoff`]: certificates that name a node, and connections on which both
+//!   ends have proved who they are, for ourselves or for another process.
 //!
 //! Neighbours: the agent and the stdio service use it; it knows neither of them.
 
@@ -17,6 +17,7 @@ mod text_format;
 mod toml_format;
 
 pub mod certs;
+pub mod handoff;
 pub mod net;
 pub mod paths;
 pub mod state_file;

@@ -1,10 +1,12 @@
 //! One half of a move: `bproc-mover` sends one process away, or receives one. The agent starts one for each half,
 //! with a SEQPACKET connection as descriptor [`SOCKET`], and speaks [`wire`] on it. A program of its own because
-//! ptrace binds a process to one thread, and because an agent must be able to die in the middle of a move.
+//! ptrace binds a process to one thread, and because an agent must be able to die in the middle of a move. The
+//! connection between the two is made by the agents, where the keys of the certificates are; a mover gets it with no
+//! more than its own keys.
 //!
 //! ```text
 //!  agent ── Send ──▶ source                          target ◀── Receive ── agent
-//!        ◀─ Frozen ─   │ freezes   token, image        │ ── Listening ─▶
+//!        ◀─ Frozen ─   │ freezes       image           │
 //!                      │ ─────────────────────────────▶│ builds
 //!                      │           READY or refusal    │ ── Ready ─▶  ◀─ Proceed ─
 //!        ◀─ Committing │ ◀─────────────────────────────│
@@ -18,6 +20,7 @@
 //! Before GO any failure, the death of either mover included, leaves the process running at the source. After GO the
 //! source stands still until it knows: RUNNING on the connection, or the agent's Decide.
 
+pub mod line;
 pub mod receive;
 pub mod send;
 pub mod talk;

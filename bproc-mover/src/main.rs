@@ -17,8 +17,8 @@ fn main() -> ExitCode {
     };
     let agent = Agent(conn);
     let result = match agent.hear() {
-        Ok(Some((Task::Receive(task), fds))) => receive::receive(&agent, &task, &fds),
-        Ok(Some((Task::Send(task), _))) => send::send(&agent, &task),
+        Ok(Some((Task::Receive(task), fds))) => receive::receive(&agent, &task, fds),
+        Ok(Some((Task::Send(task), fds))) => send::send(&agent, &task, fds),
         _ => return ExitCode::FAILURE,
     };
     let code = if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };

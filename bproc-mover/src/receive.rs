@@ -1,34 +1,33 @@
 //! The target's half.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 
-use bproc_sys::poll::{self, Interest};
 use vmadump::Program;
 use vmadump::plan::Owner;
 use vmadump::restore::{Body, Prepared, RestoreOptions, Restorer};
 
-use crate::talk::{Agent, Failure, hear_go, say_ready, say_refused, say_running, tune};
+use crate::line::{Incoming, line};
+use crate::talk::{Agent, Failure, hear_go, say_ready, say_refused, say_running};
 use crate::wire::{self, Done, Empty, Receive, Report, Task};
 
-/// Receives a process. On failure the body is what [`Receive::fallback`] says, or dead.
+/// Receives a process over the first of the descriptors. On failure the body is what [`Receive::fallback`] says, or
+/// dead.
 ///
 /// # Errors
 /// Why nothing came of it.
-pub fn receive(agent: &Agent, task: &Receive, fds: &[OwnedFd]) -> Result<Done, Failure> {
-    let own = |what: &'static str| {
-        move |e: std::io::Error| Failure::new(e.raw_os_error().unwrap_or(libc::EIO), format!("{what}: {e}"))
-    };
-    let listener = TcpListener::bind((task.listen.as_str(), 0)).map_err(own("listening for the pages"))?;
-    let port = listener.local_addr().map_err(own("listening for the pages"))?.port();
-    agent.tell(Report::Listening(port.into()));
+pub fn receive(agent: &Agent, task: &Receive, mut fds: Vec<OwnedFd>) -> Result<Done, Failure> {
+    let lost = |what: &'static str| move |e: std::io::Error| Failure::link(what, &e);
+    if fds.is_empty() {
+        return Err(Failure::new(libc::EPROTO, "the agent sent no connection"));
+    }
+    let stream = TcpStream::from(fds.remove(0));
     if task.wait && !matches!(agent.hear(), Ok(Some((Task::Begin(_), _)))) {
         return Err(Failure::new(libc::ECANCELED, "the agent gave the move up"));
     }
-    let stream = accept(agent, &listener, &task.token)?;
-    drop(listener);
-    let result = build(&stream, task, fds).and_then(|prepared| {
+    let line = line(stream, task.keys.as_ref()).and_then(|(from, to)| Ok((from.readable()?, to)));
+    let (mut from, mut to) = line.map_err(lost("the connection of the pages"))?;
+    let result = build(&from, task, &fds).and_then(|prepared| {
         agent.tell(Report::Ready(Empty {}));
         if agent.may_proceed() {
             Ok(prepared)
@@ -39,42 +38,18 @@ pub fn receive(agent: &Agent, task: &Receive, fds: &[OwnedFd]) -> Result<Done, F
     let prepared = match result {
         Ok(prepared) => prepared,
         Err(failure) => {
-            say_refused(&stream, &failure);
+            say_refused(&mut to, &mut from, &failure);
             return Err(failure);
         }
     };
-    let lost = |e: std::io::Error| Failure::link("the source before its word to go", &e);
-    say_ready(&stream).and_then(|()| hear_go(&stream)).map_err(lost)?;
+    say_ready(&mut to).and_then(|()| hear_go(&mut from)).map_err(lost("the source before its word to go"))?;
     prepared.go()?;
-    say_running(&stream);
+    say_running(&mut to);
     Ok(Done::default())
 }
 
-/// The connection that brings the token; others are turned away. Ends when the agent does.
-fn accept(agent: &Agent, listener: &TcpListener, token: &[u8]) -> Result<TcpStream, Failure> {
-    let failed = |e: std::io::Error| Failure::link("waiting for the source", &e);
-    loop {
-        // The agent gives up a source that does not come: its end of this connection closes then.
-        let ready = poll::wait([(Some(listener.as_fd()), Interest::Read), (Some(agent.0.as_fd()), Interest::Read)]);
-        let [source, gone] = ready.map_err(|e| Failure::new(e.errno(), format!("waiting for the source: {e}")))?;
-        if gone.ready() {
-            return Err(Failure::new(libc::ECANCELED, "the agent gave the move up"));
-        }
-        if !source.ready() {
-            continue;
-        }
-        let (mut stream, _) = listener.accept().map_err(failed)?;
-        tune(&stream).map_err(failed)?;
-        let mut got = vec![0; token.len()];
-        if stream.read_exact(&mut got).is_ok() && !token.is_empty() && got == token {
-            return Ok(stream);
-        }
-        let _ = stream.write_all(b"\0");
-    }
-}
-
-fn build(stream: &TcpStream, task: &Receive, fds: &[OwnedFd]) -> Result<Prepared, Failure> {
-    let source = stream.try_clone().map_err(|e| Failure::link("the connection of the pages", &e))?;
+fn build(from: &Incoming, task: &Receive, fds: &[OwnedFd]) -> Result<Prepared, Failure> {
+    let source = from.again().map_err(|e| Failure::link("the connection of the pages", &e))?;
     let mut argv = arguments(task.body);
     let argv: Vec<&[u8]> = argv.iter_mut().map(|a| a.as_slice()).collect();
     let envp = |p: &Option<wire::Program>| -> Vec<Vec<u8>> { p.as_ref().map(|p| p.envp.clone()).unwrap_or_default() };

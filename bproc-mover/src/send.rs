@@ -1,20 +1,25 @@
 //! The source's half.
 
 use std::io::{BufWriter, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use bproc_common::errno::BE_SLAVEDIED;
 use vmadump::capture::{FdPolicy, Frozen, Options, check, freeze};
 
-use crate::talk::{Agent, Failure, hear_ready, hear_running, say_go, tune};
+use crate::line::{Incoming, Outgoing, line};
+use crate::talk::{Agent, Failure, hear_ready, hear_running, say_go};
 use crate::wire::{Done, Empty, Report, Send, Task};
 
-/// Sends a process away. On failure it runs on here.
+/// Sends a process away over the first of the descriptors. On failure it runs on here.
 ///
 /// # Errors
 /// Why it does.
-pub fn send(agent: &Agent, task: &Send) -> Result<Done, Failure> {
+pub fn send(agent: &Agent, task: &Send, mut fds: Vec<OwnedFd>) -> Result<Done, Failure> {
+    let Some(stream) = fds.pop() else { return Err(Failure::new(libc::EPROTO, "the agent sent no connection")) };
+    let line = line(TcpStream::from(stream), task.keys.as_ref());
+    let (mut from, mut to) = line.map_err(|e| Failure::link("the connection of the pages", &e))?;
     let fds = match task.files {
         0 => FdPolicy::Carry,
         1 => FdPolicy::DropOthers,
@@ -22,20 +27,17 @@ pub fn send(agent: &Agent, task: &Send) -> Result<Done, Failure> {
     };
     let options = Options { flags: task.flags, fds };
     check(task.pid, &options)?;
-    let unreachable = |e: std::io::Error| Failure::link(&format!("the target at {}", task.address), &e);
-    let mut stream = connect(&task.address).map_err(unreachable)?;
-    tune(&stream).and_then(|()| stream.write_all(&task.token)).map_err(unreachable)?;
     let arguments = arguments(task.pid);
 
     let start = Instant::now();
     let mut frozen = freeze(task.pid, &options)?;
     agent.tell(Report::Frozen(Empty {}));
-    let bytes = transfer(&mut frozen, &stream)?;
+    let bytes = transfer(&mut frozen, &mut from, &mut to)?;
     agent.tell(Report::Committing(Empty {}));
     if !agent.may_proceed() {
         return Err(Failure::new(libc::ECANCELED, "the agent gave the move up"));
     }
-    let moved = match say_go(&stream).and_then(|()| hear_running(&stream)) {
+    let moved = match say_go(&mut to).and_then(|()| hear_running(&mut from)) {
         Ok(()) => true,
         Err(_) => {
             agent.tell(Report::InDoubt(Empty {}));
@@ -50,24 +52,14 @@ pub fn send(agent: &Agent, task: &Send) -> Result<Done, Failure> {
     Ok(Done { frozen_ns, bytes, no_stand_in, ..Done::default() })
 }
 
-/// Pages are sent as they are, so they stay on this machine.
-fn connect(address: &str) -> std::io::Result<TcpStream> {
-    use std::io::{Error, ErrorKind};
-    let address: SocketAddr = address.parse().map_err(|_| Error::from(ErrorKind::InvalidInput))?;
-    if !address.ip().is_loopback() {
-        return Err(Error::new(ErrorKind::Unsupported, "pages are not encrypted yet and do not leave this machine"));
-    }
-    TcpStream::connect_timeout(&address, Duration::from_secs(5))
-}
-
 /// Writes the image and waits for READY.
-fn transfer(frozen: &mut Frozen, stream: &TcpStream) -> Result<u64, Failure> {
-    let mut out = BufWriter::with_capacity(256 << 10, stream);
+fn transfer(frozen: &mut Frozen, from: &mut Incoming, to: &mut Outgoing) -> Result<u64, Failure> {
+    let mut out = BufWriter::with_capacity(256 << 10, to);
     let written = frozen.write_image(&mut out).map_err(Failure::from);
     let flushed = out.flush().map_err(|e| Failure::link("sending the pages", &e));
     drop(out.into_parts());
     let result = written.and_then(|bytes| flushed.map(|()| bytes));
-    match (result, hear_ready(stream)) {
+    match (result, hear_ready(from)) {
         (Ok(bytes), Ok(Ok(()))) => Ok(bytes),
         // The target's own words tell more than a broken connection.
         (_, Ok(Err(refusal))) => Err(refusal),

@@ -1,17 +1,13 @@
 //! Talking: to the agent over the local socket, to the other mover over the connection of the pages.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use bproc_sys::seqpacket::Conn;
 use prost::Message;
 
+use crate::line::{Incoming, Outgoing};
 use crate::wire::{Done, FromMover, MAX_PACKET, Report, Task, ToMover};
-
-/// Silence of the other mover after which it counts as lost.
-pub const SILENCE: Duration = Duration::from_secs(20);
 
 /// The connection to the agent.
 pub struct Agent(pub Conn);
@@ -77,16 +73,6 @@ impl Agent {
     }
 }
 
-/// A connection that notices silence.
-///
-/// # Errors
-/// What setsockopt says.
-pub fn tune(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(SILENCE))?;
-    stream.set_write_timeout(Some(SILENCE))
-}
-
 /// READY, or a refusal: one byte, then for a refusal number, length, words.
 const READY: u8 = b'R';
 const REFUSED: u8 = b'F';
@@ -98,30 +84,30 @@ const MOST_WORDS: u32 = 64 << 10;
 ///
 /// # Errors
 /// The connection is lost.
-pub fn say_ready(mut to: &TcpStream) -> io::Result<()> {
+pub fn say_ready(to: &mut Outgoing) -> io::Result<()> {
     to.write_all(&[READY])
 }
 
 /// Target: it cannot be. What is still on its way is thrown away, so that the words arrive.
-pub fn say_refused(mut to: &TcpStream, failure: &Failure) {
+pub fn say_refused(to: &mut Outgoing, from: &mut Incoming, failure: &Failure) {
     let words = failure.message.as_bytes();
     let words = &words[..words.len().min(MOST_WORDS as usize)];
     let mut packet = vec![REFUSED];
     packet.extend(failure.number.to_le_bytes());
     packet.extend((words.len() as u32).to_le_bytes());
     packet.extend(words);
-    if to.write_all(&packet).is_err() || to.shutdown(Shutdown::Write).is_err() {
+    if to.write_all(&packet).is_err() || to.end().is_err() {
         return;
     }
     let mut waste = [0; 16 << 10];
-    while matches!(to.read(&mut waste), Ok(1..)) {}
+    while matches!(from.read(&mut waste), Ok(1..)) {}
 }
 
 /// Source: waits for READY. The outer error: the connection is lost.
 ///
 /// # Errors
 /// As told; the inner one is the target's refusal.
-pub fn hear_ready(mut from: &TcpStream) -> io::Result<Result<(), Failure>> {
+pub fn hear_ready(from: &mut Incoming) -> io::Result<Result<(), Failure>> {
     let mut byte = [0];
     from.read_exact(&mut byte)?;
     match byte[0] {
@@ -143,7 +129,7 @@ pub fn hear_ready(mut from: &TcpStream) -> io::Result<Result<(), Failure>> {
 ///
 /// # Errors
 /// The connection is lost.
-pub fn say_go(mut to: &TcpStream) -> io::Result<()> {
+pub fn say_go(to: &mut Outgoing) -> io::Result<()> {
     to.write_all(&[GO])
 }
 
@@ -151,14 +137,14 @@ pub fn say_go(mut to: &TcpStream) -> io::Result<()> {
 ///
 /// # Errors
 /// It does not come.
-pub fn hear_go(mut from: &TcpStream) -> io::Result<()> {
+pub fn hear_go(from: &mut Incoming) -> io::Result<()> {
     let mut byte = [0];
     from.read_exact(&mut byte)?;
     if byte[0] == GO { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
 /// Target: it runs. The agent knows too, so a loss is no harm.
-pub fn say_running(mut to: &TcpStream) {
+pub fn say_running(to: &mut Outgoing) {
     let _ = to.write_all(&[RUNNING]);
 }
 
@@ -166,7 +152,7 @@ pub fn say_running(mut to: &TcpStream) {
 ///
 /// # Errors
 /// The word does not come: in doubt.
-pub fn hear_running(mut from: &TcpStream) -> io::Result<()> {
+pub fn hear_running(from: &mut Incoming) -> io::Result<()> {
     let mut byte = [0];
     from.read_exact(&mut byte)?;
     if byte[0] == RUNNING { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }

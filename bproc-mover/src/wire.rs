@@ -46,6 +46,48 @@ pub struct Program {
     pub envp: Vec<Vec<u8>>,
 }
 
+/// Suite of [`Keys`]: AES-GCM with 128 bits.
+pub const AES_128_GCM: u32 = 1;
+/// AES-GCM with 256 bits.
+pub const AES_256_GCM: u32 = 2;
+/// For processors that do not compute AES.
+pub const CHACHA20_POLY1305: u32 = 3;
+
+/// The keys of one connection (TLS 1.3), after its handshake.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Keys {
+    /// [`AES_128_GCM`] and so on.
+    #[prost(uint32, tag = "1")]
+    pub suite: u32,
+    /// For what goes.
+    #[prost(message, tag = "2")]
+    pub send: Option<Key>,
+    /// For what comes.
+    #[prost(message, tag = "3")]
+    pub receive: Option<Key>,
+}
+
+/// One direction.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+#[prost(skip_debug)]
+pub struct Key {
+    /// The key.
+    #[prost(bytes = "vec", tag = "1")]
+    pub key: Vec<u8>,
+    /// What record numbers are mixed with.
+    #[prost(bytes = "vec", tag = "2")]
+    pub iv: Vec<u8>,
+    /// Number of the next record.
+    #[prost(uint64, tag = "3")]
+    pub sequence: u64,
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Key")
+    }
+}
+
 /// Build a process.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Receive {
@@ -55,13 +97,11 @@ pub struct Receive {
     /// Pid of the image that is to come, as the image tells it.
     #[prost(sint32, tag = "2")]
     pub pid: i32,
-    /// Address to listen on.
-    #[prost(string, tag = "3")]
-    pub listen: String,
-    /// The first bytes on the connection.
-    #[prost(bytes = "vec", tag = "4")]
-    pub token: Vec<u8>,
-    /// Numbers that the descriptors beside this message get in the process.
+    /// What opens and seals the connection to the other mover, which is the first descriptor beside this message.
+    /// Absent: nothing.
+    #[prost(message, tag = "3")]
+    pub keys: Option<Keys>,
+    /// Numbers that the other descriptors beside this message get in the process.
     #[prost(sint32, repeated, tag = "5")]
     pub fds: Vec<i32>,
     /// Who owns the process: it gets no right beyond this user's. Absent for root's.
@@ -101,12 +141,10 @@ pub struct Send {
     /// Who, as the mover sees it.
     #[prost(sint32, tag = "1")]
     pub pid: i32,
-    /// Where the target listens: host:port.
-    #[prost(string, tag = "2")]
-    pub address: String,
-    /// The first bytes on the connection.
-    #[prost(bytes = "vec", tag = "3")]
-    pub token: Vec<u8>,
+    /// What opens and seals the connection to the other mover, which is the descriptor beside this message. Absent:
+    /// nothing.
+    #[prost(message, tag = "2")]
+    pub keys: Option<Keys>,
     /// 0: carry open files or refuse; 1: drop what cannot be carried; 2: standard streams only.
     #[prost(uint32, tag = "4")]
     pub files: u32,
@@ -122,16 +160,13 @@ pub struct Send {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct FromMover {
     /// What.
-    #[prost(oneof = "Report", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "Report", tags = "2, 3, 4, 5, 6")]
     pub report: Option<Report>,
 }
 
 /// What the mover tells.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Report {
-    /// Target: the port.
-    #[prost(uint32, tag = "1")]
-    Listening(u32),
     /// Source: the process stands still.
     #[prost(message, tag = "2")]
     Frozen(Empty),

@@ -307,7 +307,8 @@ fn refusals(cluster: &Cluster) -> Result<()> {
     refused(i32::MAX - 1, "0", "cannot be read")?;
     let python = Path::new("/usr/bin/python3");
     if python.exists() {
-        let script = "import socket,time\na,b=socket.socketpair()\nprint('ready',flush=True)\nb.recv(1)";
+        let script = "import socket,time\na,b=socket.socketpair()\nprint('ready',flush=True)\ntry: b.recv(1)\n\
+                      except OSError: time.sleep(100)";
         let mut program = Traveller::start(Command::new(python).args(["-c", script]))?;
         program.until("ready")?;
         refused(program.pid(), "0", "these open files cannot be carried")?;

@@ -20,13 +20,14 @@ pub mod travel;
 use crate::ghosts::{self, Ghost};
 use crate::keeper::{self, Keeper};
 use crate::kernel::Kernel;
-use crate::mover::{Mover, Said};
+use crate::mover::Said;
 use crate::owed::Owed;
 use crate::stdio::Iod;
 use bproc_common::event::{self, Event};
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::{NodeId, Pid};
 use bproc_config::MachineConfig;
+use bproc_config::net::Gate;
 use bproc_core::master::moving::MoveId;
 use bproc_core::master::{Action, Ask, Child, Master};
 use bproc_proto::client::Moved;
@@ -63,8 +64,6 @@ pub enum Fact {
     Mover(Pid, MoveId, Said),
     /// What was prepared for a move beside the task: the streams.
     Prepared(Pid, MoveId, Result<moving::Streams, Failure>),
-    /// The mover of a process that is to come here, or to go from here.
-    MoverStarted(Pid, MoveId, Result<Mover, Failure>),
     /// The start script of a node ended.
     NodeReady(NodeId, bool),
     /// Read the configuration again.
@@ -125,6 +124,8 @@ pub struct Actor {
     keeper: Keeper,
     keeper_settings: keeper::Settings,
     iod: Arc<Iod>,
+    /// Certificates.
+    gate: Gate,
     kernel: Kernel,
     travel: Arc<travel::Travel>,
     attributes: attributes::Attributes,
@@ -219,7 +220,6 @@ impl Actor {
             Fact::RelativeGone(pid, status) => self.core.relative_gone(pid, status, out),
             Fact::Mover(pid, id, said) => self.mover(pid, id, said, out),
             Fact::Prepared(pid, id, result) => self.prepared(pid, id, result, out),
-            Fact::MoverStarted(pid, id, result) => self.mover_started(pid, id, result, out),
             Fact::NodeReady(node, ok) => {
                 if let Some(n) = self.core.node_mut(node).filter(|n| n.state == "boot") {
                     n.state = if ok { "up" } else { "error" }.into();

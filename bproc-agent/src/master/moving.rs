@@ -55,6 +55,7 @@ pub struct Going {
     request: wire::Move,
     /// The process, or its ghost: it keeps its number, and this it, wherever it goes.
     handle: PidFd,
+    from: Option<NodeId>,
     to: Option<NodeId>,
     /// Where the target listens.
     address: String,
@@ -81,6 +82,7 @@ impl Going {
                 token: self.token.clone(),
                 socket: self.request.socket,
                 drop_files: self.request.files != 0,
+                from: self.from.map_or(-1, |node| node.0),
             }),
             Order::Depart(..) => order::Body::Depart(link::Depart {
                 r#move,
@@ -88,6 +90,7 @@ impl Going {
                 token: self.token.clone(),
                 files,
                 flags,
+                to: self.to.map_or(-1, |node| node.0),
             }),
             _ => return None,
         };
@@ -236,6 +239,7 @@ impl Actor {
             children: asked.children,
             request: asked.request,
             handle: asked.handle,
+            from: self.core.whereabouts(pid),
             to: asked.facts.to,
             address: String::new(),
             token: token.as_bytes().to_vec(),
@@ -325,35 +329,16 @@ impl Actor {
         self.core.surveyed(pid, id, result, out);
     }
 
-    fn start_mover(&self, pid: Pid, id: MoveId, task: Task, fds: Vec<OwnedFd>) {
-        let facts = self.facts.clone();
-        let program = self.ghost.with_file_name("bproc-mover");
-        tokio::spawn(async move {
-            let started =
-                Mover::start(program, (task, fds), facts.clone(), move |said| Fact::Mover(pid, id, said)).await;
-            let result = started.map_err(|e| failure(libc::EIO, format!("{e:#}")));
-            facts.send(Fact::MoverStarted(pid, id, result)).await.ok();
-        });
-    }
-
-    pub(super) fn mover_started(
+    fn start_mover(
         &mut self,
         pid: Pid,
         id: MoveId,
-        result: Result<Mover, Failure>,
-        out: &mut Vec<Action>,
+        task: impl Future<Output = Result<(Task, Vec<OwnedFd>), Failure>> + std::marker::Send + 'static,
     ) {
-        // Without a move the mover is dropped, and ends.
-        let Some(going) = self.moving.get_mut(&pid) else { return };
-        match result {
-            Ok(mover) => going.mover = Some(mover),
-            Err(f) => {
-                let refusal = Refusal::Failed(NodeId::MASTER, f.number, f.message);
-                match going.to {
-                    None => self.core.receiving(pid, id, Err(refusal), out),
-                    Some(_) => self.core.departed(pid, id, Departed::Failed(refusal), out),
-                }
-            }
+        let program = self.ghost.with_file_name("bproc-mover");
+        let mover = Mover::start(program, task, self.facts.clone(), move |said| Fact::Mover(pid, id, said));
+        if let Some(going) = self.moving.get_mut(&pid) {
+            going.mover = Some(mover);
         }
     }
 
@@ -371,8 +356,7 @@ impl Actor {
         let task = Receive {
             body: pid.get(),
             pid: pid.get(),
-            listen: master_host(&self.stdio_address),
-            token: going.token.clone(),
+            keys: None,
             fds: numbers,
             owner,
             elevate: Some(mover::body(&self.ghost)),
@@ -380,7 +364,18 @@ impl Actor {
             wait: true,
             drop_files: going.request.files != 0,
         };
-        self.start_mover(pid, id, Task::Receive(task), fds);
+        let (facts, gate) = (self.facts.clone(), self.gate.clone());
+        let (from, token) = (mover::peer(going.from.map_or(-1, |node| node.0)), going.token.clone());
+        let host = master_host(&self.stdio_address);
+        self.start_mover(pid, id, async move {
+            let told = |port| async move {
+                facts.send(Fact::Mover(pid, id, Said::Listening(port))).await.ok();
+            };
+            let listen = host.parse().map_err(|e| failure(libc::EINVAL, format!("listening on {host}: {e}")))?;
+            let (conn, keys) = mover::await_source(listen, &gate, from, &token, told).await?;
+            let all = [conn].into_iter().chain(fds).collect();
+            Ok((Task::Receive(Receive { keys, ..task }), all))
+        });
     }
 
     /// The end of a socket on which a process that moves itself finds the good answer.
@@ -393,13 +388,17 @@ impl Actor {
         let Some(going) = self.moving.get(&pid) else { return };
         let task = Send {
             pid: pid.get(),
-            address: going.address.clone(),
-            token: going.token.clone(),
+            keys: None,
             files: going.request.files as u32,
             flags: going.request.flags,
             stand_in: Some(mover::stand_in(&self.ghost, &self.ghost_socket, Role::Ghost)),
         };
-        self.start_mover(pid, id, Task::Send(task), Vec::new());
+        let (gate, address, token) = (self.gate.clone(), going.address.clone(), going.token.clone());
+        let to = mover::peer(going.to.map_or(-1, |node| node.0));
+        self.start_mover(pid, id, async move {
+            let (conn, keys) = mover::dial_target(&gate, &address, to, &token).await?;
+            Ok((Task::Send(Send { keys, ..task }), vec![conn]))
+        });
     }
 
     pub(super) fn tell_mover(&mut self, pid: Pid, task: Task) {
@@ -450,7 +449,7 @@ impl Actor {
         let Some(going) = self.moving.get_mut(&pid) else { return };
         let home = going.to.is_none();
         match said {
-            Said::Report(Report::Listening(port)) => {
+            Said::Listening(port) => {
                 going.address = host_port(&master_host(&self.stdio_address), port);
                 self.core.receiving(pid, id, Ok(()), out);
             }
@@ -526,6 +525,6 @@ fn master_host(stdio_address: &str) -> String {
     host.trim_matches(['[', ']']).to_owned()
 }
 
-fn host_port(host: &str, port: u32) -> String {
+fn host_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }

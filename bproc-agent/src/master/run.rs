@@ -84,7 +84,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
     let links = Links { facts: facts.clone(), identify: identify(addresses.clone()) };
     let service = LinkServer::new(links).max_decoding_message_size(crate::MAX_MESSAGE);
     tokio::spawn(
-        tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming(listener, gate)),
+        tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming(listener, gate.clone())),
     );
 
     let (changes, watched) = watch::channel(0);
@@ -107,6 +107,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         keeper,
         keeper_settings,
         iod: iod.clone(),
+        gate,
         kernel,
         travel,
         attributes: Default::default(),

@@ -103,7 +103,7 @@ impl Dialer {
 }
 
 /// A service that listens on all addresses of the master is to be found where the master was.
-fn reachable(address: &str, master: &str) -> String {
+pub fn reachable(address: &str, master: &str) -> String {
     match (address.parse::<SocketAddr>(), master.rsplit_once(':')) {
         (Ok(at), Some((host, _))) if at.ip().is_unspecified() => format!("{host}:{}", at.port()),
         _ => address.to_owned(),

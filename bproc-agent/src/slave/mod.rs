@@ -19,11 +19,12 @@ mod table_moves;
 
 use crate::ghosts::{self, Ghost};
 use crate::kernel::Kernel;
-use crate::mover::{Mover, Said};
+use crate::mover::Said;
 use crate::owed::Owed;
 use bproc_common::event::Event;
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::Pid;
+use bproc_config::net::Gate;
 use bproc_core::session::{Inbox, Outbox};
 use bproc_core::slave::{Blocks, Cursor};
 use bproc_proto::Failure;
@@ -73,8 +74,6 @@ pub enum Fact {
     Surveyed(wire::Surveyed),
     /// A process that is to come has a body, or cannot have one.
     RoomMade(wire::Move, Result<moving::Room, Failure>),
-    /// A mover was started.
-    MoverStarted(wire::Move, Result<Mover, Failure>),
     /// From a mover.
     Mover(wire::Move, Said),
     /// Look once more whether all forks of a process that stands still are known.
@@ -142,8 +141,10 @@ pub struct Actor {
     departures: VecDeque<(u64, wire::Depart)>,
     /// Processes that ended while their stand-ins were being made, with their status.
     ended_early: HashMap<i32, i32>,
-    /// Where movers listen.
+    /// Where processes come in.
     listen: IpAddr,
+    /// Certificates.
+    gate: Gate,
 }
 
 impl Actor {
@@ -254,7 +255,6 @@ impl Actor {
             Fact::Done(number) => self.done(number),
             Fact::Surveyed(said) => self.surveyed(said),
             Fact::RoomMade(r#move, result) => self.room_made(r#move, result),
-            Fact::MoverStarted(r#move, result) => self.mover_started(r#move, result),
             Fact::Mover(r#move, said) => self.mover(r#move, said),
             Fact::LookForChildren(r#move, looks) => self.is_frozen(r#move, looks),
             Fact::MayGo(r#move, flushed) => self.may_go(r#move, flushed),

@@ -112,8 +112,7 @@ impl Actor {
         let task = Receive {
             body: room.member.host_pid,
             pid: r#move.pid,
-            listen: self.listen.to_string(),
-            token: room.order.token.clone(),
+            keys: None,
             fds: numbers,
             owner: (c.ruid != 0).then_some(Owner { uid: c.ruid, gid: c.rgid, groups: c.groups }),
             elevate: Some(mover::body(&self.ghost)),
@@ -130,33 +129,31 @@ impl Actor {
             spec: Some(Box::new(spec)),
             committed: false,
         };
-        self.halves.insert(r#move.pid, half);
-        self.start_mover(r#move, Task::Receive(task), fds);
+        let (facts, listen, gate) = (self.facts.clone(), self.listen, self.gate.clone());
+        let (from, token) = (mover::peer(room.order.from), room.order.token);
+        let coming = async move {
+            let told = |port| async move {
+                facts.send(Fact::Mover(r#move, Said::Listening(port))).await.ok();
+            };
+            let (conn, keys) = mover::await_source(listen, &gate, from, &token, told).await?;
+            let all = [conn].into_iter().chain(fds).collect();
+            Ok((Task::Receive(Receive { keys, ..task }), all))
+        };
+        self.start_half(half, coming);
     }
 
     fn stand_in(&self) -> bproc_mover::wire::Program {
         mover::stand_in(&self.ghost, &super::space::socket_in(&self.dir), Role::Skeleton)
     }
 
-    fn start_mover(&self, r#move: wire::Move, task: Task, fds: Vec<OwnedFd>) {
-        let (facts, program) = (self.facts.clone(), self.ghost.with_file_name("bproc-mover"));
-        tokio::spawn(async move {
-            let started =
-                Mover::start(program, (task, fds), facts.clone(), move |said| Fact::Mover(r#move, said)).await;
-            let result = started.map_err(|e| failed(libc::EIO, format!("{e:#}")));
-            facts.send(Fact::MoverStarted(r#move, result)).await.ok();
-        });
-    }
-
-    pub(super) fn mover_started(&mut self, r#move: wire::Move, result: Result<Mover, Failure>) {
-        let Some(half) = self.halves.get_mut(&r#move.pid).filter(|h| h.r#move == r#move) else { return };
-        match result {
-            Ok(mover) => half.mover = Some(mover),
-            Err(failure) => {
-                let done = Done { number: failure.number, message: failure.message, ..Done::default() };
-                self.half_done(r#move, done);
-            }
-        }
+    fn start_half(
+        &mut self,
+        half: Half,
+        task: impl Future<Output = Result<(Task, Vec<OwnedFd>), Failure>> + std::marker::Send + 'static,
+    ) {
+        let (r#move, program) = (half.r#move, self.ghost.with_file_name("bproc-mover"));
+        let mover = Mover::start(program, task, self.facts.clone(), move |said| Fact::Mover(r#move, said));
+        self.halves.insert(r#move.pid, Half { mover: Some(mover), ..half });
     }
 
     /// A process is to go.
@@ -167,19 +164,17 @@ impl Actor {
             let departed = wire::Departed { r#move: Some(r#move), failure, ..Default::default() };
             return self.tell(event::Body::Departed(departed));
         };
-        let task = Send {
-            pid: host_pid,
-            address: order.address,
-            token: order.token,
-            files: order.files,
-            flags: order.flags,
-            stand_in: Some(self.stand_in()),
+        let task =
+            Send { pid: host_pid, keys: None, files: order.files, flags: order.flags, stand_in: Some(self.stand_in()) };
+        let (gate, address) = (self.gate.clone(), super::link::reachable(&order.address, &self.stdio_address));
+        let going = async move {
+            let (conn, keys) = mover::dial_target(&gate, &address, mover::peer(order.to), &order.token).await?;
+            Ok((Task::Send(Send { keys, ..task }), vec![conn]))
         };
         let tokens = self.tokens_of_moves.remove(&r#move.pid).unwrap_or_default();
         let handle = checked::member(host_pid, r#move.pid);
         let half = Half { r#move, host_pid, handle, mover: None, tokens, spec: None, committed: false };
-        self.halves.insert(r#move.pid, half);
-        self.start_mover(r#move, Task::Send(task), Vec::new());
+        self.start_half(half, going);
     }
 
     /// Tells the mover of a move, if it is here.
@@ -194,7 +189,8 @@ impl Actor {
         let pid = r#move.pid;
         let Some(half) = self.halves.get_mut(&pid).filter(|h| h.r#move == r#move) else { return };
         match said {
-            Said::Report(Report::Listening(port)) => {
+            Said::Listening(port) => {
+                let port = port.into();
                 self.tell(event::Body::Receiving(wire::Receiving { r#move: Some(r#move), failure: None, port }));
             }
             Said::Report(Report::Frozen(_)) => self.is_frozen(r#move, 0),

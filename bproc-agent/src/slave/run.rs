@@ -133,6 +133,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         departures: VecDeque::new(),
         ended_early: HashMap::new(),
         listen: from.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        gate: gate.clone(),
         dir,
     };
     actor.watch_init();

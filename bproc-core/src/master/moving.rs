@@ -255,7 +255,7 @@ impl Master {
                 }
             }
             // The target notices by itself; this is quicker, and works when nothing was ever sent.
-            (None, Some(Departed::Failed(_))) => match to {
+            (None, Some(Departed::Failed(_) | Departed::Lost(_))) => match to {
                 Some(node) => self.order(node, Order::Cancel(pid, id), out),
                 None => out.push(Action::CancelHere(pid, id)),
             },

@@ -1,0 +1,192 @@
+//! Two movers carry a real process over a real connection, plain and sealed. `cargo test -p bproc-mover --test pages --
+//! --ignored --nocapture` measures 1 GiB (or `BPROC_TEST_MIB`). Needs root.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bproc_mover::wire::{AES_256_GCM, Done, FromMover, Key, Keys, MAX_PACKET, Receive, Report, Send, Task, ToMover};
+use bproc_sys::seqpacket::Conn;
+use prost::Message;
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Dies with this test, or when dropped.
+struct Tied(Child);
+
+impl Tied {
+    fn spawn(command: &mut Command) -> Tied {
+        // SAFETY: prctl takes no memory and no lock.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(())
+            });
+        }
+        Tied(command.spawn().unwrap())
+    }
+
+    fn pid(&self) -> i32 {
+        self.0.id() as i32
+    }
+}
+
+impl Drop for Tied {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+struct Mover {
+    _process: Tied,
+    conn: Conn,
+}
+
+impl Mover {
+    fn start() -> Mover {
+        let (ours, theirs) = Conn::pair().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bproc-mover"));
+        let raw = theirs.as_fd().as_raw_fd();
+        // SAFETY: dup2 takes no memory; the descriptor is open until after the spawn.
+        unsafe {
+            command
+                .pre_exec(move || if libc::dup2(raw, 3) == 3 { Ok(()) } else { Err(std::io::Error::last_os_error()) });
+        }
+        let process = Tied::spawn(&mut command);
+        Mover { _process: process, conn: ours }
+    }
+
+    fn tell(&self, task: Task, fds: &[BorrowedFd<'_>]) {
+        self.conn.send(&ToMover { task: Some(task) }.encode_to_vec(), fds).unwrap();
+    }
+
+    fn hear(&self) -> Report {
+        let mut fd = libc::pollfd { fd: self.conn.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one entry, which lives through the call.
+        let ready = unsafe { libc::poll(&raw mut fd, 1, LIMIT.as_millis() as i32) };
+        assert_eq!(ready, 1, "a mover says nothing");
+        let mut buffer = vec![0; MAX_PACKET];
+        let got = self.conn.recv(&mut buffer).unwrap();
+        FromMover::decode(&buffer[..got.len]).unwrap().report.expect("a word")
+    }
+}
+
+fn key(seed: u8) -> Option<Key> {
+    Some(Key { key: vec![seed; 32], iv: vec![seed; 12], sequence: 1 })
+}
+
+fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let a = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (a, listener.accept().unwrap().0)
+}
+
+/// Python that holds so much memory, and says its sum once a line comes.
+fn holder(mib: usize) -> (Tied, BufReader<ChildStdout>) {
+    let script = format!(
+        "import os,sys,zlib\nm=bytearray(b''.join(os.urandom(1<<20) for i in range(4))*({mib}//4))\n\
+         for i in range(0,len(m),4096): m[i:i+8]=i.to_bytes(8,'little')\n\
+         print(zlib.crc32(m),flush=True)\nsys.stdin.readline()\nprint(zlib.crc32(m),flush=True)"
+    );
+    let mut command = Command::new("/usr/bin/python3");
+    command.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut tied = Tied::spawn(&mut command);
+    let output = BufReader::new(tied.0.stdout.take().unwrap());
+    (tied, output)
+}
+
+/// Moves it. What the source says at the end.
+fn carry(mib: usize, sealed: bool) -> Done {
+    let (mut holder, mut output) = holder(mib);
+    let mut before = String::new();
+    output.read_line(&mut before).unwrap();
+    let body = Tied::spawn(Command::new("/bin/sleep").arg("1000").stdin(Stdio::null()).stdout(Stdio::null()));
+    let (near, far) = pair();
+    let keys = |send, receive| Keys { suite: AES_256_GCM, send: key(send), receive: key(receive) };
+    let target = Mover::start();
+    let stdin = holder.0.stdin.take().unwrap();
+    // What the process has as its streams, it gets as its streams.
+    let open = |fd: i32, write: bool| {
+        let path = format!("/proc/{}/fd/{fd}", holder.pid());
+        std::fs::File::options().read(!write).write(write).open(path).unwrap()
+    };
+    let (input, writer) = (open(0, false), open(1, true));
+    let receive = Receive {
+        body: body.pid(),
+        pid: holder.pid(),
+        keys: sealed.then(|| keys(1, 2)),
+        fds: vec![0, 1],
+        ..Receive::default()
+    };
+    target.tell(Task::Receive(receive), &[far.as_fd(), input.as_fd(), writer.as_fd()]);
+    let source = Mover::start();
+    let send = Send { pid: holder.pid(), keys: sealed.then(|| keys(2, 1)), files: 2, flags: 0, stand_in: None };
+    source.tell(Task::Send(send), &[near.as_fd()]);
+    drop((near, far));
+    let expect = |mover: &Mover, what: fn(&Report) -> bool| {
+        let report = mover.hear();
+        assert!(what(&report), "{report:?}");
+    };
+    expect(&source, |r| matches!(r, Report::Frozen(_)));
+    expect(&target, |r| matches!(r, Report::Ready(_)));
+    target.tell(Task::Proceed(true), &[]);
+    expect(&source, |r| matches!(r, Report::Committing(_)));
+    source.tell(Task::Proceed(true), &[]);
+    let Report::Done(arrived) = target.hear() else { panic!("not the end") };
+    let Report::Done(done) = source.hear() else { panic!("not the end") };
+    assert_eq!((arrived.number, done.number), (0, 0), "{} {}", arrived.message, done.message);
+    drop((input, writer));
+    let mut stdin = stdin;
+    stdin.write_all(b"\n").unwrap();
+    let mut after = String::new();
+    output.read_line(&mut after).unwrap();
+    assert_eq!(before, after, "its memory");
+    drop(body);
+    done
+}
+
+fn can() -> bool {
+    // SAFETY: no arguments.
+    let root = unsafe { libc::geteuid() } == 0;
+    let can = root && std::path::Path::new("/usr/bin/python3").exists();
+    if !can {
+        println!("skipped: needs root and python3");
+    }
+    can
+}
+
+#[test]
+fn a_process_goes_plain_and_sealed() {
+    if can() {
+        for sealed in [false, true] {
+            assert!(carry(16, sealed).bytes > 16 << 20);
+        }
+    }
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn throughput() {
+    if !can() {
+        return;
+    }
+    let mib = std::env::var("BPROC_TEST_MIB").ok().and_then(|m| m.parse().ok()).unwrap_or(1024);
+    for round in 0..3 {
+        let (mut a, mut b) = pair();
+        let start = Instant::now();
+        let writer = std::thread::spawn(move || {
+            let chunk = vec![7; 1 << 20];
+            (0..mib).for_each(|_| a.write_all(&chunk).unwrap());
+        });
+        let mut chunk = vec![0; 1 << 20];
+        while b.read(&mut chunk).unwrap() > 0 {}
+        writer.join().unwrap();
+        let raw = start.elapsed().as_secs_f64();
+        let [plain, sealed] = [false, true].map(|sealed| carry(mib, sealed).frozen_ns as f64 / 1e9);
+        println!("round {round}: {mib} MiB: socket {raw:.3} s, plain {plain:.3} s, sealed {sealed:.3} s");
+    }
+}
