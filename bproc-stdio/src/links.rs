@@ -11,7 +11,7 @@ use bproc_config::tls::Peer;
 use bproc_proto::stdio::stdio_client::StdioClient;
 use tonic::transport::Channel;
 
-use crate::pump::{CALLS_PER_CONNECTION, CONNECTION_WINDOW, FRAME, STREAM_WINDOW};
+use crate::pump::{CALLS_PER_CONNECTION, CONNECTION_WINDOW, FRAME, STREAM_WINDOW, keep_alive};
 
 /// A connection; one reference for each call on it, and one of [`Links`].
 pub(crate) struct Link {
@@ -56,12 +56,13 @@ impl Links {
         if let Some(link) = links.iter().find(|l| Arc::strong_count(l) <= CALLS_PER_CONNECTION) {
             return Ok(link.clone());
         }
+        let (silence, patience) = keep_alive(self.timeout);
         let endpoint = net::endpoint()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(FRAME)
-            .http2_keep_alive_interval(self.timeout / 3)
-            .keep_alive_timeout(self.timeout * 2 / 3)
+            .http2_keep_alive_interval(silence)
+            .keep_alive_timeout(patience)
             .keep_alive_while_idle(true);
         let channel = net::dial(&self.gate, endpoint, address, Peer::Master, None).await?;
         let link = Arc::new(Link { channel, dead: AtomicBool::new(false) });

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bproc_proto::stdio::Chunk;
 use tokio::sync::mpsc;
@@ -17,6 +18,13 @@ pub(crate) const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 pub(crate) const CALLS_PER_CONNECTION: usize = (CONNECTION_WINDOW / STREAM_WINDOW) as usize;
 /// Largest HTTP/2 frame in bytes.
 pub(crate) const FRAME: u32 = 256 * 1024;
+
+/// When a silent connection is given up: asked after so long, and then as long without an answer. The agents judge
+/// whether a machine lives, and have its streams ended; this only finds connections that died without a word. A
+/// service that has no processor for a while must not lose the streams of a node that is up.
+pub(crate) fn keep_alive(timeout: Duration) -> (Duration, Duration) {
+    (timeout, (3 * timeout).max(Duration::from_secs(60)))
+}
 
 /// Bytes carried since the start.
 #[derive(Default)]

@@ -24,7 +24,7 @@ use crate::control::{self, Control, Side};
 use crate::links::Links;
 use crate::master::{Face, Master};
 use crate::packet;
-use crate::pump::{CONNECTION_WINDOW, Counters, FRAME, STREAM_WINDOW};
+use crate::pump::{CONNECTION_WINDOW, Counters, FRAME, STREAM_WINDOW, keep_alive};
 use crate::slave::Slave;
 
 /// Descriptors that the service would like to have.
@@ -188,13 +188,14 @@ async fn forward(
     master: Arc<Master>,
     timeout: Duration,
 ) -> Result<(), tonic::transport::Error> {
+    let (silence, patience) = keep_alive(timeout);
     Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
         .max_concurrent_streams(MAX_CALLS)
-        .http2_keepalive_interval(Some(timeout / 3))
-        .http2_keepalive_timeout(Some(timeout * 2 / 3))
+        .http2_keepalive_interval(Some(silence))
+        .http2_keepalive_timeout(Some(patience))
         .add_service(StdioServer::new(Face(master)))
         .serve_with_incoming(net::incoming(listener, gate))
         .await

@@ -290,6 +290,29 @@ fn again_and_again(cluster: &Cluster) -> Result<()> {
     crowd.end(cluster)
 }
 
+/// For longer than machines may be silent; while the agents answer, nothing is lost by that.
+fn services_have_no_processor(cluster: &Cluster) -> Result<()> {
+    let wanted: String = (1..=1_000_000).map(|number| format!("{number}\n")).collect();
+    for role in [Role::Master, NODE] {
+        let mut command = cluster.command("bpsh");
+        run::tie(command.args(["0", "seq", "1000000"])).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut bpsh = command.spawn()?;
+        let mut output = bpsh.stdout.take().context("no output")?;
+        let mut got = vec![0; 4096];
+        output.read_exact(&mut got)?;
+        let service = cluster.stdio_pid(role)?;
+        signal_to(service, libc::SIGSTOP)?;
+        // The time itself is what is tested.
+        std::thread::sleep(run::patience(Duration::from_secs(5) * 3 / 2));
+        signal_to(service, libc::SIGCONT)?;
+        output.read_to_end(&mut got)?;
+        let status = run::wait(&mut bpsh, SOON)?;
+        ensure!(got == wanted.as_bytes(), "{role:?}: {} bytes instead of {}, or others", got.len(), wanted.len());
+        ensure!(status == 0, "{role:?}: bpsh ends with {status}");
+    }
+    cluster.quiet()
+}
+
 fn main() -> ExitCode {
     const MASTER: &[Role] = &[Role::Master];
     const SLAVE: &[Role] = &[NODE];
@@ -313,6 +336,7 @@ fn main() -> ExitCode {
         Test::new("agents_restart_again_and_again", again_and_again),
         Test::new("the_slave_agent_stays_away", slave_stays_away),
         Test::new("the_node_is_cut_off", slave_is_cut_off),
+        Test::new("a_stdio_service_has_no_processor", services_have_no_processor),
         Test::new("the_space_dies", space_dies),
         Test::new("the_master_stays_away", master_stays_away),
     ]);

@@ -25,8 +25,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::paths;
 use kernels::{DEFAULT_KERNELS, fetch_kernel};
-use machine::{Link, Machine};
-use programs::{Job, build_guest, job_file, quote, test_binaries};
+use machine::{Echo, Link, Machine};
+use programs::{Job, TestBinary, build_guest, job_file, quote, test_binaries};
 use results::Outcome;
 use rootfs::{Extra, RootFs};
 
@@ -103,6 +103,9 @@ enum Task {
         /// Packages whose tests are run
         #[arg(long, short, default_values = PACKAGES)]
         package: Vec<String>,
+        /// Run only these test programs (semantics, commands, ...), in this order
+        #[arg(long, short)]
+        test: Vec<String>,
         /// Run only tests whose names contain one of these
         filter: Vec<String>,
     },
@@ -144,7 +147,7 @@ pub fn run(args: Args) -> Result<()> {
             results::print(&outcomes);
             verdict(&outcomes)
         }
-        Task::Test { kernel, package, filter } => test(&kernel, &package, &filter),
+        Task::Test { kernel, package, test, filter } => run_chosen(&kernel, &package, &test, &filter),
         Task::Demo { kernel } => demo(&kernel),
         Task::Fetch { kernel } => {
             for series in &kernel {
@@ -165,7 +168,7 @@ pub fn run_tests(kernels: &[String]) -> Result<()> {
         kernels.to_vec()
     };
     let packages: Vec<String> = PACKAGES.iter().map(|&name| name.to_owned()).collect();
-    test(&kernels, &packages, &[])
+    run_chosen(&kernels, &packages, &[], &[])
 }
 
 /// The tour, in a virtual machine: for those who are not root.
@@ -186,13 +189,13 @@ fn demo(series: &str) -> Result<()> {
     verdict(&outcomes)
 }
 
-fn test(kernels: &[String], packages: &[String], filters: &[String]) -> Result<()> {
+fn run_chosen(kernels: &[String], packages: &[String], tests: &[String], filters: &[String]) -> Result<()> {
     let mut jobs = Vec::new();
     let mut extras = Vec::new();
     if paths::stage().join("bin/bproc-agent").exists() {
         jobs.push(Job::new("probe", 60, "exec bproc-agent probe"));
     }
-    for program in test_binaries(packages, filters)? {
+    for program in chosen(test_binaries(packages, filters)?, tests)? {
         let cluster = program.name.starts_with("bproc-tests/");
         jobs.push(program.job(if cluster { CLUSTER_LIMIT } else { TEST_LIMIT }));
         extras.extend(program.extras());
@@ -203,16 +206,31 @@ fn test(kernels: &[String], packages: &[String], filters: &[String]) -> Result<(
     verdict(&outcomes)
 }
 
+/// Those of the test programs that are named, in the order of the names; all of them when none is.
+fn chosen(mut programs: Vec<TestBinary>, names: &[String]) -> Result<Vec<TestBinary>> {
+    if names.is_empty() {
+        return Ok(programs);
+    }
+    let mut wanted = Vec::new();
+    for name in names {
+        let (fit, rest) = programs.into_iter().partition(|program| program.name.split('/').nth(1) == Some(name));
+        programs = rest;
+        if Vec::is_empty(&fit) {
+            bail!("these packages have no test program `{name}`");
+        }
+        wanted.extend::<Vec<TestBinary>>(fit);
+    }
+    Ok(wanted)
+}
+
 /// Runs the same jobs on each kernel, one VM after the other.
 fn each(kernels: &[String], jobs: &[Job], extras: &[Extra], echo: bool) -> Result<Vec<Outcome>> {
     let guest = build_guest()?;
     let mut outcomes = Vec::new();
     for series in kernels {
-        println!("Linux {series}, emulated:");
-        let echo = echo.then(|| match kernels.len() {
-            1 => String::new(),
-            _ => format!("{series}: "),
-        });
+        println!("Linux {series}, emulated: it boots in ten to sixty seconds");
+        let prefix = if kernels.len() > 1 { format!("{series}: ") } else { String::new() };
+        let echo = if echo { Echo::All(prefix) } else { Echo::Progress(prefix) };
         let machine = prepare(&guest, series, "vm", jobs, extras, None, echo)?;
         outcomes.push(machine.run()?);
     }
@@ -232,7 +250,7 @@ fn run_pair(kernels: [&str; 2], jobs: [Vec<Job>; 2], extras: &[Extra]) -> Result
             address: format!("{address}/24"),
             number: index as u8 + 1,
         };
-        let echo = Some(format!("{name}: "));
+        let echo = Echo::All(format!("{name}: "));
         machines.push(prepare(&guest, series, name, jobs, extras, Some(link), echo)?);
     }
     let [a, b] = machines.as_slice() else {
@@ -254,7 +272,7 @@ fn prepare(
     jobs: &[Job],
     extras: &[Extra],
     link: Option<Link>,
-    echo: Option<String>,
+    echo: Echo,
 ) -> Result<Machine> {
     let kernel = fetch_kernel(series)?;
     let work = paths::target().join("vm");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{Cluster, eventually, leftover};
+use super::{Cluster, Role, eventually, leftover};
 use crate::procs::{self, Proc};
 
 impl Cluster {
@@ -18,6 +18,24 @@ impl Cluster {
         let program = self.dir().join("libexec/bproc/bproc-keeper");
         let keeper = procs::all().into_iter().find(|process| process.exe == program).context("no keeper runs")?;
         Ok(keeper.pid)
+    }
+
+    /// The pid of the stdio service of an agent.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn stdio_pid(&self, role: Role) -> Result<i32> {
+        let socket = match role {
+            Role::Master => self.run_dir().join("iod-master.sock"),
+            Role::Node(number) => self.run_dir().join(format!("node-{number}/iod.sock")),
+        };
+        let program = self.dir().join("libexec/bproc/bproc-iod");
+        let has_it = |process: &Proc| {
+            let words = fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
+            words.split(|byte| *byte == 0).any(|word| word == socket.as_os_str().as_encoded_bytes())
+        };
+        let service = procs::all().into_iter().find(|process| process.exe == program && has_it(process));
+        Ok(service.with_context(|| format!("no stdio service of {role:?} runs"))?.pid)
     }
 
     fn ghost_program(&self) -> PathBuf {

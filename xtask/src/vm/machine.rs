@@ -59,8 +59,27 @@ pub(super) struct Machine {
     pub(super) logs: PathBuf,
     /// Held against other runs in the same directory.
     pub(super) _lock: File,
-    /// Print the jobs' output as it comes, with this before each line.
-    pub(super) echo: Option<String>,
+    /// What is printed while it runs.
+    pub(super) echo: Echo,
+}
+
+/// What is printed while a machine runs, with this before each line.
+#[derive(Clone, Debug)]
+pub(super) enum Echo {
+    /// All that the jobs write.
+    All(String),
+    /// Which job runs, and each test that is done: for those who wait.
+    Progress(String),
+}
+
+impl Echo {
+    fn of(&self, line: &str) -> Option<String> {
+        let (prefix, text) = match self {
+            Echo::All(prefix) => (prefix, worth_showing(line)?.to_owned()),
+            Echo::Progress(prefix) => (prefix, results::progress(line)?),
+        };
+        Some(format!("{prefix}{text}"))
+    }
 }
 
 impl Machine {
@@ -98,10 +117,8 @@ impl Machine {
                     if line.starts_with("MACHINE ") {
                         outcome.boot = start.elapsed();
                     }
-                    if let Some(prefix) = &self.echo
-                        && let Some(text) = worth_showing(&line)
-                    {
-                        println!("{prefix}{text}");
+                    if let Some(text) = self.echo.of(&line) {
+                        println!("{text}");
                     }
                     outcome.line(&line);
                 }

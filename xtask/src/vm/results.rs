@@ -28,6 +28,16 @@ pub(super) fn said(line: &str) -> Option<&str> {
     line.strip_prefix("| ").or_else(|| line.strip_prefix('|').filter(|rest| rest.is_empty()))
 }
 
+/// What someone who waits wants to know of a result line: the job that runs, each test that is done, what is wrong.
+pub(super) fn progress(line: &str) -> Option<String> {
+    if let Some(text) = said(line) {
+        let test = text.starts_with("test ") && !text.starts_with("test result");
+        return test.then(|| format!("  {text}"));
+    }
+    let known = ["MACHINE ", "BEGIN ", "END ", "NOTE ", "LEFT "];
+    known.iter().any(|word| line.starts_with(word)).then(|| line.to_owned())
+}
+
 /// One job and what became of it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct JobResult {
