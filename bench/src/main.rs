@@ -6,9 +6,11 @@
 //! node's side: the same binary.
 
 mod cluster;
+mod criu;
 mod ebpf;
 mod ghosts;
 mod measure;
+mod moves;
 mod node;
 mod population;
 mod procfs;
@@ -44,7 +46,7 @@ struct Cli {
     /// How many nodes `wide` asks
     #[arg(long, default_value_t = 64)]
     nodes: u8,
-    /// How much `stdio` sends, in MiB
+    /// How much `stdio` sends, and the large process of `moves` holds, in MiB
     #[arg(long, default_value_t = 1024)]
     mib: u64,
     /// The program that starts and ends clusters
@@ -98,6 +100,8 @@ enum Name {
     Stdio,
     /// A program that nodes do not have
     Travel,
+    /// Running processes go elsewhere, beside CRIU
+    Moves,
 }
 
 /// What every benchmark is told.
@@ -143,6 +147,7 @@ fn perform() -> Result<()> {
             Name::Ebpf => ebpf::run(&setup)?,
             Name::Stdio => stdio::run(&setup)?,
             Name::Travel => travel::run(&setup)?,
+            Name::Moves => moves::run(&setup)?,
         }
     }
     Ok(())

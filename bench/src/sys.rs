@@ -77,6 +77,23 @@ pub fn die_with_parent() {
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
 }
 
+/// Orphans below this process become its children.
+pub fn adopt_orphans() {
+    // SAFETY: integers only.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
+}
+
+/// What is started with this ends with this process, and leads a session of its own if asked to.
+pub fn tie(command: &mut Command, session: bool) {
+    // SAFETY: prctl and setsid are safe between fork and exec, and take no pointers.
+    unsafe {
+        command.pre_exec(move || {
+            die_with_parent();
+            if session && libc::setsid() == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        });
+    }
+}
+
 /// Ignores this signal.
 pub fn ignore(signal: i32) {
     // SAFETY: SIG_IGN is a valid disposition of every signal that is passed here.
@@ -89,13 +106,7 @@ pub struct Held(Child);
 impl Held {
     /// Starts it.
     pub fn start(command: &mut Command) -> Result<Self> {
-        // SAFETY: prctl is safe between fork and exec.
-        unsafe {
-            command.pre_exec(|| {
-                die_with_parent();
-                Ok(())
-            });
-        }
+        tie(command, false);
         let child = command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
         Ok(Self(child))
     }

@@ -54,6 +54,21 @@ pub fn tie(command: &mut Command) -> &mut Command {
     }
 }
 
+/// Signals as a fresh login has them, for this process and what it starts: who runs tests in the background of a shell,
+/// or under nohup, leaves some ignored, and programs would inherit that.
+pub fn as_after_login() {
+    for signal in (1..=64).filter(|s| ![libc::SIGKILL, libc::SIGSTOP, libc::SIGPIPE, 32, 33].contains(s)) {
+        // SAFETY: the default action is no code of ours; nothing here has handlers yet.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset fills the set before sigprocmask reads it.
+    unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
+    }
+}
+
 /// The number of a status: the exit code, or minus the signal.
 pub fn number(status: std::process::ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| -status.signal().unwrap_or(0))

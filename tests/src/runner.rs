@@ -70,6 +70,7 @@ pub fn main<T>(open: impl FnOnce() -> Result<T>, tests: Vec<Test<T>>, close: imp
         chosen.iter().for_each(|test| println!("{}: test", test.name));
         return ExitCode::SUCCESS;
     }
+    crate::run::as_after_login();
     let began = Instant::now();
     if chosen.is_empty() || !is_root() {
         println!("skipped: {}", if chosen.is_empty() { "no test has such a name" } else { "a cluster needs root" });

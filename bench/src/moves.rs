@@ -1,0 +1,235 @@
+//! Running processes go elsewhere: small ones and a large one, beside CRIU and a bare connection; and what the calls
+//! of the library take beside the system's own.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use bproc::{Client, Files, MoveRequest};
+
+use crate::Setup;
+use crate::cluster::Cluster;
+use crate::criu::Criu;
+use crate::measure::Samples;
+use crate::report::Report;
+use crate::sys;
+
+/// Node 0, node 1, and home.
+const ROUND: [i32; 3] = [0, 1, -1];
+const PYTHON: &str = "import os, time
+os.write(1, b'r')
+null = os.open('/dev/null', os.O_RDWR)
+os.dup2(null, 1)
+os.close(null)
+time.sleep(1000000)";
+
+/// Programs to move, compiled for the benchmark.
+struct Programs {
+    dir: PathBuf,
+    calls: PathBuf,
+    small_static: PathBuf,
+    small: PathBuf,
+}
+
+impl Programs {
+    fn compile() -> Result<Self> {
+        let dir = Path::new("/var/tmp").join(format!("bproc-bench-{}", std::process::id()));
+        fs::create_dir_all(&dir)?;
+        let programs =
+            Self { calls: dir.join("calls"), small_static: dir.join("hold-static"), small: dir.join("hold"), dir };
+        let stage = Path::new("target/bproc");
+        let hold = include_str!("../programs/hold.c");
+        programs.cc(&programs.small_static, hold, &["-static"])?;
+        programs.cc(&programs.small, hold, &[])?;
+        let (include, lib) = (stage.join("include"), fs::canonicalize(stage.join("lib"))?);
+        let flags = [
+            format!("-I{}", include.display()),
+            format!("-L{}", lib.display()),
+            format!("-Wl,-rpath,{}", lib.display()),
+            "-lbproc".to_owned(),
+        ];
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        programs.cc(&programs.calls, include_str!("../programs/calls.c"), &flags)?;
+        Ok(programs)
+    }
+
+    fn cc(&self, program: &Path, text: &str, flags: &[&str]) -> Result<()> {
+        let source = program.with_extension("c");
+        fs::write(&source, text)?;
+        let output = Command::new("cc").arg("-O2").arg("-o").arg(program).arg(&source).args(flags).output();
+        let output = output.context("cannot start cc")?;
+        ensure!(output.status.success(), "cc {}: {}", program.display(), String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+}
+
+impl Drop for Programs {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A child that stands ready, in a session of its own; ended and reaped with this value.
+struct Ready {
+    pid: i32,
+}
+
+impl Ready {
+    fn start(command: &mut Command) -> Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        sys::tie(command, true);
+        let mut child = command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
+        let ready = Self { pid: child.id() as i32 };
+        let mut word = [0];
+        child.stdout.take().context("no pipe")?.read_exact(&mut word).context("the program did not begin")?;
+        Ok(ready)
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        // A child that was not reaped: the number is its own.
+        if sys::kill(self.pid, libc::SIGKILL).is_ok() {
+            let _ = sys::wait(self.pid);
+        }
+    }
+}
+
+/// Moves it this many times: milliseconds of standing still, and of the whole call.
+fn moved(cluster: &Cluster, pid: i32, runs: usize) -> Result<(Samples, Samples)> {
+    let mut client = Client::connect_to(&cluster.socket()).map_err(|e| anyhow::anyhow!("{e}"))?;
+    let (mut still, mut whole) = (Samples::new(), Samples::new());
+    for node in ROUND.into_iter().cycle().take(runs) {
+        let request = MoveRequest { pid, node, flags: MoveRequest::FLAGS, files: Files::Carry };
+        let start = sys::now();
+        let moved = client.move_process(&request).map_err(|e| anyhow::anyhow!("process {pid} to {node}: {e}"))?;
+        whole.add((sys::now() - start) as f64 / 1e6);
+        still.add(moved.frozen_ns as f64 / 1e6);
+    }
+    Ok((still, whole))
+}
+
+fn by_criu(criu: &Criu, command: &mut Command, runs: usize) -> Result<Samples> {
+    let mut both = Samples::new();
+    for _ in 0..runs {
+        let ready = Ready::start(command)?;
+        let (dump, restore) = criu.dump_and_restore(ready.pid)?;
+        both.add(dump + restore);
+    }
+    Ok(both)
+}
+
+fn calls(cluster: &Cluster, programs: &Programs, what: &str, runs: usize) -> Result<Samples> {
+    let mut command = Command::new(&programs.calls);
+    command.args([what, &runs.to_string()]).env("BPROC_SOCKET", cluster.socket()).stdin(Stdio::null());
+    let output = command.output()?;
+    if !output.status.success() {
+        bail!("calls {what}: {}, {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let text = String::from_utf8(output.stdout)?;
+    text.lines().map(|line| Ok(line.parse::<f64>()? / 1e6)).collect::<Result<Vec<f64>>>().map(Samples::from_iter)
+}
+
+/// As many bytes over a connection of this machine, into fresh memory or always the same. Milliseconds.
+fn bare_connection(mib: usize, fresh: bool) -> Result<f64> {
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let address = listener.local_addr()?;
+    let source = vec![1u8; mib << 20];
+    std::thread::scope(|threads| {
+        let start = sys::now();
+        let sender = threads.spawn(move || TcpStream::connect(address)?.write_all(&source));
+        let (mut stream, _) = listener.accept()?;
+        if fresh {
+            // Zero pages of the kernel's, as those of a new process are.
+            let mut memory = vec![0; mib << 20];
+            stream.read_exact(&mut memory)?;
+        } else {
+            let mut memory = vec![0; 1 << 20];
+            for _ in 0..mib {
+                stream.read_exact(&mut memory)?;
+            }
+        }
+        let end = sys::now();
+        sender.join().ok().context("the sender")??;
+        Ok((end - start) as f64 / 1e6)
+    })
+}
+
+fn small(setup: &Setup, cluster: &Cluster, programs: &Programs, criu: Option<&Criu>) -> Result<()> {
+    let runs = setup.runs.unwrap_or(60);
+    let mut report = Report::new("moves", "ms");
+    let mut python = Command::new("python3");
+    python.args(["-c", PYTHON]);
+    let cases = [
+        ("static C", Command::new(&programs.small_static)),
+        ("dynamic C", Command::new(&programs.small)),
+        ("python3", python),
+    ];
+    for (name, mut command) in cases {
+        let ready = Ready::start(&mut command)?;
+        let (still, whole) = moved(cluster, ready.pid, runs)?;
+        drop(ready);
+        report.row(format!("{name}, stands still"), still);
+        report.row(format!("{name}, bpmove's call"), whole);
+        if let Some(criu) = criu {
+            report.row(
+                format!("{name}, CRIU {} dump and restore", criu.version()),
+                by_criu(criu, &mut command, runs / 6 + 1)?,
+            );
+        }
+    }
+    report.row("dynamic C, bproc_move from call to return", calls(cluster, programs, "move", runs)?);
+    if criu.is_none() {
+        report.note("No CRIU in PATH runs on this kernel.");
+    }
+    report.finish(setup)
+}
+
+fn large(setup: &Setup, cluster: &Cluster, programs: &Programs, criu: Option<&Criu>) -> Result<()> {
+    let runs = setup.runs.unwrap_or(6).min(12);
+    let mib = setup.mib;
+    let mut report = Report::new("large-move", "ms");
+    let mut command = Command::new(&programs.small_static);
+    command.arg(mib.to_string());
+    let ready = Ready::start(&mut command)?;
+    let (still, whole) = moved(cluster, ready.pid, runs)?;
+    drop(ready);
+    report.row(format!("{mib} MiB, bpmove's call"), whole);
+    report.row("the same, stands still", still);
+    for (name, fresh) in [("into fresh memory", true), ("into one buffer", false)] {
+        let times: Result<Vec<f64>> = (0..runs).map(|_| bare_connection(mib as usize, fresh)).collect();
+        report.row(format!("as many bytes over TCP, {name}"), Samples::from_iter(times?));
+    }
+    if let Some(criu) = criu {
+        report.row(format!("CRIU {}, dump and restore, tmpfs", criu.version()), by_criu(criu, &mut command, 3)?);
+    }
+    report.finish(setup)
+}
+
+fn library(setup: &Setup, cluster: &Cluster, programs: &Programs) -> Result<()> {
+    let runs = setup.runs.unwrap_or(60);
+    let mut report = Report::new("calls", "ms");
+    let cases = [
+        ("fork, until it returns", "fork"),
+        ("bproc_rfork, until it returns", "rfork"),
+        ("fork, exec of /bin/true, wait", "exec"),
+        ("fork, bproc_execmove of /bin/true, wait", "execmove"),
+    ];
+    for (name, what) in cases {
+        report.row(name, calls(cluster, programs, what, runs)?);
+    }
+    report.finish(setup)
+}
+
+/// Everything with one cluster.
+pub fn run(setup: &Setup) -> Result<()> {
+    let programs = Programs::compile()?;
+    let criu = Criu::find();
+    let cluster = Cluster::up(setup, 2)?;
+    small(setup, &cluster, &programs, criu.as_ref())?;
+    library(setup, &cluster, &programs)?;
+    large(setup, &cluster, &programs, criu.as_ref())
+}
