@@ -3,6 +3,7 @@
 //! It has its own name, port and directory, so that any number of them, and a user's own, live side by side. The
 //! agents die with the test; a guard process ends what outlives agents by design when the test itself was killed.
 
+pub mod apart;
 mod install;
 mod leftover;
 mod looks;
@@ -55,6 +56,8 @@ pub struct Cluster {
     /// Ends the cluster when its standard input ends: when this process does.
     guard: RefCell<Option<Child>>,
     closed: Cell<bool>,
+    /// Of each node, if it is not the master's machine.
+    machines: Vec<apart::Machine>,
 }
 
 /// What differs from the ordinary.
@@ -68,11 +71,13 @@ pub struct Options {
     pub ping_timeout: u32,
     /// Where the agents write their logs, if not into files of their own.
     pub log: Option<PathBuf>,
+    /// Each node is a machine of its own. This process must have left for a network of its own: [`apart::leave`].
+    pub apart: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { nodes: 1, settings: String::new(), ping_timeout: 5, log: None }
+        Options { nodes: 1, settings: String::new(), ping_timeout: 5, log: None, apart: false }
     }
 }
 
@@ -100,6 +105,11 @@ impl Cluster {
             agents: RefCell::default(),
             lasting: RefCell::default(),
             closed: Cell::new(false),
+            machines: if options.apart {
+                (0..options.nodes).map(apart::machine).collect::<Result<_>>()?
+            } else {
+                vec![]
+            },
         };
         install::copy(&cluster)?;
         cluster.configure(options)?;
@@ -249,8 +259,26 @@ impl Cluster {
             .unwrap_or_else(|_| "debug,h2=info,tower=info,hyper=info,rustls=info".into());
         command.env("NOTIFY_SOCKET", &socket).env("RUST_LOG", level).current_dir("/");
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        if let Some(machine) = self.machine(role) {
+            machine.inhabit(&mut command);
+        }
         let child = run::tie(&mut command).spawn().context("cannot start an agent")?;
         Ok(Launch { role, agent: Agent { child, log }, ready, label })
+    }
+
+    fn machine(&self, role: Role) -> Option<&apart::Machine> {
+        match role {
+            Role::Master => None,
+            Role::Node(number) => self.machines.get(usize::try_from(number).ok()?),
+        }
+    }
+
+    /// Cuts the cable of a node's machine, or joins it again.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn cable(&self, node: i32, joined: bool) -> Result<()> {
+        apart::cable(node, joined)
     }
 
     fn take(&self, role: Role) -> Result<Agent> {
@@ -313,14 +341,16 @@ impl Cluster {
             bail!("no certificates: {}", made.err());
         }
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let hosts: Vec<String> = (1..=self.nodes).map(|host| format!("\"127.0.0.{host}\"")).collect();
+        let host = |node| if options.apart { apart::node(node) } else { format!("127.0.0.{}", node + 1) };
+        let hosts: Vec<String> = (0..self.nodes).map(|node| format!("\"{}\"", host(node))).collect();
+        let master = if options.apart { apart::master() } else { "127.0.0.1".into() };
         let (tls, libexec) = (tls.display(), self.dir().join("libexec/bproc"));
         let text = format!(
             "name = \"{name}\"\nping_timeout = {}\nlibexec_dir = \"{}\"\ncache.directory = \"{}\"\n{}\n\
-             [listen]\naddress = \"127.0.0.1\"\nport = {port}\n\n\
+             [listen]\naddress = \"{master}\"\nport = {port}\n\n\
              [tls]\nca = \"{tls}/ca.pem\"\ncert = \"{tls}/master.pem\"\nkey = \"{tls}/master-key.pem\"\n\n\
              [node_defaults]\nmode = \"0111\"\nuser = \"root\"\ngroup = \"root\"\n\n\
-             [[node]]\nhosts = [{}]\n\n[[master]]\naddresses = [\"127.0.0.1:{port}\"]\n",
+             [[node]]\nhosts = [{}]\n\n[[master]]\naddresses = [\"{master}:{port}\"]\n",
             run::patience(Duration::from_secs(options.ping_timeout.into())).as_secs(),
             libexec.display(),
             self.dir().join("cache").display(),

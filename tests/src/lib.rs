@@ -5,6 +5,7 @@
 //! - [`run`]: a program with a time limit
 //! - [`procs`]: who lives, in which name space
 //! - [`pty`]: a person at a terminal
+//! - [`traveller`]: programs that move
 //! - [`case`]: what a parent sees of its child, natively and through the system
 
 pub mod case;
@@ -13,3 +14,4 @@ pub mod procs;
 pub mod pty;
 pub mod run;
 pub mod runner;
+pub mod traveller;

@@ -1,0 +1,133 @@
+//! Programs whose output a test reads while they move.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cluster::Cluster;
+use crate::run::{Finished, finish, tie};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A program that moves, or not.
+pub struct Traveller {
+    /// Itself.
+    pub child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Traveller {
+    /// Starts it, without input.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(command: &mut Command) -> Result<Traveller> {
+        // SAFETY: only sets the close-on-exec flag of what whoever started the tests left open.
+        unsafe {
+            command.pre_exec(|| {
+                libc::syscall(libc::SYS_close_range, 3, u32::MAX, 4);
+                Ok(())
+            });
+        }
+        let mut child = tie(command).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let output = BufReader::new(child.stdout.take().context("it has an output")?);
+        Ok(Traveller { child, output })
+    }
+
+    /// Its number, everywhere.
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// The next line of its output.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        ensure!(!line.is_empty(), "the program ended: {:?}", self.child.try_wait()?);
+        Ok(line.trim_end().to_owned())
+    }
+
+    /// Lines up to this one.
+    ///
+    /// # Errors
+    /// It does not come.
+    pub fn until(&mut self, wanted: &str) -> Result<()> {
+        while self.line()? != wanted {}
+        Ok(())
+    }
+
+    /// The rest of its output, and its wait status.
+    ///
+    /// # Errors
+    /// No UTF-8.
+    pub fn end(mut self) -> Result<(String, i32)> {
+        let mut rest = String::new();
+        self.output.read_to_string(&mut rest)?;
+        Ok((rest, self.child.wait()?.into_raw()))
+    }
+}
+
+impl Drop for Traveller {
+    fn drop(&mut self) {
+        // It has ended, unless a test failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Asks for a move: `node` is a number, or `master`.
+///
+/// # Errors
+/// The command does not end.
+pub fn try_move(cluster: &Cluster, pid: i32, node: &str) -> Result<Finished> {
+    finish(cluster.command("bpmove").args([&pid.to_string(), node]), b"", LIMIT)
+}
+
+/// Where a process is: the number of a node, or `master`.
+///
+/// # Errors
+/// The agent does not answer.
+pub fn place(cluster: &Cluster, pid: i32) -> Result<String> {
+    let listed = cluster.client()?.processes().map_err(|e| anyhow::anyhow!("{e}"))?;
+    Ok(listed.iter().find(|p| p.pid == pid).map_or("master".to_owned(), |p| p.node.to_string()))
+}
+
+/// Moves a process, and looks where it is.
+///
+/// # Errors
+/// It did not move.
+pub fn go(cluster: &Cluster, pid: i32, node: &str) -> Result<()> {
+    let done = try_move(cluster, pid, node)?;
+    ensure!(done.status == 0, "to {node}: {}", done.err());
+    let there = place(cluster, pid)?;
+    ensure!(there == node, "it is on {there} instead of {node}");
+    Ok(())
+}
+
+/// Compiles a C program of this checkout into the cluster's directory; with `library`, against the cluster's C library.
+///
+/// # Errors
+/// What the compiler says.
+pub fn compile(cluster: &Cluster, source: &str, flags: &[&str], library: bool) -> Result<PathBuf> {
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let name = Path::new(source).file_stem().context("a source has a name")?.to_string_lossy().into_owned();
+    let program = cluster.dir().join(format!("log/{name}{}", flags.concat()));
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-O1", "-g", "-Wall", "-Wextra", "-pthread", "-D_GNU_SOURCE"]).args(flags);
+    gcc.arg("-o").arg(&program).arg(root.join(source));
+    if library {
+        let stage = root.join("target/bproc");
+        gcc.arg("-I").arg(stage.join("include")).arg("-L").arg(stage.join("lib")).arg("-lbproc");
+        gcc.arg(format!("-Wl,-rpath,{}", stage.join("lib").display()));
+    }
+    let done = finish(&mut gcc, b"", LIMIT)?;
+    ensure!(done.status == 0, "gcc {name}: {}", done.err());
+    Ok(program)
+}

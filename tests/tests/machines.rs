@@ -1,0 +1,121 @@
+//! Nodes that are machines of their own as far as one kernel allows it: other networks, joined by cables with
+//! certificates at both ends, and no directory of agents in common. Needs `ip` and a kernel with veth.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use bproc_tests::cluster::{Cluster, Options, apart, signal_to};
+use bproc_tests::run::finish;
+use bproc_tests::runner::{self, Test};
+use bproc_tests::traveller::{Traveller, compile, go};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const NOBODY: u32 = 65534;
+
+fn said(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
+    let done = cluster.bpsh(arguments)?;
+    ensure!(done.status == 0, "{arguments:?}: {done:?}");
+    Ok(done.out())
+}
+
+/// They are apart indeed.
+fn separation(cluster: &Cluster) -> Result<()> {
+    let own = fs::read_link("/proc/self/ns/net")?.to_string_lossy().into_owned();
+    for node in ["0", "1", "2"] {
+        let there = said(cluster, &[node, "readlink", "/proc/self/ns/net"])?;
+        ensure!(there.trim() != own, "node {node} is on the master's network");
+        let addresses = said(cluster, &[node, "ip", "-o", "-4", "addr", "show", "dev", "eth0"])?;
+        ensure!(addresses.contains(&format!("10.213.0.{}/", 2 + node.parse::<i32>()?)), "{addresses}");
+        let run = said(cluster, &[node, "ls", &cluster.run_dir().to_string_lossy()])?;
+        ensure!(!run.contains("master.lock") && run.contains(&format!("node-{node}")), "{run}");
+    }
+    Ok(())
+}
+
+/// Programs, their streams, statuses and signals.
+fn programs(cluster: &Cluster) -> Result<()> {
+    for node in ["0", "1", "2"] {
+        let done = cluster.bpsh(&[node, "sh", "-c", "echo out; echo err >&2; exit 7"])?;
+        ensure!((done.status, done.out().as_str(), done.err().as_str()) == (7, "out\n", "err\n"), "{done:?}");
+        let input = vec![b'x'; 3 << 20];
+        let done = cluster.bpsh_with(&[node, "sha256sum"], &input)?;
+        let native = finish(&mut Command::new("sha256sum"), &input, LIMIT)?;
+        ensure!(done.stdout == native.stdout, "{done:?}");
+    }
+    let script = "trap 'echo got; exit 9' TERM; echo ready; while :; do sleep 0.02; done";
+    let mut command = cluster.command("bpsh");
+    let mut program = Traveller::start(command.args(["1", "sh", "-c", script]))?;
+    program.until("ready")?;
+    // The shell is bpsh's child: its ghost.
+    let ghost = cluster.client()?.processes().map_err(|e| anyhow::anyhow!("{e}"))?;
+    let pid = ghost.iter().map(|p| p.pid).min().context("a process on a node")?;
+    signal_to(pid, libc::SIGSTOP)?;
+    signal_to(pid, libc::SIGCONT)?;
+    signal_to(pid, libc::SIGTERM)?;
+    let (rest, status) = program.end()?;
+    ensure!((rest.as_str(), status) == ("got\n", 9 << 8), "{rest:?}, status {status:#x}");
+    cluster.quiet()
+}
+
+/// The way around: to nodes, between them, home, and out again.
+const AROUND: [&str; 10] = ["0", "1", "master", "2", "0", "master", "1", "2", "1", "master"];
+
+/// Moves a self-checking program at each `round` line; it must end with `done` and 42.
+fn around(cluster: &Cluster, command: &mut Command) -> Result<()> {
+    let mut program = Traveller::start(command)?;
+    let mut way = AROUND.iter();
+    loop {
+        let line = program.line()?;
+        if !line.starts_with("round") {
+            ensure!(line == "done", "{line}");
+            break;
+        }
+        if let Some(node) = way.next() {
+            go(cluster, program.pid(), node).with_context(|| format!("at {line}"))?;
+        }
+    }
+    ensure!(way.next().is_none(), "the program ended too soon");
+    let (rest, status) = program.end()?;
+    ensure!((rest.as_str(), status) == ("", 42 << 8), "{rest:?}, status {status:#x}");
+    cluster.quiet()
+}
+
+fn moves(cluster: &Cluster) -> Result<()> {
+    around(cluster, &mut Command::new(compile(cluster, "vmadump/tests/programs/all.c", &["-DROUNDS=400"], false)?))
+}
+
+fn threads(cluster: &Cluster) -> Result<()> {
+    let flags = ["-DROUNDS=60", "-DPAUSE=100000"];
+    around(cluster, Command::new(compile(cluster, "vmadump/tests/programs/threads.c", &flags, false)?).arg("8"))
+}
+
+/// A user's process, killed at last.
+fn a_user(cluster: &Cluster) -> Result<()> {
+    let mut program = Traveller::start(Command::new("/bin/sleep").arg("100").uid(NOBODY).gid(NOBODY))?;
+    let pid = program.pid();
+    for node in ["0", "1", "master", "2", "0"] {
+        go(cluster, pid, node)?;
+    }
+    program.child.kill()?;
+    ensure!(program.end()?.1 == libc::SIGKILL, "its end");
+    cluster.quiet()
+}
+
+fn main() -> ExitCode {
+    let options = Options { nodes: 3, apart: true, ..Options::default() };
+    let tests = vec![
+        Test::new("nodes_are_apart", separation),
+        Test::new("programs_run", programs),
+        Test::new("moves_ten_times_around", moves),
+        Test::new("threads_ten_times_around", threads),
+        Test::new("a_user_other_than_root", a_user),
+    ];
+    if !std::env::args().any(|word| word == "--list") && !matches!(apart::leave(), Ok(true)) {
+        println!("skipped: networks of one's own need root, `ip` and veth");
+        return ExitCode::SUCCESS;
+    }
+    runner::main(|| Cluster::start_with(&options), tests, Cluster::close)
+}
