@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use bproc_tests::cluster::{Cluster, Options, apart, signal_to};
 use bproc_tests::run::finish;
 use bproc_tests::runner::{self, Test};
-use bproc_tests::traveller::{Traveller, compile, go};
+use bproc_tests::traveller::{Traveller, compile, go, place};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65534;
@@ -104,6 +105,50 @@ fn a_user(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// What is asked on a node's machine: of the processes there, by them, and by others there.
+fn calls(cluster: &Cluster) -> Result<()> {
+    let mut here = Traveller::start(Command::new("/bin/sleep").arg("100"))?;
+    let pid = here.pid();
+    go(cluster, pid, "2")?;
+    let listed = said(cluster, &["0", "bpstat"])?;
+    ensure!(listed == finish(&mut cluster.command("bpstat"), b"", LIMIT)?.out(), "{listed}");
+    let listed = said(cluster, &["1", "bpstat", "-p"])?;
+    ensure!(listed.lines().any(|line| line.split_whitespace().eq([&pid.to_string(), "2"])), "{listed}");
+    // From a third machine, between two others, home, and out.
+    for node in ["1", "master", "0"] {
+        said(cluster, &["0", "bpmove", &pid.to_string(), node])?;
+        ensure!(place(cluster, pid)? == node, "{node}");
+    }
+    // A shell has its child move it.
+    let script = "bpmove $$ 1 && echo moved $? && readlink /proc/self/ns/net && bpmove $$ 7; echo $?";
+    let done = cluster.bpsh(&["0", "sh", "-c", script])?;
+    let there = said(cluster, &["1", "readlink", "/proc/self/ns/net"])?;
+    ensure!(done.out() == format!("moved 0\n{there}1\n") && done.err().contains("no node 7"), "{done:?}");
+    // The rights are those of who asks, as the kernel there says.
+    let done =
+        cluster.bpsh(&["0", "setpriv", "--reuid", "12345", "--clear-groups", "bpmove", &pid.to_string(), "1"])?;
+    ensure!(done.status == 1 && done.err().contains("another user"), "{done:?}");
+    // Numbers of other spaces are nobody's.
+    let library = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bproc/lib/libbproc.so"));
+    let script = format!(
+        "import ctypes,errno; l=ctypes.CDLL('{}',use_errno=True)\n\
+         print(l.bproc_move(1), errno.errorcode.get(ctypes.get_errno(), 'errno'), l.bproc_currnode())",
+        library.display()
+    );
+    if Path::new("/usr/bin/python3").exists() {
+        let text = said(cluster, &["0", "unshare", "-pf", "python3", "-c", &script])?;
+        ensure!(text == "-1 EINVAL 0\n", "{text}");
+        let text = said(cluster, &["0", "python3", "-c", &script])?;
+        ensure!(text == "0 errno 1\n", "{text}");
+    }
+    let done = cluster.bpsh(&["0", "bpctl", "-S", "1", "-s", "down"])?;
+    ensure!(done.status == 1 && done.err().contains("on the master's machine"), "{done:?}");
+    ensure!(place(cluster, pid)? == "0", "it was moved");
+    here.child.kill()?;
+    ensure!(here.end()?.1 == libc::SIGKILL, "its end");
+    cluster.quiet()
+}
+
 fn main() -> ExitCode {
     let options = Options { nodes: 3, apart: true, ..Options::default() };
     let tests = vec![
@@ -112,6 +157,7 @@ fn main() -> ExitCode {
         Test::new("moves_ten_times_around", moves),
         Test::new("threads_ten_times_around", threads),
         Test::new("a_user_other_than_root", a_user),
+        Test::new("calls_from_nodes", calls),
     ];
     if !std::env::args().any(|word| word == "--list") && !matches!(apart::leave(), Ok(true)) {
         println!("skipped: networks of one's own need root, `ip` and veth");

@@ -1,26 +1,23 @@
-//! The local socket: users' processes ask, one request at a time. Converts; the master decides.
+//! What users' processes ask, here and on nodes. Converts; the master decides.
 
 use super::Fact;
 use super::caller::{self, Caller};
 use super::travel::Travel;
+use crate::local::{self, Counter, fail};
 use crate::stdio::Iod;
-use crate::watched::{sent, watched};
-use anyhow::{Context, Result};
-use bproc::frame;
+use anyhow::Result;
 use bproc_common::id::{NodeId, Pid};
-use bproc_proto::client::{self as wire, Reply, Request, reply, request};
+use bproc_proto::client::{self as wire, Reply, reply, request};
+use bproc_proto::link::{Answer, Ask};
 use bproc_proto::stream::Kind;
 use bproc_proto::{Failure, Luggage, SpawnSpec};
 use bproc_stdio::wire::Token;
 use bproc_sys::process::Process;
-use bproc_sys::seqpacket::{Conn, Listener, PeerCred};
-use prost::Message;
-use std::cell::RefCell;
+use bproc_sys::seqpacket::PeerCred;
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// What clients ask the master.
@@ -88,107 +85,94 @@ pub struct Desk {
     pub travel: Arc<Travel>,
 }
 
-/// Accepts clients for ever.
-pub async fn serve(path: &Path, desk: Desk) -> Result<()> {
-    let listener = Listener::bind(path, 0o666).with_context(|| format!("listening on {}", path.display()))?;
-    let listener = watched(listener, Interest::READABLE)?;
-    tokio::spawn(async move {
-        loop {
-            match listener.async_io(Interest::READABLE, |l| l.accept()).await {
-                Ok(conn) => {
-                    let desk = desk.clone();
-                    tokio::spawn(async move {
-                        if let Err(error) = attend(conn, desk).await {
-                            tracing::debug!(error = %format!("{error:#}"), "a client's connection");
-                        }
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "accepting a client");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                }
-            }
-        }
-    });
-    Ok(())
+/// Serves clients for ever.
+///
+/// # Errors
+/// The socket cannot be made.
+pub fn serve(path: &Path, desk: Desk) -> Result<()> {
+    local::serve(path, desk)
 }
 
-async fn attend(conn: Conn, desk: Desk) -> Result<()> {
-    let peer = conn.peer()?;
-    let fd = watched(conn, Interest::READABLE)?;
-    loop {
-        let got = fd.async_io(Interest::READABLE, receive).await?;
-        if matches!(got, Err(frame::FrameError::Closed)) {
-            return Ok(());
-        }
-        let decoded = got.map_err(anyhow::Error::from).and_then(|(bytes, fds)| Ok((Request::decode(&bytes[..])?, fds)));
-        let (request, fds) = match decoded {
-            Ok((Request { body: Some(body) }, fds)) => (body, fds),
-            Ok((Request { body: None }, _)) => {
-                return send(
-                    &fd,
-                    fail(libc::EINVAL, "the agent does not know this request; is it older than the program?"),
-                )
-                .await;
-            }
-            Err(error) => {
-                return send(&fd, fail(libc::EPROTO, &format!("the request cannot be read: {error:#}"))).await;
-            }
-        };
-        if let request::Body::Watch(_) = request {
-            return watch_changes(&fd, desk.changes).await;
-        }
-        let body = answer(request, peer, fds, &desk).await;
-        send(&fd, body).await?;
+impl Counter for Desk {
+    async fn answer(&self, request: request::Body, peer: PeerCred, fds: Vec<OwnedFd>) -> reply::Body {
+        answer(request, &Asker::here(peer), fds, self).await
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.changes.clone())
     }
 }
 
-/// A request and its descriptors.
-type Received = (Vec<u8>, Vec<OwnedFd>);
+/// Who asks.
+#[derive(Clone, Debug)]
+pub struct Asker {
+    /// On this machine: its pid. From a node: 0.
+    pub pid: i32,
+    /// Effective uid.
+    pub uid: u32,
+    gid: u32,
+    far: Option<Far>,
+}
 
-/// One packet, by way of a buffer that all clients of a thread share: most have little to say.
-fn receive(conn: &Conn) -> std::io::Result<Result<Received, frame::FrameError>> {
-    thread_local! {
-        static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; frame::PACKET_MAX]);
+/// Someone on a node's machine.
+#[derive(Clone, Debug)]
+struct Far {
+    node: NodeId,
+    number: Option<i32>,
+    groups: Vec<u32>,
+}
+
+impl Asker {
+    fn here(peer: PeerCred) -> Asker {
+        Asker { pid: peer.pid, uid: peer.uid, gid: peer.gid, far: None }
     }
-    BUFFER.with_borrow_mut(|buffer| {
-        let got = conn.recv(buffer)?;
-        Ok(frame::decode(&buffer[..got.len], got.fds))
-    })
+
+    /// The node that speaks for it; none on this machine.
+    pub fn node(&self) -> Option<NodeId> {
+        self.far.as_ref().map(|far| far.node)
+    }
+
+    /// Its number in the cluster, if it is a process of a node's space.
+    pub fn number(&self) -> Option<i32> {
+        self.far.as_ref().map_or_else(|| super::moving::in_space(self.pid), |far| far.number)
+    }
+
+    /// Effective gid and supplementary groups.
+    pub fn gids(&self) -> BTreeSet<u32> {
+        let read = || Process::open(Pid::new(self.pid)?).ok()?.status().ok().map(|status| status.groups);
+        let groups = self.far.as_ref().map_or_else(|| read().unwrap_or_default(), |far| far.groups.clone());
+        groups.into_iter().chain([self.gid]).collect()
+    }
 }
 
-fn fail(number: i32, message: &str) -> reply::Body {
-    reply::Body::Failure(Failure { number, message: message.into() })
-}
-
-async fn send(fd: &AsyncFd<Conn>, body: reply::Body) -> Result<()> {
-    let bytes = Reply { body: Some(body) }.encode_to_vec();
-    let packet = frame::Packet::new(&bytes)?;
-    let fds: Vec<_> = packet.memfd().into_iter().collect();
-    sent(fd.get_ref(), |c| c.send(packet.bytes(), &fds)).await?;
-    Ok(())
-}
-
-async fn watch_changes(fd: &AsyncFd<Conn>, mut changes: watch::Receiver<u64>) -> Result<()> {
-    changes.mark_unchanged();
-    send(fd, reply::Body::Done(wire::Done {})).await?;
-    let mut byte = [0; 16];
-    loop {
-        tokio::select! {
-            changed = changes.changed() => {
-                changed?;
-                send(fd, reply::Body::Changed(wire::Changed {})).await?;
-            }
-            got = fd.async_io(Interest::READABLE, |c| c.recv(&mut byte)) => {
-                if got?.len == 0 {
-                    return Ok(());
-                }
-            }
+/// What someone on a node's machine asks, for whom the node's agent speaks. What changes the machine, or needs
+/// descriptors, is asked on the master.
+pub async fn answer_node(node: NodeId, ask: Ask, desk: Desk) -> Answer {
+    let number = (ask.pid > 0).then_some(ask.pid);
+    let asker = Asker { pid: 0, uid: ask.uid, gid: ask.gid, far: Some(Far { node, number, groups: ask.groups }) };
+    use request::Body;
+    let body = match ask.request.and_then(|request| request.body) {
+        Some(Body::Move(request)) if request.pid == 0 && number.is_none() => {
+            fail(libc::EINVAL, "the caller is no process of the node's space, and cannot move")
         }
-    }
+        Some(Body::Move(request)) if request.streams.iter().any(|s| s.kind() == Kind::Forward) => {
+            fail(libc::EOPNOTSUPP, "descriptors of a process on another machine cannot be handed over")
+        }
+        Some(
+            body @ (Body::Nodes(_)
+            | Body::Processes(_)
+            | Body::Whoami(_)
+            | Body::Move(_)
+            | Body::GetAttribute(_)
+            | Body::Libraries(_)),
+        ) => answer(body, &asker, Vec::new(), &desk).await,
+        Some(_) => fail(libc::EOPNOTSUPP, "this is asked on the master's machine, not on a node's"),
+        None => fail(libc::EINVAL, "the master's agent does not know this request; is it older than the program?"),
+    };
+    Answer { number: ask.number, reply: Some(Reply { body: Some(body) }) }
 }
 
-async fn answer(request: request::Body, peer: PeerCred, fds: Vec<OwnedFd>, desk: &Desk) -> reply::Body {
+async fn answer(request: request::Body, asker: &Asker, fds: Vec<OwnedFd>, desk: &Desk) -> reply::Body {
     let ending = || fail(libc::EAGAIN, "the agent is ending; try again");
     match request {
         request::Body::Nodes(_) => {
@@ -203,10 +187,8 @@ async fn answer(request: request::Body, peer: PeerCred, fds: Vec<OwnedFd>, desk:
         }
         request::Body::SetNode(change) => {
             let (answer, receiver) = oneshot::channel();
-            let gids = Pid::new(peer.pid).and_then(|p| Process::open(p).ok()).and_then(|p| p.status().ok());
-            let mut gids = gids.map(|s| s.groups).unwrap_or_default();
-            gids.push(peer.gid);
-            desk.facts.send(Fact::Client(ClientFact::SetNode { change, uid: peer.uid, gids, answer })).await.ok();
+            let gids = asker.gids().into_iter().collect();
+            desk.facts.send(Fact::Client(ClientFact::SetNode { change, uid: asker.uid, gids, answer })).await.ok();
             match receiver.await {
                 Ok(Ok(())) => reply::Body::Done(wire::Done {}),
                 Ok(Err(failure)) => reply::Body::Failure(failure),
@@ -215,7 +197,7 @@ async fn answer(request: request::Body, peer: PeerCred, fds: Vec<OwnedFd>, desk:
         }
         request::Body::Resize(resize) => {
             let (pid, (answer, receiver)) = (resize.pid, oneshot::channel());
-            let fact = ClientFact::Resize { resize, caller: peer.pid, answer };
+            let fact = ClientFact::Resize { resize, caller: asker.pid, answer };
             desk.facts.send(Fact::Client(fact)).await.ok();
             match receiver.await {
                 Ok(true) => reply::Body::Done(wire::Done {}),
@@ -224,20 +206,22 @@ async fn answer(request: request::Body, peer: PeerCred, fds: Vec<OwnedFd>, desk:
             }
         }
         request::Body::Whoami(_) => {
-            let (answer, receiver) = oneshot::channel();
-            let asker = super::moving::in_space(peer.pid).unwrap_or(peer.pid);
-            match Pid::new(asker) {
-                Some(pid) => desk.facts.send(Fact::Client(ClientFact::Where(pid, answer))).await.is_ok(),
-                None => false,
+            let node = match (asker.node(), Pid::new(asker.number().unwrap_or(asker.pid))) {
+                (Some(node), _) => node.0,
+                (None, Some(pid)) => {
+                    let (answer, receiver) = oneshot::channel();
+                    desk.facts.send(Fact::Client(ClientFact::Where(pid, answer))).await.ok();
+                    receiver.await.ok().flatten().map_or(-1, |n| n.0)
+                }
+                (None, None) => -1,
             };
-            let node = receiver.await.ok().flatten().map_or(-1, |n| n.0);
             reply::Body::Self_(wire::Self_ { node, version: env!("CARGO_PKG_VERSION").into(), master_address: vec![] })
         }
-        request::Body::Move(request) => match super::moving::ask(request, peer, fds, desk).await {
+        request::Body::Move(request) => match super::moving::ask(request, asker, fds, desk).await {
             Ok(moved) => reply::Body::Moved(moved),
             Err(failure) => reply::Body::Failure(failure),
         },
-        request::Body::Spawn(spawn) => match start(spawn, peer, fds, desk).await {
+        request::Body::Spawn(spawn) => match start(spawn, asker, fds, desk).await {
             Ok(spawned) => reply::Body::Spawned(spawned),
             Err(failure) => reply::Body::Failure(failure),
         },
@@ -250,7 +234,7 @@ async fn answer(request: request::Body, peer: PeerCred, fds: Vec<OwnedFd>, desk:
                 Err(_) => ending(),
             }
         }
-        request::Body::SetAttribute(_) if peer.uid != 0 => fail(libc::EPERM, "only root may set attributes of nodes"),
+        request::Body::SetAttribute(_) if asker.uid != 0 => fail(libc::EPERM, "only root may set attributes of nodes"),
         request::Body::SetAttribute(set) => {
             let (answer, receiver) = oneshot::channel();
             desk.facts.send(Fact::Client(ClientFact::SetAttribute(set, answer))).await.ok();
@@ -266,7 +250,7 @@ async fn answer(request: request::Body, peer: PeerCred, fds: Vec<OwnedFd>, desk:
             let paths = paths.into_iter().map(|path| path.into_os_string().into_encoded_bytes()).collect();
             reply::Body::Libraries(wire::LibraryList { paths })
         }
-        request::Body::ChangeLibraries(_) if !is_admin(peer) => {
+        request::Body::ChangeLibraries(_) if !is_admin(asker) => {
             fail(libc::EPERM, "only root (CAP_SYS_ADMIN) may change what nodes keep at hand")
         }
         request::Body::ChangeLibraries(change) => {
@@ -292,16 +276,16 @@ async fn pack(desk: &Desk, spec: &SpawnSpec) -> Result<Luggage, Failure> {
 }
 
 /// Root, or whoever else may administrate the machine.
-fn is_admin(peer: PeerCred) -> bool {
+fn is_admin(asker: &Asker) -> bool {
     const CAP_SYS_ADMIN: u32 = 21;
-    let status = Pid::new(peer.pid).and_then(|pid| Process::open(pid).ok()).and_then(|process| process.status().ok());
-    peer.uid == 0 || status.is_some_and(|status| status.caps.effective >> CAP_SYS_ADMIN & 1 != 0)
+    let status = Pid::new(asker.pid).and_then(|pid| Process::open(pid).ok()).and_then(|process| process.status().ok());
+    asker.uid == 0 || status.is_some_and(|status| status.caps.effective >> CAP_SYS_ADMIN & 1 != 0)
 }
 
-async fn start(spawn: wire::Spawn, peer: PeerCred, fds: Vec<OwnedFd>, desk: &Desk) -> Result<wire::Spawned, Failure> {
+async fn start(spawn: wire::Spawn, asker: &Asker, fds: Vec<OwnedFd>, desk: &Desk) -> Result<wire::Spawned, Failure> {
     let invalid = |message: String| Failure { number: libc::EINVAL, message };
     let pid =
-        Pid::new(peer.pid).ok_or_else(|| invalid("the caller is in another pid namespace than the agent".into()))?;
+        Pid::new(asker.pid).ok_or_else(|| invalid("the caller is in another pid namespace than the agent".into()))?;
     let mut spec = spawn.spec.ok_or_else(|| invalid("a spawn without a program".into()))?;
     if spec.argv.is_empty() {
         return Err(invalid("a spawn needs at least the zeroth argument".into()));

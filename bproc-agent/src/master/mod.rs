@@ -126,6 +126,8 @@ pub struct Actor {
     iod: Arc<Iod>,
     /// Certificates.
     gate: Gate,
+    /// For what is asked on nodes.
+    desk: clients::Desk,
     kernel: Kernel,
     travel: Arc<travel::Travel>,
     attributes: attributes::Attributes,

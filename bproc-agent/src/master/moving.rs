@@ -1,7 +1,7 @@
 //! The master's part in moves: what is asked, what the core knows nothing of (streams, addresses, tokens), and the
 //! movers of processes that leave the master or come home.
 
-use super::clients::{ClientFact, Desk};
+use super::clients::{Asker, ClientFact, Desk};
 use super::effects;
 use super::link::named;
 use super::{Actor, Fact, Waiting, Waits, caller};
@@ -18,8 +18,6 @@ use bproc_proto::{Failure, SpawnSpec, Stream};
 use bproc_stdio::wire::Token;
 use bproc_sys::pidfd::PidFd;
 use bproc_sys::process::Process;
-use bproc_sys::seqpacket::PeerCred;
-use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use tokio::sync::oneshot;
 
@@ -109,14 +107,14 @@ fn failure(number: i32, message: impl Into<String>) -> Failure {
 }
 
 /// A client asks. Returns when the process has moved, or not.
-pub async fn ask(request: wire::Move, peer: PeerCred, fds: Vec<OwnedFd>, desk: &Desk) -> Result<Moved, Failure> {
+pub async fn ask(request: wire::Move, asker: &Asker, fds: Vec<OwnedFd>, desk: &Desk) -> Result<Moved, Failure> {
     drop(fds);
-    let remote = in_space(peer.pid);
-    let number = if request.pid == 0 { remote.unwrap_or(peer.pid) } else { request.pid };
+    let remote = asker.number();
+    let number = if request.pid == 0 { remote.unwrap_or(asker.pid) } else { request.pid };
     let pid = Pid::new(number).filter(|p| p.get() > 1);
     let pid = pid.ok_or_else(|| failure(libc::EINVAL, format!("{number} is no process that can move")))?;
     if remote == Some(number) {
-        await_ghost(pid, desk).await?;
+        await_ghost(pid, asker.node(), desk).await?;
     }
     let unreadable = |e: bproc_sys::Error| failure(e.errno(), format!("process {pid} cannot be read: {e}"));
     let handle = PidFd::open(pid).map_err(unreadable)?;
@@ -129,15 +127,12 @@ pub async fn ask(request: wire::Move, peer: PeerCred, fds: Vec<OwnedFd>, desk: &
     let children: Vec<_> =
         process.children().map_err(unreadable)?.into_iter().filter_map(|c| caller::relative(c.get())).collect();
     let to = (request.node >= 0).then_some(NodeId(request.node));
-    let asker = Pid::new(peer.pid).and_then(|p| Process::open(p).ok()).and_then(|p| p.status().ok());
-    let mut gids: BTreeSet<u32> = asker.map(|s| s.groups.into_iter().collect()).unwrap_or_default();
-    gids.insert(peer.gid);
     let facts = MoveFacts {
         pid,
         parent: caller.parent,
         to,
-        uid: peer.uid,
-        gids,
+        uid: asker.uid,
+        gids: asker.gids(),
         owner: caller.owner,
         comm: caller.comm,
         relatives: caller.relatives.iter().filter_map(|r| Pid::new(r.pid)).collect(),
@@ -147,7 +142,7 @@ pub async fn ask(request: wire::Move, peer: PeerCred, fds: Vec<OwnedFd>, desk: &
     let (answer, place) = oneshot::channel();
     desk.facts.send(Fact::Client(ClientFact::Where(pid, answer))).await.ok();
     let local = place.await.map_err(ending)?.is_none();
-    if local && to.is_some() && (peer.uid == 0 || peer.uid == caller.owner) {
+    if local && to.is_some() && (asker.uid == 0 || asker.uid == caller.owner) {
         mover::survey(pid.get(), request.flags, request.files as u32).await.map_err(|f| refused(pid, f))?;
         let streams = own_streams(pid, request.socket != 0, desk).await?;
         (spec.streams, spec.stdio_token) = (streams.streams, streams.token);
@@ -163,12 +158,14 @@ pub async fn ask(request: wire::Move, peer: PeerCred, fds: Vec<OwnedFd>, desk: &
     result
 }
 
-/// A process that was forked on its node a moment ago may be quicker than its ghost.
-async fn await_ghost(pid: Pid, desk: &Desk) -> Result<(), Failure> {
+/// A process that was forked on its node a moment ago may be quicker than its ghost. A node speaks for its own
+/// processes only.
+async fn await_ghost(pid: Pid, speaks: Option<NodeId>, desk: &Desk) -> Result<(), Failure> {
     for _ in 0..GHOST_LOOKS {
         let (answer, place) = oneshot::channel();
         desk.facts.send(Fact::Client(ClientFact::Where(pid, answer))).await.ok();
-        let known = place.await.is_ok_and(|node| node.is_some());
+        let place = place.await.ok().flatten();
+        let known = place.is_some_and(|node| speaks.is_none_or(|speaks| speaks == node));
         if known && Process::open(pid).is_ok() {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! What nodes say: attaching, and the events of their processes.
 
 use super::link::{self, LinkFact};
-use super::{Actor, Attached, run};
+use super::{Actor, Attached, clients, run};
 use crate::owed::Owed;
 use bproc_common::errno;
 use bproc_common::id::{NodeId, Pid};
@@ -92,6 +92,16 @@ impl Actor {
         match body {
             from_node::Body::Ack(number) => self.core.orders_acknowledged(node, number, out),
             from_node::Body::Pong(pong) => self.gauges.entry(node).or_default().pong = pong,
+            from_node::Body::Ask(ask) => {
+                let (desk, to) = (self.desk.clone(), self.links.get(&node).map(|link| link.to.clone()));
+                tokio::spawn(async move {
+                    let answer = clients::answer_node(node, *ask, desk).await;
+                    if let Some(to) = to {
+                        // A link that broke meanwhile: the node has told the asker.
+                        let _ = to.send(Ok(ToNode { body: Some(to_node::Body::Answer(Box::new(answer))) }));
+                    }
+                });
+            }
             from_node::Body::Hello(_) => tracing::warn!(%node, "a second hello; ignored"),
             from_node::Body::Event(event) => {
                 let number = event.number;

@@ -91,7 +91,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
     let (ghost_path, socket_path) = (ghost.clone(), ghost_socket.clone());
     let desk =
         Desk { facts: facts.clone(), iod: iod.clone(), changes: watched, ghost, ghost_socket, travel: travel.clone() };
-    clients::serve(&bproc_config::paths::agent_socket_in(&dir), desk).await?;
+    clients::serve(&bproc_config::paths::agent_socket_in(&dir), desk.clone())?;
 
     let nodes: Vec<_> = nodes(&config).collect();
     let leases = leases(&config)?;
@@ -108,6 +108,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         keeper_settings,
         iod: iod.clone(),
         gate,
+        desk,
         kernel,
         travel,
         attributes: Default::default(),

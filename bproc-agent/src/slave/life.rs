@@ -40,6 +40,7 @@ impl Actor {
         self.traveller.forget_views();
         // The link stands for one life: it is made again for the next.
         self.to_master = None;
+        self.asks_lost();
         self.init = None;
         self.for_init.clear();
         self.halves.clear();

@@ -93,6 +93,9 @@ impl Dialer {
         };
         let patience = Duration::from_secs(welcome.ping_timeout_s.max(2).into());
         self.facts.send(Fact::Linked(Box::new(welcome), to)).await.ok();
+        if super::clients::is_elsewhere(master).await {
+            self.facts.send(Fact::Elsewhere).await.ok();
+        }
         // The master pings three times in this time: silence means that it cannot be reached.
         while let Ok(Some(Ok(message))) = tokio::time::timeout(patience, stream.next()).await {
             self.facts.send(Fact::Master(Box::new(message))).await.ok();

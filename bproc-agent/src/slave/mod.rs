@@ -2,9 +2,10 @@
 //!
 //! - [`space`]: the pid namespace and its record · [`spawn`]: skeletons and exec · [`link`]: to the master
 //! - [`moving`]: processes that come and go while they run
-//! - `orders`: what the master orders
+//! - `orders`: what the master orders · `clients`: what is asked on this machine
 //! - [`table`]: processes, and what the kernel tells of them · [`run`]: start-up · [`life`]: lives of the node
 
+mod clients;
 pub mod delivery;
 pub mod life;
 pub mod link;
@@ -60,6 +61,12 @@ pub enum Fact {
     Master(Box<ToNode>),
     /// The link broke.
     Unlinked,
+    /// The master's machine is another one.
+    Elsewhere,
+    /// No other agent has the machine's socket now.
+    CounterIsFree(std::fs::File),
+    /// Somebody on this machine asks.
+    Ask(Box<wire::Ask>, oneshot::Sender<bproc_proto::client::reply::Body>),
     /// The master refuses this life of the node: end it and begin anew.
     Fenced,
     /// A process was made and is about to exec: pid in the space and here.
@@ -145,6 +152,7 @@ pub struct Actor {
     listen: IpAddr,
     /// Certificates.
     gate: Gate,
+    asks: clients::Asks,
 }
 
 impl Actor {
@@ -236,7 +244,13 @@ impl Actor {
                 self.heard = Instant::now();
                 self.master(*message);
             }
-            Fact::Unlinked => self.to_master = None,
+            Fact::Unlinked => {
+                self.to_master = None;
+                self.asks_lost();
+            }
+            Fact::Elsewhere => self.open_counter(),
+            Fact::CounterIsFree(lock) => self.counter_is_free(lock),
+            Fact::Ask(ask, answer) => self.ask(*ask, answer),
             Fact::Fenced => {
                 tracing::warn!("the master declared this life of the node dead; beginning anew");
                 self.begin_anew().await;
@@ -278,6 +292,7 @@ impl Actor {
     }
 
     fn linked(&mut self, welcome: &wire::Welcome, to: mpsc::UnboundedSender<FromNode>) {
+        self.asks_lost();
         self.heard = Instant::now();
         self.stdio_address.clone_from(&welcome.stdio_address);
         self.traveller.master_is_at(&welcome.files_address);
@@ -325,6 +340,7 @@ impl Actor {
     fn master(&mut self, message: ToNode) {
         match message.body {
             Some(to_node::Body::Ack(number)) => self.events.acknowledged(number),
+            Some(to_node::Body::Answer(answer)) => self.answered(*answer),
             Some(to_node::Body::Ping(ping)) => {
                 self.renew_lease();
                 let pong = wire::Pong { id: ping.id, processes: self.table.len() as u32, ..table::gauges() };

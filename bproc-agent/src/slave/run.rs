@@ -134,6 +134,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         ended_early: HashMap::new(),
         listen: from.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         gate: gate.clone(),
+        asks: Default::default(),
         dir,
     };
     actor.watch_init();

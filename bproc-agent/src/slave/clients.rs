@@ -1,0 +1,134 @@
+//! What is asked on this machine, where the master's is another one: the node's agent passes it on by its link, with
+//! what the kernel says of who asks. Several nodes on one machine take turns: one has the socket, the others wait for
+//! its end.
+
+use super::{Actor, Fact};
+use crate::local::{self, Counter, fail};
+use anyhow::{Context, Result};
+use bproc_common::id::Pid;
+use bproc_proto::client::{Request, reply, request};
+use bproc_proto::link::{Answer, Ask, FromNode, from_node};
+use bproc_sys::process::Process;
+use bproc_sys::seqpacket::PeerCred;
+use std::collections::HashMap;
+use std::fs::File;
+use std::net::UdpSocket;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Questions that the master has not answered yet.
+#[derive(Default)]
+pub struct Asks {
+    last: u64,
+    open: HashMap<u64, oneshot::Sender<reply::Body>>,
+    /// Whoever has this lock has the machine's socket.
+    lock: Option<File>,
+    waiting: bool,
+}
+
+/// Passes on what is asked.
+#[derive(Clone)]
+struct Relay {
+    facts: mpsc::Sender<Fact>,
+}
+
+impl Counter for Relay {
+    async fn answer(&self, request: request::Body, peer: PeerCred, fds: Vec<OwnedFd>) -> reply::Body {
+        drop(fds);
+        let status = Pid::new(peer.pid).and_then(|p| Process::open(p).ok()).and_then(|p| p.status().ok());
+        let ask = Ask {
+            number: 0,
+            pid: peer.pid,
+            uid: peer.uid,
+            gid: peer.gid,
+            groups: status.map(|s| s.groups).unwrap_or_default(),
+            request: Some(Request { body: Some(request) }),
+        };
+        let (answer, receiver) = oneshot::channel();
+        self.facts.send(Fact::Ask(Box::new(ask), answer)).await.ok();
+        receiver.await.unwrap_or_else(|_| fail(libc::EAGAIN, "the agent is ending; try again"))
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
+}
+
+/// True when a master's address (HOST:PORT) is none of this machine's.
+pub async fn is_elsewhere(master: &str) -> bool {
+    let Ok(addresses) = tokio::net::lookup_host(master).await else { return false };
+    addresses.into_iter().all(|address| UdpSocket::bind((address.ip(), 0)).is_err())
+}
+
+impl Actor {
+    /// The master's machine is another one: this one needs somebody who can be asked.
+    pub(super) fn open_counter(&mut self) {
+        if std::mem::replace(&mut self.asks.waiting, true) {
+            return;
+        }
+        let (path, facts) = (self.counter().with_extension("lock"), self.facts.clone());
+        let waiting = move || match locked(&path) {
+            Ok(lock) => drop(facts.blocking_send(Fact::CounterIsFree(lock))),
+            Err(error) => tracing::error!(error = %format!("{error:#}"), "nothing can be asked on this machine"),
+        };
+        if let Err(error) = std::thread::Builder::new().name("counter".into()).spawn(waiting) {
+            tracing::error!(%error, "nothing can be asked on this machine");
+        }
+    }
+
+    fn counter(&self) -> PathBuf {
+        bproc_config::paths::agent_socket_in(self.dir.parent().unwrap_or(&self.dir))
+    }
+
+    pub(super) fn counter_is_free(&mut self, lock: File) {
+        self.asks.lock = Some(lock);
+        match local::serve(&self.counter(), Relay { facts: self.facts.clone() }) {
+            Ok(()) => tracing::debug!("serves programs of this machine"),
+            Err(error) => tracing::error!(error = %format!("{error:#}"), "nothing can be asked on this machine"),
+        }
+    }
+
+    pub(super) fn ask(&mut self, ask: Ask, answer: oneshot::Sender<reply::Body>) {
+        let Some(to) = &self.to_master else {
+            let _ = answer.send(fail(libc::EAGAIN, "the node is cut off from its master at the moment; try again"));
+            return;
+        };
+        self.asks.last += 1;
+        let number = self.asks.last;
+        let pid = in_space(ask.pid, self.space.record.pid_ns).unwrap_or(0);
+        let _ = to.send(FromNode { body: Some(from_node::Body::Ask(Box::new(Ask { number, pid, ..ask }))) });
+        self.asks.open.insert(number, answer);
+    }
+
+    pub(super) fn answered(&mut self, answer: Answer) {
+        let Some(asker) = self.asks.open.remove(&answer.number) else { return };
+        let body = answer.reply.and_then(|reply| reply.body);
+        let _ = asker.send(body.unwrap_or_else(|| fail(libc::EPROTO, "the master's answer cannot be read")));
+    }
+
+    /// The link is lost, and with it what was asked over it.
+    pub(super) fn asks_lost(&mut self) {
+        for (_, asker) in self.asks.open.drain() {
+            let _ = asker.send(fail(libc::EIO, "the link to the master broke; whether it was done is not known"));
+        }
+    }
+}
+
+fn locked(path: &Path) -> Result<File> {
+    let file = File::options().create(true).truncate(false).write(true).open(path);
+    let file = file.with_context(|| format!("opening {}", path.display()))?;
+    file.lock().with_context(|| format!("locking {}", path.display()))?;
+    Ok(file)
+}
+
+/// Number of a process in this space and no other: anybody can make a namespace with the numbers that he wants.
+fn in_space(host_pid: i32, pid_ns: u64) -> Option<i32> {
+    let process = Process::open(Pid::new(host_pid)?).ok()?;
+    let space = std::fs::metadata(format!("/proc/{host_pid}/ns/pid")).ok()?;
+    if space.ino() != pid_ns {
+        return None;
+    }
+    process.status().ok()?.ns_pids.last().copied()
+}
