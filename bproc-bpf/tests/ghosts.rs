@@ -3,7 +3,7 @@
 mod common;
 
 use bproc_bpf::Role;
-use bproc_common::event::kind;
+use bproc_common::event::{Event, kind};
 use common::{collect, fork, kill, monitor, of, text, wait};
 
 /// A process of ours that waits for a signal.
@@ -79,6 +79,31 @@ fn the_sender_has_its_real_uid() {
     let events = collect(&mut monitor, |events| !events.is_empty());
     assert_eq!(events[0].arg2, sender as u32, "{}", text(&events));
     assert_eq!((events[0].arg3, events[0].uid), (4242, 4242));
+}
+
+#[test]
+fn a_stop_signal_to_a_stopped_ghost_is_told() {
+    let Some(mut monitor) = monitor(Role::Master) else {
+        return;
+    };
+    let ghost = sleeper();
+    monitor.add_ghost(ghost as u32).expect("add");
+    let unread = |events: &[Event]| of(events, kind::UNREAD).iter().map(|e| e.arg as i32).collect::<Vec<_>>();
+    kill(ghost, libc::SIGSTOP);
+    let mut status = 0;
+    // SAFETY: a child of ours and a valid place for its status.
+    assert_eq!(unsafe { libc::waitpid(ghost, &mut status, libc::WUNTRACED) }, ghost);
+    assert!(libc::WIFSTOPPED(status));
+    kill(ghost, libc::SIGTSTP);
+    kill(ghost, libc::SIGSTOP);
+    kill(ghost, libc::SIGCONT);
+    kill(ghost, libc::SIGKILL);
+    wait(ghost);
+    let events = collect(&mut monitor, |events| of(events, kind::SIGNAL).iter().any(|e| e.arg == libc::SIGKILL as u32));
+    // The first one met a running ghost: the keeper tells of that.
+    assert_eq!(unread(&events), [libc::SIGTSTP, libc::SIGSTOP], "{}", text(&events));
+    let from = of(&events, kind::UNREAD)[0];
+    assert_eq!((from.code, from.arg2), (0, std::process::id()));
 }
 
 #[test]

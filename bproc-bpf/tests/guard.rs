@@ -55,6 +55,7 @@ fn only_keepers_trace_ghosts() {
     assert_eq!(refused.len(), 1, "{}", text(&events));
     assert_eq!((refused[0].pid, refused[0].arg2, refused[0].arg3), (ghost as u32, me, 0));
     assert_ne!(refused[0].arg & 2, 0);
+    eprintln!("EXERCISED eBPF: LSM ptrace_access_check refuses");
 }
 
 #[test]
@@ -85,4 +86,5 @@ fn forks_stay_in_the_lease() {
     let free = Space::new(|| if wait(fork(|| 0)) == 0 { 7 } else { 8 });
     free.go();
     assert_eq!(free.end(), 7);
+    eprintln!("EXERCISED eBPF: LSM task_alloc refuses");
 }

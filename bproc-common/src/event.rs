@@ -159,6 +159,9 @@ pub mod kind {
     pub const FREE: u32 = 7;
     /// SIGKILL, SIGSTOP or SIGCONT was sent to a ghost.
     pub const SIGNAL: u32 = 8;
+    /// A stop signal (SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU) was sent to a ghost that is stopped. It waits there until a
+    /// SIGCONT takes it away, so the ghost never reads it: nobody else tells of it. Fields as of [`SIGNAL`].
+    pub const UNREAD: u32 = 11;
     /// A process of the master's own was given a pid beyond the boundary of local pids.
     pub const BEYOND: u32 = 9;
     /// Someone asked to trace a ghost and was refused (LSM): `arg` is the access mode,

@@ -38,6 +38,8 @@ const SIGSTOP: i32 = 19;
 const SIGTTOU: i32 = 22;
 /// `signal->flags`: init of a namespace, stopped only by SIGSTOP from outside.
 const SIGNAL_UNKILLABLE: u32 = 0x40;
+/// `signal->flags`: all threads have stopped.
+const SIGNAL_STOP_STOPPED: u32 = 1;
 const SI_USER: i32 = 0;
 const SI_QUEUE: i32 = -1;
 const SI_KERNEL: i32 = 0x80;
@@ -300,7 +302,7 @@ unsafe fn on_deliver(sig: i32, action: Ptr) -> Option<()> {
     }
 }
 
-/// CONT in a space; SIGNAL to a ghost for what a ghost cannot see itself.
+/// CONT in a space; SIGNAL and UNREAD to a ghost for what a ghost cannot see itself.
 #[btf_tracepoint(function = "signal_generate")]
 pub fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: arguments of the tracepoint: signal, info, task. `info` may be a
@@ -311,7 +313,8 @@ pub fn signal_generate(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 unsafe fn on_generate(sig: i32, info: u64, task: Ptr) -> Option<()> {
-    if sig != SIGKILL && sig != SIGCONT && sig != SIGSTOP {
+    let stops = (SIGSTOP..=SIGTTOU).contains(&sig);
+    if sig != SIGKILL && sig != SIGCONT && !stops {
         return None;
     }
     // SAFETY: task is a pointer from the tracepoint.
@@ -332,11 +335,20 @@ unsafe fn on_generate(sig: i32, info: u64, task: Ptr) -> Option<()> {
         if told {
             emit(|event| describe(event, kind::CONT));
         }
-        if ghost {
+        let tell = |kind: u32| {
             emit(|event| {
-                describe(event, kind::SIGNAL);
+                describe(event, kind);
                 add_sender(event, info, &space);
             });
+        };
+        if ghost && sig <= SIGSTOP {
+            tell(kind::SIGNAL);
+        }
+        if ghost && stops {
+            let signal = task::follow(task, off!(task_signal))?;
+            if task::load::<u32>(signal, off!(signal_flags)) & SIGNAL_STOP_STOPPED != 0 {
+                tell(kind::UNREAD);
+            }
         }
     }
     Some(())

@@ -156,7 +156,7 @@ impl Ghost {
         }
     }
 
-    fn take_signals(&mut self) {
+    pub(crate) fn take_signals(&mut self) {
         let mut info = SigInfo::ZERO;
         while self.queue.has_room() && sys::take_signal(&mut info).is_ok() {
             let (signal, code) = (info.signal(), info.code());

@@ -36,6 +36,8 @@ pub(crate) fn stop(ghost: &mut Ghost, msg: &Msg) -> sys::Result<Answer> {
         sys::set_action(signal, Action::Default)?;
     }
     ghost.answer(msg.tag, Ok(().into()));
+    // The kernel drops a SIGCONT that waits when a stop signal comes: it would be lost.
+    ghost.take_signals();
     sys::raise(signal);
     if signal != sig::STOP {
         sys::set_mask(!bit(signal));

@@ -119,6 +119,7 @@ impl Cluster {
         }
         cluster.wait_up()?;
         cluster.lasting.replace(leftover::lasting(&cluster.name)?);
+        cluster.tell_exercised();
         Ok(cluster)
     }
 

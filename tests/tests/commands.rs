@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -240,10 +240,8 @@ fn processes_in_the_list(cluster: &Cluster) -> Result<()> {
 fn ghosts_look_like_their_processes(cluster: &Cluster) -> Result<()> {
     let line = "exec bpsh 1 bash -c 'sleep 88 & exec -a renamed sleep 99'";
     let mut command = cluster.command("bash");
-    let mut shell = bproc_tests::run::tie(command.args(["-c", line]))
-        .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::null())
-        .spawn()?;
+    let mut shell =
+        bproc_tests::run::tie(command.args(["-c", line])).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
     let looks = |ghost: &Proc| fs::read(format!("/proc/{}/cmdline", ghost.pid)).unwrap_or_default();
     let result = eventually("both ghosts look right", SOON, || {
         let ghosts = cluster.ghosts();
@@ -261,6 +259,28 @@ fn ghosts_look_like_their_processes(cluster: &Cluster) -> Result<()> {
     for ghost in cluster.ghosts() {
         let _ = bproc_tests::cluster::signal_to(ghost.pid, libc::SIGKILL);
     }
+    cluster.quiet()
+}
+
+/// Not even root reads a ghost's memory, where the kernel takes the program that refuses it.
+fn ghosts_are_guarded(cluster: &Cluster) -> Result<()> {
+    const GUARD: &str = "guard_ptrace";
+    if !cluster.attached().contains(GUARD) {
+        println!("skipped: this kernel refuses the LSM program {GUARD}");
+        return Ok(());
+    }
+    let mut command = cluster.command("bpsh");
+    let mut bpsh = bproc_tests::run::tie(command.args(["1", "sleep", "1000"])).stdin(Stdio::null()).spawn()?;
+    let ghost = eventually("its ghost is there", SOON, || {
+        let ghosts = cluster.ghosts();
+        Ok(ghosts.into_iter().find(|ghost| ghost.comm == "sleep").ok_or_else(|| "there is none".to_owned()))
+    });
+    let read = ghost.map(|ghost| bproc_tests::procs::peek(ghost.pid));
+    bpsh.kill()?;
+    bpsh.wait()?;
+    let refused = read?;
+    ensure!(refused == Err(libc::EPERM), "reading a ghost: {refused:?}");
+    println!("EXERCISED cluster: LSM refuses root to read a ghost");
     cluster.quiet()
 }
 
@@ -319,6 +339,7 @@ fn main() -> ExitCode {
         Test::new("permission_of_nodes", permission_of_nodes),
         Test::new("processes_in_the_list", processes_in_the_list),
         Test::new("ghosts_look_like_their_processes", ghosts_look_like_their_processes),
+        Test::new("ghosts_are_guarded", ghosts_are_guarded),
         Test::new("scripts", scripts),
         Test::new("time_option", time_option),
         Test::new("attributes_of_nodes", attributes_of_nodes),

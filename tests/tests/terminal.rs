@@ -139,21 +139,25 @@ fn background(cluster: &Cluster) -> Result<()> {
 }
 
 fn hang_up(cluster: &Cluster) -> Result<()> {
-    let mark = cluster.dir().join("log/hung-up");
+    let dir = cluster.dir().join("log");
     let mut person = session(cluster)?;
     // The handler may run twice, natively too: the shell hangs its jobs up, and so does the kernel when the shell ends.
     let script = format!(
-        "\\$SIG{{HUP}} = sub {{ open F, '>>', '{}'; print F \\$\\$, chr 10; exit }}; sleep 1000",
-        mark.display()
+        "sub note {{ open F, '>>', '{}/'.shift(); print F \\$\\$, chr 10; close F }}; \
+         \\$SIG{{HUP}} = sub {{ note('hung-up'); exit }}; note('ready'); sleep 1000",
+        dir.display()
     );
+    let both = |file: &str| {
+        eventually(&format!("both programs are in the file {file}"), SOON, || {
+            let said = std::fs::read_to_string(dir.join(file)).unwrap_or_default();
+            let both: std::collections::BTreeSet<&str> = said.lines().collect();
+            Ok(if both.len() == 2 { Ok(()) } else { Err(format!("it has {said:?}")) })
+        })
+    };
     person.type_in(&format!("bpsh 0-1 perl -e \"{script}\"\n"))?;
-    programs(cluster, "perl", 2, "S")?;
+    both("ready")?;
     person.hang_up()?;
-    eventually("both say that they were hung up", SOON, || {
-        let said = std::fs::read_to_string(&mark).unwrap_or_default();
-        let both: std::collections::BTreeSet<&str> = said.lines().collect();
-        Ok(if both.len() == 2 { Ok(()) } else { Err(format!("they say {said:?}")) })
-    })?;
+    both("hung-up")?;
     cluster.quiet()
 }
 

@@ -4,7 +4,7 @@
 //! A VM is a Debian kernel ([`kernels`]), a root file system made of the host's
 //! own programs and the staged tree ([`rootfs`], [`cpio`]), and `bproc-guest` as
 //! init, which runs a list of jobs and reports on a serial line. qemu emulates
-//! the processor ([`machine`]); what comes out becomes tables ([`results`]).
+//! the processor ([`machine`]); what comes out ([`results`]) becomes [`tables`].
 //!
 //! The guest has the staged tree, the tests and their programs at the same
 //! paths as the host, so paths that are compiled in keep working.
@@ -16,6 +16,7 @@ mod machine;
 mod programs;
 mod results;
 mod rootfs;
+mod tables;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -136,7 +137,7 @@ pub fn run(args: Args) -> Result<()> {
             let jobs = [Job::new("command", limit, &line)];
             let outcomes = each(&kernel, &jobs, &extras, true)?;
             if outcomes.len() > 1 {
-                results::print(&outcomes);
+                tables::print(&outcomes);
             }
             verdict(&outcomes)
         }
@@ -144,7 +145,7 @@ pub fn run(args: Args) -> Result<()> {
             let jobs = [Job::new("a", limit, &a), Job::new("b", limit, &b)];
             let [a, b] = jobs;
             let outcomes = run_pair([&kernel_a, &kernel_b], [vec![a], vec![b]], &[])?;
-            results::print(&outcomes);
+            tables::print(&outcomes);
             verdict(&outcomes)
         }
         Task::Test { kernel, package, test, filter } => run_chosen(&kernel, &package, &test, &filter),
@@ -202,7 +203,7 @@ fn run_chosen(kernels: &[String], packages: &[String], tests: &[String], filters
     }
     extras.extend(compiler::files()?);
     let outcomes = each(kernels, &jobs, &extras, false)?;
-    results::print(&outcomes);
+    tables::print(&outcomes);
     verdict(&outcomes)
 }
 

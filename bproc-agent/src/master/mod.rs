@@ -34,6 +34,7 @@ use bproc_proto::client::Moved;
 use bproc_proto::link::{ToNode, to_node};
 use bproc_proto::{Failure, SpawnSpec};
 use bproc_sys::process::FileId;
+use bproc_sys::signal::SigInfo;
 use clients::ClientFact;
 use link::LinkFact;
 use std::collections::{HashMap, HashSet};
@@ -331,6 +332,11 @@ impl Actor {
                 if event.arg == libc::SIGKILL as u32 && self.ghosts.contains_key(&pid) {
                     self.core.at_gate(pid, out);
                 }
+            }
+            event::kind::UNREAD => {
+                let Some(pid) = i32::try_from(event.pid).ok().and_then(Pid::new) else { return };
+                let siginfo = SigInfo::with(event.arg as i32, event.code, event.arg2 as i32, event.arg3);
+                self.core.unread_stop(pid, siginfo.0.to_vec(), out);
             }
             event::kind::BEYOND => run::turn_cursor_back(self.config.pids.boundary),
             _ => {}

@@ -5,13 +5,15 @@
 //! wire; the rules that keep a late report from overwriting a newer wish:
 //! - a stop of the ghost that came from here outranks a "continued" of the node until the node confirms the stop;
 //! - while a SIGCONT is on its way, or with a ghost that has not passed it on yet, a "stopped" of the node is old news;
-//! - a ghost that stops as told, though the process has gone on since, is woken.
+//! - a ghost that stops as told, though the process has gone on since, is woken;
+//! - a stop signal that finds the ghost stopped is passed on at once, for waking the ghost would lose it.
 
 use super::model::{Action, GhostCommand, Order, Stopped};
 use super::{Master, Out};
 use bproc_common::id::{NodeId, Pid};
 
 const SIGCONT: i32 = 18;
+const SIGSTOP: i32 = 19;
 /// SIGTSTP, SIGTTIN, SIGTTOU.
 const TERMINAL_STOPS: [i32; 3] = [20, 21, 22];
 
@@ -54,6 +56,20 @@ impl Master {
         self.order(node, Order::Signal { pid, number, siginfo }, out);
         if stop_again {
             self.order(node, Order::Stop(pid), out);
+        }
+    }
+
+    /// eBPF: a stop signal came to a ghost that is stopped, and can never be read there: the SIGCONT that lets the ghost
+    /// go on takes it away. The ghost may only be late, and its process have gone on, so it is that one's.
+    pub fn unread_stop(&mut self, pid: Pid, siginfo: Vec<u8>, out: &mut Out) {
+        let Some(process) = self.processes.get(&pid) else { return };
+        let (Some(node), None) = (process.node, process.end) else { return };
+        if siginfo.first_chunk().map(|b| i32::from_ne_bytes(*b)) == Some(SIGSTOP) {
+            if !self.on_its_way(pid) {
+                self.order(node, Order::Stop(pid), out);
+            }
+        } else if let Some(siginfo) = self.hold_signal(pid, 0, siginfo) {
+            self.order(node, Order::Signal { pid, number: 0, siginfo }, out);
         }
     }
 

@@ -170,6 +170,29 @@ fn a_continue_that_a_terminal_stop_drops_is_made_up_for() {
 }
 
 #[test]
+fn a_stop_that_finds_the_ghost_stopped_reaches_its_process() {
+    let mut m = up();
+    running(&mut m, 50);
+    let mut out = vec![];
+    // Its process goes on already, and the ghost stops only now, as it was told.
+    m.stopped(pid(50), 20, &mut out);
+    m.ghost_signal(pid(50), 1, siginfo(18), &mut out);
+    m.ghost_stopped(pid(50), true, &mut out);
+    out.clear();
+    m.unread_stop(pid(50), siginfo(20), &mut out);
+    assert!(matches!(orders(&out)[..], [Order::Signal { number: 0, .. }]), "{out:?}");
+    out.clear();
+    m.continued(pid(50), &mut out);
+    assert_eq!(out, [Action::WakeGhost(pid(50))]);
+    out.clear();
+    m.stopped(pid(50), 20, &mut out);
+    assert_eq!(out, [Action::Ghost(pid(50), GhostCommand::Stop(20))]);
+    out.clear();
+    m.unread_stop(pid(50), siginfo(19), &mut out);
+    assert_eq!(orders(&out), [Order::Stop(pid(50))]);
+}
+
+#[test]
 fn a_late_stopped_is_old_news_before_the_ghost_has_passed_on_its_continue() {
     let mut m = up();
     running(&mut m, 50);

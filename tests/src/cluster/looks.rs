@@ -1,5 +1,6 @@
 //! Who is there: what runs for a cluster on this machine, and whether all is quiet.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,6 +19,20 @@ impl Cluster {
         let program = self.dir().join("libexec/bproc/bproc-keeper");
         let keeper = procs::all().into_iter().find(|process| process.exe == program).context("no keeper runs")?;
         Ok(keeper.pid)
+    }
+
+    /// The eBPF programs that the agents have attached, by their names; those that the kernel refuses are not among them.
+    pub fn attached(&self) -> BTreeSet<String> {
+        let pins = self.lasting.borrow();
+        let links = pins.iter().filter_map(|pin| pin.rsplit_once("/link-")).map(|(_, name)| name.to_owned());
+        links.collect()
+    }
+
+    /// Tells what of the kernel this cluster uses, for the tables of `cargo xtask vm`.
+    pub(super) fn tell_exercised(&self) {
+        if std::env::var_os("BPROC_VM").is_some() {
+            self.attached().iter().for_each(|name| println!("EXERCISED cluster: eBPF program {name} attached"));
+        }
     }
 
     /// The pid of the stdio service of an agent.

@@ -1,5 +1,5 @@
 //! What came out of a VM: the guest's result lines (see `guest/src/report.rs`),
-//! the console, qemu's own end; and the tables made of them.
+//! the console, qemu's own end. The tables are in [`super::tables`].
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -60,10 +60,15 @@ impl JobResult {
     }
 
     /// Names of the tests that failed, from the list at the end of the output.
-    fn failed_tests(&self) -> Vec<&str> {
+    pub(super) fn failed_tests(&self) -> Vec<&str> {
         let list = self.output.iter().rposition(|line| line == "failures:");
         let lines = self.output.iter().skip(list.map_or(self.output.len(), |at| at + 1));
         lines.map_while(|line| line.strip_prefix("    ")).collect()
+    }
+
+    /// Why tests, or parts of them, were not run there: each reason as often as it was said. Such tests count as passed.
+    pub(super) fn skipped(&self) -> Vec<&str> {
+        self.output.iter().filter_map(|line| line.split_once(SKIPPED)).map(|(_, why)| why.trim()).collect()
     }
 
     /// Counts of a Rust test program, or the outcome itself.
@@ -79,8 +84,7 @@ impl JobResult {
                     .collect::<Vec<_>>()
                     .join(", ")
             });
-        let skipped = self.output.iter().filter(|line| line.contains(SKIPPED));
-        let skipped = skipped.count();
+        let skipped = self.skipped().len();
         let counts = counts.map(|mut counts| {
             if skipped > 0 {
                 counts.push_str(&format!(", of which {skipped} skipped"));
@@ -190,76 +194,6 @@ impl Outcome {
             (code, None) => Some(format!("qemu ended with {code:?}, results are not complete")),
         };
     }
-}
-
-/// Prints rows as columns of equal width.
-fn columns(rows: &[Vec<String>]) {
-    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..count)
-        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))
-        .collect();
-    for row in rows {
-        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        println!("{}", line.join("  ").trim_end());
-    }
-}
-
-fn row(cells: &[&str]) -> Vec<String> {
-    cells.iter().map(|&cell| cell.to_owned()).collect()
-}
-
-/// Prints the tables: what passed where, what was exercised where.
-pub(super) fn print(outcomes: &[Outcome]) {
-    let mut rows = vec![row(&["KERNEL", "TEST", "RESULT", "SECONDS", ""])];
-    for outcome in outcomes {
-        let kernel = if outcome.release.is_empty() { &outcome.series } else { &outcome.release };
-        for job in &outcome.jobs {
-            let result = if job.passed() { "ok" } else { "FAILED" };
-            let mut detail = job.detail();
-            if !job.left.is_empty() {
-                detail.push_str(&format!(" (left behind: {})", job.left.join(", ")));
-            }
-            let seconds = format!("{:.1}", job.seconds);
-            rows.push(row(&[kernel, &job.name, result, &seconds, &detail]));
-        }
-        let result = if outcome.broken.is_some() { "FAILED" } else { "ok" };
-        let boot = format!(
-            "boot {:.1}{}",
-            outcome.boot.as_secs_f64(),
-            outcome.broken.as_ref().map_or(String::new(), |why| format!(", {why}"))
-        );
-        let total = format!("{:.1}", outcome.total.as_secs_f64());
-        rows.push(row(&[kernel, "(whole VM)", result, &total, &boot]));
-    }
-    columns(&rows);
-    exercised(outcomes);
-    let mut head = "\nFailed tests:\n";
-    for outcome in outcomes {
-        for job in outcome.jobs.iter().filter(|job| !job.passed()) {
-            for test in job.failed_tests() {
-                println!("{head}  {} {} {test}", outcome.series, job.name);
-                head = "";
-            }
-        }
-    }
-}
-
-fn exercised(outcomes: &[Outcome]) {
-    let all: BTreeSet<&String> = outcomes.iter().flat_map(|one| &one.exercised).collect();
-    if all.is_empty() {
-        return;
-    }
-    println!();
-    let heads = outcomes.iter().map(|one| one.series.clone());
-    let mut rows = vec![std::iter::once("EXERCISED".to_owned()).chain(heads).collect()];
-    for feature in all {
-        let marks = outcomes.iter().map(|one| {
-            let mark = if one.exercised.contains(feature) { "yes" } else { "-" };
-            mark.to_owned()
-        });
-        rows.push(std::iter::once(feature.clone()).chain(marks).collect());
-    }
-    columns(&rows);
 }
 
 #[cfg(test)]
