@@ -1,6 +1,7 @@
 //! Running processes go elsewhere: small ones and a large one, beside CRIU and a bare connection; and what the calls
 //! of the library take beside the system's own.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -78,9 +79,11 @@ struct Ready {
 }
 
 impl Ready {
-    fn start(command: &mut Command) -> Result<Self> {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        sys::tie(command, true);
+    fn start(line: &[&OsStr]) -> Result<Self> {
+        let (program, arguments) = line.split_first().context("no program")?;
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        sys::tie(&mut command, true);
         let mut child = command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
         let ready = Self { pid: child.id() as i32 };
         let mut word = [0];
@@ -112,10 +115,10 @@ fn moved(cluster: &Cluster, pid: i32, runs: usize) -> Result<(Samples, Samples)>
     Ok((still, whole))
 }
 
-fn by_criu(criu: &Criu, command: &mut Command, runs: usize) -> Result<Samples> {
+fn by_criu(criu: &Criu, line: &[&OsStr], runs: usize) -> Result<Samples> {
     let mut both = Samples::new();
     for _ in 0..runs {
-        let ready = Ready::start(command)?;
+        let ready = Ready::start(line)?;
         let (dump, restore) = criu.dump_and_restore(ready.pid)?;
         both.add(dump + restore);
     }
@@ -161,24 +164,19 @@ fn bare_connection(mib: usize, fresh: bool) -> Result<f64> {
 fn small(setup: &Setup, cluster: &Cluster, programs: &Programs, criu: Option<&Criu>) -> Result<()> {
     let runs = setup.runs.unwrap_or(60);
     let mut report = Report::new("moves", "ms");
-    let mut python = Command::new("python3");
-    python.args(["-c", PYTHON]);
-    let cases = [
-        ("static C", Command::new(&programs.small_static)),
-        ("dynamic C", Command::new(&programs.small)),
-        ("python3", python),
+    let cases: [(&str, &[&OsStr]); 3] = [
+        ("static C", &[programs.small_static.as_os_str()]),
+        ("dynamic C", &[programs.small.as_os_str()]),
+        ("python3", &["python3".as_ref(), "-c".as_ref(), PYTHON.as_ref()]),
     ];
-    for (name, mut command) in cases {
-        let ready = Ready::start(&mut command)?;
+    for (name, line) in cases {
+        let ready = Ready::start(line)?;
         let (still, whole) = moved(cluster, ready.pid, runs)?;
         drop(ready);
         report.row(format!("{name}, stands still"), still);
         report.row(format!("{name}, bpmove's call"), whole);
         if let Some(criu) = criu {
-            report.row(
-                format!("{name}, CRIU {} dump and restore", criu.version()),
-                by_criu(criu, &mut command, runs / 6 + 1)?,
-            );
+            report.row(format!("{name}, CRIU {} dump and restore", criu.version()), by_criu(criu, line, runs / 6 + 1)?);
         }
     }
     report.row("dynamic C, bproc_move from call to return", calls(cluster, programs, "move", runs)?);
@@ -192,9 +190,9 @@ fn large(setup: &Setup, cluster: &Cluster, programs: &Programs, criu: Option<&Cr
     let runs = setup.runs.unwrap_or(6).min(12);
     let mib = setup.mib;
     let mut report = Report::new("large-move", "ms");
-    let mut command = Command::new(&programs.small_static);
-    command.arg(mib.to_string());
-    let ready = Ready::start(&mut command)?;
+    let size = mib.to_string();
+    let line = [programs.small_static.as_os_str(), size.as_ref()];
+    let ready = Ready::start(&line)?;
     let (still, whole) = moved(cluster, ready.pid, runs)?;
     drop(ready);
     report.row(format!("{mib} MiB, bpmove's call"), whole);
@@ -204,7 +202,7 @@ fn large(setup: &Setup, cluster: &Cluster, programs: &Programs, criu: Option<&Cr
         report.row(format!("as many bytes over TCP, {name}"), Samples::from_iter(times?));
     }
     if let Some(criu) = criu {
-        report.row(format!("CRIU {}, dump and restore, tmpfs", criu.version()), by_criu(criu, &mut command, 3)?);
+        report.row(format!("CRIU {}, dump and restore, tmpfs", criu.version()), by_criu(criu, &line, 3)?);
     }
     report.finish(setup)
 }

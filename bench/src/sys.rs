@@ -85,10 +85,12 @@ pub fn adopt_orphans() {
 
 /// What is started with this ends with this process, and leads a session of its own if asked to.
 pub fn tie(command: &mut Command, session: bool) {
-    // SAFETY: prctl and setsid are safe between fork and exec, and take no pointers.
+    // SAFETY: all three are safe between fork and exec, and take no pointers.
     unsafe {
         command.pre_exec(move || {
             die_with_parent();
+            // What whoever started the benchmark left open.
+            libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
             if session && libc::setsid() == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
         });
     }

@@ -77,7 +77,7 @@ fn unit() -> Result<()> {
     for package in OF_THEIR_OWN {
         cargo = cargo.args(["--exclude", package]);
     }
-    with_stage(cargo).run()
+    with_stage(cargo).env("BPROC_FUZZ_SECONDS", "60").run()
 }
 
 /// Clusters of real agents, here.
