@@ -1,7 +1,13 @@
 //! Generates the types from the .proto files; protox needs no protoc on the machine.
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files =
-        ["bproc/process.proto", "bproc/link.proto", "bproc/stdio.proto", "bproc/client.proto", "bproc/files.proto"];
+    let files = [
+        "bproc/process.proto",
+        "bproc/link.proto",
+        "bproc/stdio.proto",
+        "bproc/client.proto",
+        "bproc/files.proto",
+        "bproc/api.proto",
+    ];
     let set = protox::compile(files, ["proto"])?;
     // Rare, and larger than all else that goes over a link.
     tonic_prost_build::configure()

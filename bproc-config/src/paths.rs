@@ -29,6 +29,11 @@ pub fn agent_socket_in(run_dir: &Path) -> PathBuf {
     run_dir.join("agent.sock")
 }
 
+/// Socket of the master's gRPC service for schedulers, in the run directory.
+pub fn api_socket_in(run_dir: &Path) -> PathBuf {
+    run_dir.join("api.sock")
+}
+
 /// Socket of the agent of cluster `name`: `$BPROC_SOCKET` when it is set and not empty, else in the run directory.
 pub fn agent_socket(name: &str) -> PathBuf {
     match std::env::var_os(SOCKET_VARIABLE) {

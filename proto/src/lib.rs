@@ -19,6 +19,11 @@ pub mod stdio {
 pub mod files {
     include!(concat!(env!("OUT_DIR"), "/bproc.files.rs"));
 }
+/// For schedulers, on the master's machine.
+#[cfg(feature = "rpc")]
+pub mod api {
+    include!(concat!(env!("OUT_DIR"), "/bproc.api.rs"));
+}
 /// Between a process and the agent of its machine.
 pub mod client {
     include!(concat!(env!("OUT_DIR"), "/bproc.client.rs"));

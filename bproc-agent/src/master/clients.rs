@@ -123,7 +123,8 @@ struct Far {
 }
 
 impl Asker {
-    fn here(peer: PeerCred) -> Asker {
+    /// Someone on the master's machine.
+    pub fn here(peer: PeerCred) -> Asker {
         Asker { pid: peer.pid, uid: peer.uid, gid: peer.gid, far: None }
     }
 
@@ -172,7 +173,8 @@ pub async fn answer_node(node: NodeId, ask: Ask, desk: Desk) -> Answer {
     Answer { number: ask.number, reply: Some(Reply { body: Some(body) }) }
 }
 
-async fn answer(request: request::Body, asker: &Asker, fds: Vec<OwnedFd>, desk: &Desk) -> reply::Body {
+/// What is asked once and answered once.
+pub(super) async fn answer(request: request::Body, asker: &Asker, fds: Vec<OwnedFd>, desk: &Desk) -> reply::Body {
     let ending = || fail(libc::EAGAIN, "the agent is ending; try again");
     match request {
         request::Body::Nodes(_) => {

@@ -6,6 +6,7 @@
 //! - [`link`]: the gRPC service for nodes · `nodes`: what they say
 //! - [`travel`]: programs that travel · `effects`: performs what the core decided · `moving`: its part in moves
 
+mod api;
 mod attributes;
 pub mod caller;
 pub mod clients;

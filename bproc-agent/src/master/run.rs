@@ -3,7 +3,7 @@
 use super::clients::{self, Desk};
 use super::link::Links;
 use super::travel::Travel;
-use super::{Actor, Fact};
+use super::{Actor, Fact, api};
 use crate::ghosts::{self, Barrier};
 use crate::keeper::{self, Keeper};
 use crate::kernel::{self, Kernel};
@@ -91,6 +91,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
     let (ghost_path, socket_path) = (ghost.clone(), ghost_socket.clone());
     let desk =
         Desk { facts: facts.clone(), iod: iod.clone(), changes: watched, ghost, ghost_socket, travel: travel.clone() };
+    api::serve(&bproc_config::paths::api_socket_in(&dir), desk.clone())?;
     clients::serve(&bproc_config::paths::agent_socket_in(&dir), desk.clone())?;
 
     let nodes: Vec<_> = nodes(&config).collect();
