@@ -30,9 +30,9 @@ fn programs(shell: &mut Session) -> Result<()> {
     promise(&said, said.status == 0 && all, "each node says its name")
 }
 
-/// A sleeping job: seen, stopped, continued and ended from here.
+/// A sleeping job: seen, stopped, continued, moved and ended from here.
 fn a_job(shell: &mut Session) -> Result<()> {
-    title("A job on node 1 is a process here: with its pid, in ps, for kill and wait");
+    title("A job on node 1 is a process here: with its pid, in ps, for kill and wait, and it can move");
     shell.quiet("mkfifo pid")?;
     let said = shell
         .show("bpsh 1 sh -c 'echo $$; exec sleep 1000' >pid & read pid <pid; echo \"node 1 says: my pid is $pid\"")?;
@@ -41,12 +41,7 @@ fn a_job(shell: &mut Session) -> Result<()> {
         .lines()
         .find_map(|line| line.strip_prefix("node 1 says: my pid is ")?.trim().parse().ok())
         .with_context(|| format!("node 1 told no pid: {}", said.text))?;
-    let said = shell.show("ps xf | bpstat -P | grep -E 'PID|^[0-9]'")?;
-    let seen = said.text.lines().any(|line| {
-        let mut words = line.split_whitespace();
-        words.next() == Some("1") && words.next() == Some(pid.to_string().as_str())
-    });
-    promise(&said, seen, "ps shows the pid here, bpstat the node that it runs on")?;
+    shown_on(shell, pid, "1")?;
 
     let said = shell.show("kill -STOP $pid")?;
     promise(&said, said.status == 0, "kill can stop it")?;
@@ -55,14 +50,23 @@ fn a_job(shell: &mut Session) -> Result<()> {
     promise(&said, said.status == 0, "kill can let it go on")?;
     remote_state(shell, "S")?;
 
+    let said = shell.show("bpmove $pid 2")?;
+    promise(&said, said.status == 0, "the running process goes on, on node 2")?;
+    shown_on(shell, pid, "2")?;
+
     let said = shell.show("kill -TERM $pid; wait %1; echo \"status $?\"")?;
-    promise(
-        &said,
-        said.text.contains("status 255") && said.text.contains("node 1"),
-        "bpsh reports the end by a signal",
-    )?;
+    promise(&said, said.text.contains("status 255"), "bpsh reports the end by a signal")?;
     let said = shell.quiet("kill -0 $pid")?;
     promise(&said, said.status != 0, "no ghost stays behind")
+}
+
+fn shown_on(shell: &mut Session, pid: i32, node: &str) -> Result<()> {
+    let said = shell.show("ps xf | bpstat -P | grep -E 'PID|^[0-9]'")?;
+    let seen = said.text.lines().any(|line| {
+        let mut words = line.split_whitespace();
+        words.next() == Some(node) && words.next() == Some(pid.to_string().as_str())
+    });
+    promise(&said, seen, "ps shows the pid here, bpstat the node that it runs on")
 }
 
 /// The state of the job as node 1 itself sees it. The signal travels there: ask until it has arrived.
