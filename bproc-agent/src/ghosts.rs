@@ -208,6 +208,10 @@ async fn send(fd: &AsyncFd<Conn>, packet: Option<&(Vec<u8>, Vec<OwnedFd>)>) -> s
     sent(fd.get_ref(), |c| c.send(bytes, &fds)).await
 }
 
+fn is_end(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset)
+}
+
 async fn receive(fd: &AsyncFd<Conn>, buffer: &mut [u8]) -> Result<Option<Packet>> {
     let mut got = fd.async_io(Interest::READABLE, |c| c.recv(buffer)).await;
     if got.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset) {
@@ -277,10 +281,12 @@ async fn converse<T>(
     let mut tag = 0u32;
     // Sent beside reading: a ghost whose own reports nobody reads does not read commands either.
     let mut outgoing: Option<(Vec<u8>, Vec<OwnedFd>)> = None;
+    // It takes no more. What it said before is read to the end: a child that it made must not be lost with the answer.
+    let mut deaf = false;
     loop {
         let waits = outgoing.is_some();
         tokio::select! {
-            command = inbox.recv(), if !waits => {
+            command = inbox.recv(), if !waits && !deaf => {
                 let Some(mut command) = command else { return Ok(()) };
                 if command.answer.is_some() {
                     // 0: no answer is wanted.
@@ -299,8 +305,11 @@ async fn converse<T>(
                 outgoing = Some((packet, command.fds));
             }
             sent = send(fd, outgoing.as_ref()), if waits => {
-                sent?;
                 outgoing = None;
+                match sent {
+                    Err(error) if is_end(&error) => deaf = true,
+                    other => other?,
+                }
             }
             packet = receive(fd, buffer) => {
                 let Some(Packet { msg, payload }) = packet? else { return Ok(()) };

@@ -1,6 +1,7 @@
 //! The agent's side of the stdio service: starts it where none runs, and again when it is lost.
 
 use anyhow::{Context, Result};
+use bproc_common::id::Pid;
 use bproc_config::MachineConfig;
 use bproc_stdio::{AsyncIodClient, IodError, Kind, Launch, Role, Status, StreamName, StreamSpec, Token, launch};
 use std::os::fd::{AsFd, OwnedFd};
@@ -62,14 +63,22 @@ impl Iod {
         Ok(self.client().await?.status().await?)
     }
 
-    /// Master: a node is going to call for these streams: number in the process, whether it reads from it.
+    /// Master: a node is going to call for these streams (number in the process, whether it reads from it) of the
+    /// process `owner` of this machine. When that is gone, what was not called for is closed.
     ///
     /// # Errors
     /// The service is lost.
-    pub async fn expect(&self, token: &[u8], streams: &[(i32, bool)], fds: Vec<OwnedFd>, pty: bool) -> Result<()> {
+    pub async fn expect(
+        &self,
+        token: &[u8],
+        streams: &[(i32, bool)],
+        fds: Vec<OwnedFd>,
+        pty: bool,
+        owner: Pid,
+    ) -> Result<()> {
         let (token, specs) = (known(token)?, specs(streams, pty));
         let streams: Vec<_> = specs.into_iter().zip(fds.iter().map(|f| f.as_fd())).collect();
-        Ok(self.client().await?.expect(token, &streams, None).await?)
+        Ok(self.client().await?.expect_for(token, &streams, owner.get()).await?)
     }
 
     /// Master: these streams (token, number, input) go on as the numbers `fds` of another token.
@@ -88,7 +97,8 @@ impl Iod {
         Ok(self.client().await?.take(stream_names(streams)).await?)
     }
 
-    /// Slave: forward these.
+    /// Slave: forward these. Comes back when the service has them, whatever becomes of this agent from then on; its
+    /// answer is awaited by the second `await`.
     ///
     /// # Errors
     /// The service is lost.
@@ -99,17 +109,18 @@ impl Iod {
         streams: &[(i32, bool)],
         fds: Vec<OwnedFd>,
         pty: bool,
-    ) -> Result<()> {
+    ) -> Result<impl Future<Output = Result<(), IodError>> + Send + use<>> {
         let (token, specs) = (known(token)?, specs(streams, pty));
         let streams: Vec<_> = specs.into_iter().zip(fds.iter().map(|f| f.as_fd())).collect();
         Ok(self.client().await?.attach(token, &streams, master).await?)
     }
 
-    /// Close what belongs to the token.
-    pub async fn forget(&self, token: &[u8]) {
-        if let (Ok(token), Ok(client)) = (known(token), self.client().await) {
-            // A lost service has closed everything.
-            let _ = client.forget(token).await;
+    /// Close what belongs to the token. On the master, true: something has passed by its streams, or may have.
+    pub async fn forget(&self, token: &[u8]) -> bool {
+        match (known(token), self.client().await) {
+            // A lost service has closed everything, and cannot say what has passed.
+            (Ok(token), Ok(client)) => client.forget(token).await.unwrap_or(true),
+            (_, client) => client.is_err(),
         }
     }
 

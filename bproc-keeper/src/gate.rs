@@ -91,12 +91,19 @@ impl Gate {
         self.tell(KeeperMsg { op: ev::DONE, tag, pid, value, ..KeeperMsg::default() });
     }
 
-    /// Seizes a process. One that is held already stays as it is.
+    /// Seizes a process. One that is held already stays as it is, also if it was about to be let go of.
     pub(crate) fn seize(&mut self, pid: Pid) -> Result<(), Error> {
         self.settle(pid);
-        if let Entry::Vacant(place) = self.held.entry(pid) {
-            trace::seize(pid)?;
-            place.insert(Held::new(Threads::Perhaps));
+        match self.held.entry(pid) {
+            Entry::Vacant(place) => {
+                trace::seize(pid)?;
+                place.insert(Held::new(Threads::Perhaps));
+            }
+            Entry::Occupied(mut held) => {
+                if let Some(tag) = held.get_mut().detach.take() {
+                    self.done(tag, pid.get(), 0);
+                }
+            }
         }
         Ok(())
     }

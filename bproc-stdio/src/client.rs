@@ -37,9 +37,9 @@ pub enum IodError {
 /// A stream and its descriptor.
 pub type Stream<'a> = (StreamSpec, BorrowedFd<'a>);
 
-fn expect(token: Token, streams: &[Stream<'_>], node: Option<i32>) -> Body {
+fn expect(token: Token, streams: &[Stream<'_>], node: Option<i32>, owner: i32) -> Body {
     let streams = streams.iter().map(|(spec, _)| *spec).collect();
-    Body::Expect(Expect { token: token.as_bytes().to_vec(), streams, node })
+    Body::Expect(Expect { token: token.as_bytes().to_vec(), streams, node, owner })
 }
 
 fn attach(token: Token, streams: &[Stream<'_>], master: &str) -> Body {
@@ -97,7 +97,15 @@ impl IodClient {
     /// # Errors
     /// The service is lost, or the streams make no sense.
     pub fn expect(&mut self, token: Token, streams: &[Stream<'_>], node: Option<i32>) -> Result<(), IodError> {
-        self.call(expect(token, streams, node), &raw(streams)).map(drop)
+        self.call(expect(token, streams, node, 0), &raw(streams)).map(drop)
+    }
+
+    /// Master: the same for a process of this machine (`owner`). When that is gone, what was not called for is closed.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn expect_for(&mut self, token: Token, streams: &[Stream<'_>], owner: i32) -> Result<(), IodError> {
+        self.call(expect(token, streams, None, owner), &raw(streams)).map(drop)
     }
 
     /// Slave: forward these streams from and to the service at `master` (`HOST:PORT`).
@@ -108,12 +116,12 @@ impl IodClient {
         self.call(attach(token, streams, master), &raw(streams)).map(drop)
     }
 
-    /// Closes what belongs to the token.
+    /// Closes what belongs to the token. True: something has passed by these streams, or may have been read.
     ///
     /// # Errors
     /// The service is lost.
-    pub fn forget(&mut self, token: Token) -> Result<(), IodError> {
-        self.call(Body::Forget(token.as_bytes().to_vec()), &[]).map(drop)
+    pub fn forget(&mut self, token: Token) -> Result<bool, IodError> {
+        Ok(self.call(Body::Forget(token.as_bytes().to_vec()), &[])?.used)
     }
 
     /// Slave: waits until all that the process has written is written on the master's side. False: some of it cannot
@@ -158,6 +166,9 @@ impl IodClient {
         self.call(Body::Quit(Empty {}), &[]).map(drop)
     }
 }
+
+/// What an answer comes by.
+type Answer = oneshot::Receiver<(Reply, Vec<OwnedFd>)>;
 
 /// Answers awaited, by tag. `None` when the service is lost.
 type Waiting = Option<HashMap<u64, oneshot::Sender<(Reply, Vec<OwnedFd>)>>>;
@@ -235,6 +246,12 @@ impl AsyncIodClient {
     }
 
     async fn call_for_fds(&self, body: Body, fds: &[RawFd]) -> Result<(Reply, Vec<OwnedFd>), IodError> {
+        let (reply, fds) = self.begin(body, fds).await?.await.map_err(|_| lost("it has ended"))?;
+        outcome(reply).map(|reply| (reply, fds))
+    }
+
+    /// Comes back when the request is in the service's hands; the answer comes later.
+    async fn begin(&self, body: Body, fds: &[RawFd]) -> Result<Answer, IodError> {
         let (tag, answer) = {
             let mut waiting = self.shared.waiting.lock().unwrap_or_else(|e| e.into_inner());
             waiting.0 += 1;
@@ -253,8 +270,7 @@ impl AsyncIodClient {
             self.shared.waiting.lock().unwrap_or_else(|e| e.into_inner()).1 = None;
             return Err(error.into());
         }
-        let (reply, fds) = answer.await.map_err(|_| lost("it has ended"))?;
-        outcome(reply).map(|reply| (reply, fds))
+        Ok(answer)
     }
 
     /// Master: these streams go on under another name, for a process that moves. See [`Body::Share`].
@@ -278,23 +294,38 @@ impl AsyncIodClient {
     /// # Errors
     /// As there.
     pub async fn expect(&self, token: Token, streams: &[Stream<'_>], node: Option<i32>) -> Result<(), IodError> {
-        self.call(expect(token, streams, node), &raw(streams)).await.map(drop)
+        self.call(expect(token, streams, node, 0), &raw(streams)).await.map(drop)
     }
 
-    /// See [`IodClient::attach`]. The descriptors must stay open until it returns.
+    /// See [`IodClient::expect_for`]. The descriptors must stay open until it returns.
     ///
     /// # Errors
     /// As there.
-    pub async fn attach(&self, token: Token, streams: &[Stream<'_>], master: &str) -> Result<(), IodError> {
-        self.call(attach(token, streams, master), &raw(streams)).await.map(drop)
+    pub async fn expect_for(&self, token: Token, streams: &[Stream<'_>], owner: i32) -> Result<(), IodError> {
+        self.call(expect(token, streams, None, owner), &raw(streams)).await.map(drop)
+    }
+
+    /// See [`IodClient::attach`]. Comes back when the service has the descriptors, whatever becomes of the caller; what
+    /// it says to them is awaited by the second `await`.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn attach(
+        &self,
+        token: Token,
+        streams: &[Stream<'_>],
+        master: &str,
+    ) -> Result<impl Future<Output = Result<(), IodError>> + Send + use<>, IodError> {
+        let answer = self.begin(attach(token, streams, master), &raw(streams)).await?;
+        Ok(async { answer.await.map_err(|_| lost("it has ended")).and_then(|(reply, _)| outcome(reply)).map(drop) })
     }
 
     /// See [`IodClient::forget`].
     ///
     /// # Errors
     /// As there.
-    pub async fn forget(&self, token: Token) -> Result<(), IodError> {
-        self.call(Body::Forget(token.as_bytes().to_vec()), &[]).await.map(drop)
+    pub async fn forget(&self, token: Token) -> Result<bool, IodError> {
+        Ok(self.call(Body::Forget(token.as_bytes().to_vec()), &[]).await?.used)
     }
 
     /// See [`IodClient::flush`]. Give it a time limit of your own; dropping it is harmless.

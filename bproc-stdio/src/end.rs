@@ -194,6 +194,11 @@ impl Source {
         Ok(self.buffer.split().freeze())
     }
 
+    /// What was read may be in a thread's hands when whoever awaits it is ended.
+    pub(crate) fn reads_in_threads(&self) -> bool {
+        matches!(self.how, How::Blocking(_))
+    }
+
     /// Bytes that wait to be read; 0 where the kernel does not tell.
     pub(crate) fn waiting(&self) -> u64 {
         let (How::Polled(fd) | How::Socket(fd)) = &self.how else {

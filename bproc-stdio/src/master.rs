@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use bproc_config::tls::Peer;
 use bproc_proto::stdio::Chunk;
 use bproc_proto::stdio::stdio_server::Stdio;
 use bytes::Bytes;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::io::Interest;
+use tokio::sync::{self, Notify, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,12 +20,15 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::end::{Held, Sink, Source};
 use crate::pump::{Counters, Ended, Place, QUEUE, count, is_hangup};
+use crate::watched::{pidfd, watch};
 use crate::wire::{Kind, StreamSpec, Token};
 
 /// How long a call waits for its token: the node may be quicker than the agent.
 const WAIT_FOR_TOKEN: Duration = Duration::from_secs(10);
 /// How long descriptors wait for a node's call. An agent that dies between the request and the spawn says no FORGET.
 const UNCLAIMED: Duration = Duration::from_secs(120);
+/// How long after the end of whom they are for: a node's call may be on its way.
+const AFTER_OWNER: Duration = Duration::from_secs(2);
 /// How long what a node still sends is thrown away after the reader has closed.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -37,8 +42,12 @@ struct Process {
     kept: HashMap<i32, Kept>,
     /// Streams under way.
     running: Vec<AbortHandle>,
-    winsize: watch::Sender<Option<[u8; 8]>>,
+    winsize: sync::watch::Sender<Option<[u8; 8]>>,
     expires: Instant,
+    /// Something has passed, or may have been read.
+    used: Arc<AtomicBool>,
+    /// Dropped when all streams are called for: then nobody need watch for the end of whom they are for.
+    unattended: Option<oneshot::Sender<()>>,
     /// Streams neither claimed nor ended; the last one removes the process.
     left: usize,
 }
@@ -105,7 +114,14 @@ impl Master {
     }
 
     /// Keeps descriptors for a node's calls. False: the token is in use.
-    pub(crate) fn expect(&self, token: Token, streams: Vec<(StreamSpec, OwnedFd)>, node: Option<i32>) -> bool {
+    /// `owner`: the process here that they are for, or 0.
+    pub(crate) fn expect(
+        self: &Arc<Self>,
+        token: Token,
+        streams: Vec<(StreamSpec, OwnedFd)>,
+        node: Option<i32>,
+        owner: i32,
+    ) -> bool {
         let mut processes = self.lock();
         if processes.contains_key(&token) {
             return false;
@@ -123,8 +139,10 @@ impl Master {
             unclaimed,
             kept,
             running: Vec::new(),
-            winsize: watch::channel(None).0,
+            winsize: sync::watch::channel(None).0,
             expires: Instant::now() + UNCLAIMED,
+            used: Arc::default(),
+            unattended: (owner > 0 && left > 0).then(|| self.watch_owner(token, owner)),
             left,
         };
         if left > 0 {
@@ -156,10 +174,39 @@ impl Master {
         streams.iter().map(one).collect()
     }
 
-    /// Closes the streams of a process.
-    pub(crate) fn forget(&self, token: Token) {
+    /// Looks after streams that nobody has called for: when the process that they are for is gone, they go soon after.
+    fn watch_owner(self: &Arc<Self>, token: Token, owner: i32) -> oneshot::Sender<()> {
+        let (unattended, attended) = oneshot::channel();
+        let master = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let gone = async {
+                match pidfd(owner).and_then(|fd| Ok(watch(fd, Interest::READABLE)?)) {
+                    Ok(fd) => drop(fd.readable().await),
+                    Err(error) => tracing::debug!("{token:?}: process {owner}: {error}"),
+                }
+            };
+            tokio::select! {
+                // Only its end is told by it.
+                _ = attended => return,
+                () = gone => {}
+            }
+            tokio::time::sleep(AFTER_OWNER).await;
+            if let Some(master) = master.upgrade() {
+                if let Some(process) = master.lock().get_mut(&token) {
+                    process.expires = Instant::now();
+                }
+                master.expire();
+            }
+        });
+        unattended
+    }
+
+    /// Closes the streams of a process. True: something has passed by them, or may have been read.
+    pub(crate) fn forget(&self, token: Token) -> bool {
         let process = self.lock().remove(&token);
+        let used = process.as_ref().is_some_and(|process| process.used.load(Ordering::Relaxed));
         end(process);
+        used
     }
 
     /// Closes the streams of all processes of a node.
@@ -213,9 +260,13 @@ impl Master {
                 let Some((kind, end)) = process.unclaimed.remove(&fd) else {
                     return Err(Status::already_exists(format!("descriptor {fd} is not there, or taken already")));
                 };
+                if process.unclaimed.is_empty() {
+                    process.unattended = None;
+                }
+                let used = process.used.clone();
                 let winsize = process.winsize.subscribe();
                 let stop = process.kept.get(&fd).map(|k| k.stop.clone()).unwrap_or_default();
-                return Ok(Claim { token, fd, kind, end, winsize, stop });
+                return Ok(Claim { token, fd, kind, end, used, winsize, stop });
             }
             if tokio::time::timeout_at(deadline, added).await.is_err() {
                 return Err(Status::not_found("no process here waits for streams with this token"));
@@ -264,6 +315,7 @@ impl Master {
                     () = sink.broken() => break,
                 };
                 if !chunk.data.is_empty() {
+                    claim.used.store(true, Ordering::Relaxed);
                     count(&self.counters.output, chunk.data.len());
                     if let Err(e) = sink.write_all(chunk.data).await {
                         tracing::debug!("{:?} fd {fd}: cannot be written: {e}", claim.token);
@@ -298,6 +350,10 @@ impl Master {
                 None
             }
         };
+        // What a thread has read cannot be told to have been.
+        if source.as_ref().is_some_and(Source::reads_in_threads) {
+            claim.used.store(true, Ordering::Relaxed);
+        }
         let mut place = None;
         let mut told_end = false;
         loop {
@@ -331,6 +387,7 @@ impl Master {
                 },
                 data = read(&mut source), if place.is_some() && source.is_some() => match data {
                     Ok(data) if !data.is_empty() => {
+                        claim.used.store(true, Ordering::Relaxed);
                         count(&self.counters.input, data.len());
                         if let Some(place) = place.take() {
                             place.put(Chunk { fd, data, ..Chunk::default() });
@@ -368,7 +425,8 @@ struct Claim {
     fd: i32,
     kind: Kind,
     end: OwnedFd,
-    winsize: watch::Receiver<Option<[u8; 8]>>,
+    used: Arc<AtomicBool>,
+    winsize: sync::watch::Receiver<Option<[u8; 8]>>,
     stop: Arc<Notify>,
 }
 

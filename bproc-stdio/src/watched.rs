@@ -1,7 +1,7 @@
 //! Descriptors in the hands of the runtime's epoll.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdRegisterError};
@@ -22,4 +22,13 @@ pub(crate) async fn sent(fd: &OwnedFd, mut send: impl FnMut(&OwnedFd) -> io::Res
 pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, AsyncFdRegisterError<OwnedFd>> {
     // SAFETY: an OwnedFd names the same open descriptor as long as it lives, and it lives in the AsyncFd.
     unsafe { AsyncFd::register_with_interest(fd, interest) }
+}
+
+/// Becomes readable when the process is gone.
+pub(crate) fn pidfd(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes two numbers and makes a descriptor.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -178,6 +178,10 @@ pub struct Expect {
     /// The node that may claim them; absent: any.
     #[prost(sint32, optional, tag = "3")]
     pub node: Option<i32>,
+    /// Pid of the process on the master that the streams are for, or 0: when it is gone, nobody will call for what was
+    /// not called for. (An agent that is killed in the middle of a start cannot say FORGET.)
+    #[prost(sint32, tag = "4")]
+    pub owner: i32,
 }
 
 /// See [`Body::Attach`].
@@ -223,6 +227,9 @@ pub struct Reply {
     /// Answer to [`Body::Flush`]: false when something could not be written because the connection was lost.
     #[prost(bool, tag = "5")]
     pub complete: bool,
+    /// Answer to [`Body::Forget`] on the master: something has passed already, or may have been read.
+    #[prost(bool, tag = "6")]
+    pub used: bool,
 }
 
 /// How the service is.

@@ -326,16 +326,19 @@ async fn start(spawn: wire::Spawn, asker: &Asker, fds: Vec<OwnedFd>, desk: &Desk
         if token.is_empty() {
             return Ok(());
         }
-        desk.iod.expect(&token, &forwarded, fds, pty).await.map_err(|error| Failure {
+        desk.iod.expect(&token, &forwarded, fds, pty, pid).await.map_err(|error| Failure {
             number: libc::EIO,
             message: format!("the stdio service of the master does not answer: {error:#}"),
         })
     };
     let (expected, result) = tokio::join!(expected, receiver);
     let ending = Failure { number: libc::EAGAIN, message: "the agent is ending; try again".into() };
-    if let Err(failure) = result.unwrap_or(Err(ending)).and(expected) {
-        if !token.is_empty() {
-            desk.iod.forget(&token).await;
+    if let Err(mut failure) = result.unwrap_or(Err(ending)).and(expected) {
+        let used = !token.is_empty() && desk.iod.forget(&token).await;
+        if failure.number == libc::ERESTART && used {
+            // What it has read of its input would be missing the second time.
+            failure.number = libc::ECONNABORTED;
+            failure.message = format!("{}; it is not tried again, since its streams were in use", failure.message);
         }
         return Err(failure);
     }

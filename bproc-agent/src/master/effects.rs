@@ -218,7 +218,7 @@ pub(super) fn failure(refusal: Refusal) -> Failure {
         }
         Refusal::Failed(_, number, message) => (number, message),
         Refusal::Interrupted(node) => {
-            (libc::ERESTART, format!("the agent of node {node} was restarted while it started the program; try again"))
+            (libc::ERESTART, format!("the agent of node {node} was restarted while it started the program"))
         }
         Refusal::NodeDied(node) => (errno::BE_SLAVEDIED, format!("node {node} went down in the middle of it")),
     };

@@ -202,7 +202,8 @@ async fn own_streams(pid: Pid, cooperative: bool, desk: &Desk) -> Result<Streams
         let broken = |e: String| failure(libc::EIO, format!("the stdio service of the master: {e}"));
         let token = Token::random().map_err(|e| broken(e.to_string()))?;
         let forwarded: Vec<(i32, bool)> = forwarded(&all.streams);
-        desk.iod.expect(token.as_bytes(), &forwarded, ends, false).await.map_err(|e| broken(format!("{e:#}")))?;
+        let expected = desk.iod.expect(token.as_bytes(), &forwarded, ends, false, pid).await;
+        expected.map_err(|e| broken(format!("{e:#}")))?;
         all.token = token.as_bytes().to_vec();
     }
     Ok(all)

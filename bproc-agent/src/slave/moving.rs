@@ -357,7 +357,11 @@ impl Spawner {
             let _ = self.settle(child.pid, op, pgid).await;
         }
         let (ends, forwarded) = self.streams(spec).await?;
-        self.attach(spec, forwarded, stdio_address).await.map_err(|error| {
+        let attached = match self.attach(spec, forwarded, stdio_address).await {
+            Ok(answer) => answer.await.map_err(anyhow::Error::from),
+            Err(error) => Err(error),
+        };
+        attached.map_err(|error| {
             failed(libc::EIO, format!("node {}: the stdio service does not answer: {error:#}", self.node))
         })?;
         let numbers = spec.streams.iter().filter(|s| s.kind() != bproc_proto::stream::Kind::Closed).map(|s| s.fd);

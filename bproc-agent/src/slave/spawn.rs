@@ -7,6 +7,7 @@ use bproc_common::ghost::op;
 use bproc_core::slave::{Relative, Step, plan};
 use bproc_proto::stream::Kind;
 use bproc_proto::{Failure, Luggage, SpawnSpec};
+use bproc_stdio::IodError;
 use bproc_travel::node::{Place, Traveller, environment};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
@@ -190,16 +191,24 @@ impl Spawner {
                 return Err(failure);
             }
         };
+        // With the stdio service before the program can run: an agent that is killed in between leaves none without its
+        // streams. Its answer is not waited for: what the process writes waits in its pipes.
+        let attached = match self.attach(spec, forwarded, stdio_address).await {
+            Ok(attached) => attached,
+            Err(error) => {
+                member.ghost.tell(op::EXIT, 127, 0, vec![]);
+                let text = format!("node {}: the stdio service does not answer: {error:#}", self.node);
+                return Err(failed(libc::EIO, text));
+            }
+        };
         let answer = member.ghost.ask(op::EXEC, 0, 0, vec![], fds);
-        // Beside each other: what the process writes waits in its pipes.
-        let (answer, attached) = tokio::join!(answer, self.attach(spec, forwarded, stdio_address));
+        let (answer, attached) = tokio::join!(answer, attached);
         // Until now the place was in use by nobody but us.
         drop(place);
         match answer {
             // The connection ends with the exec: that is the good answer.
             Err(_) => {
                 if let Err(error) = attached {
-                    let error = format!("{error:#}");
                     tracing::error!(pid = spec.pid, %error, "the stdio service does not answer; a process has lost its streams");
                 }
                 Ok(())
@@ -307,17 +316,24 @@ impl Spawner {
         }
     }
 
+    /// Hands streams to the stdio service; its answer comes later.
     pub(super) async fn attach(
         &self,
         spec: &SpawnSpec,
         forwarded: Forwarded,
         stdio_address: &str,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<impl Future<Output = Result<(), IodError>> + Send + use<>> {
         let Forwarded { ends, numbers } = forwarded;
-        if numbers.is_empty() {
-            return Ok(());
-        }
-        self.iod.attach(&spec.stdio_token, stdio_address, &numbers, ends, spec.pty).await
+        let answer = match numbers.is_empty() {
+            true => None,
+            false => Some(self.iod.attach(&spec.stdio_token, stdio_address, &numbers, ends, spec.pty).await?),
+        };
+        Ok(async {
+            match answer {
+                Some(answer) => answer.await,
+                None => Ok(()),
+            }
+        })
     }
 
     /// Ends of the streams for the process, in the order of the spec, and the other ends for the stdio service.
