@@ -36,6 +36,21 @@ pub enum Report {
     Lost,
 }
 
+impl Report {
+    /// Whom it is about.
+    pub fn pid(&self) -> Option<Pid> {
+        match self {
+            Report::Held(pid, _)
+            | Report::Adopted(pid, _)
+            | Report::Stopped(pid, _)
+            | Report::Continued(pid)
+            | Report::AtGate(pid)
+            | Report::Gone(pid) => Some(*pid),
+            Report::Lost => None,
+        }
+    }
+}
+
 struct Question {
     msg: KeeperMsg,
     answer: Option<oneshot::Sender<i32>>,

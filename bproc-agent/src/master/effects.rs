@@ -148,16 +148,14 @@ impl Actor {
         });
     }
 
-    fn nursery_clone(&mut self, child: Child) {
+    pub(super) fn nursery_clone(&mut self, child: Child) {
         match &self.nursery {
             Some(nursery) => {
                 let nursery = nursery.clone();
                 self.clone_ghost(nursery, child.pid);
                 self.nurslings.insert(child.pid, child);
             }
-            None => {
-                self.facts.try_send(Fact::Cloned(child.pid, Err(libc::ESRCH))).ok();
-            }
+            None => self.for_nursery.push(child),
         }
     }
 

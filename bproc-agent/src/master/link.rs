@@ -111,7 +111,11 @@ pub fn attach(hello: &wire::Hello) -> Attach {
         epoch: Epoch(hello.epoch),
         instance: hello.instance,
         orders_seen: hello.orders_seen,
-        inventory: hello.inventory.iter().filter_map(|p| Pid::new(p.pid)).collect(),
+        inventory: hello
+            .inventory
+            .iter()
+            .filter_map(|p| Some((Pid::new(p.pid)?, Pid::new(p.ppid).filter(|ppid| ppid.get() > 1))))
+            .collect(),
         skeletons: hello.skeletons.iter().filter_map(|p| Pid::new(*p)).collect(),
         leases: hello.leases.iter().map(|l| Block { start: l.start, length: l.length }).collect(),
     }

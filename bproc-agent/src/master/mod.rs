@@ -123,6 +123,8 @@ pub struct Actor {
     nursery: Option<Ghost>,
     nursery_pid: Option<Pid>,
     nurslings: HashMap<Pid, Child>,
+    /// Those that wait until it has connected.
+    for_nursery: Vec<Child>,
     keeper: Keeper,
     keeper_settings: keeper::Settings,
     iod: Arc<Iod>,
@@ -263,6 +265,9 @@ impl Actor {
                 if self.nursery_pid == Some(pid) {
                     ghost.tell(op::WATCH_CHILDREN, 0, 0, vec![]);
                     self.nursery = Some(ghost);
+                    for child in std::mem::take(&mut self.for_nursery) {
+                        self.nursery_clone(child);
+                    }
                     return;
                 }
                 if let Some(child) = self.nurslings.remove(&pid) {
@@ -284,6 +289,9 @@ impl Actor {
                 }
             }
             ghosts::Report::Closed { pid, id } => {
+                if self.nursery.as_ref().is_some_and(|nursery| nursery.id() == id) {
+                    self.nursery = None;
+                }
                 if self.ghosts.get(&pid).is_some_and(|g| g.id() == id) {
                     self.ghosts.remove(&pid);
                     self.core.ghost_disconnected(pid);
@@ -294,6 +302,9 @@ impl Actor {
 
     async fn keeper(&mut self, report: keeper::Report, out: &mut Vec<Action>) {
         use keeper::Report;
+        if let Some(pid) = report.pid().filter(|pid| self.nursery_pid == Some(*pid)) {
+            return self.of_nursery(report, pid);
+        }
         match report {
             Report::Held(pid, result) => self.core.held(pid, result, out),
             Report::Adopted(pid, parent) => self.core.adopted(pid, parent),
@@ -305,6 +316,28 @@ impl Actor {
         }
     }
 
+    /// The nursery is a ghost of nobody. If it is killed, another takes its place.
+    fn of_nursery(&mut self, report: keeper::Report, pid: Pid) {
+        match report {
+            keeper::Report::AtGate(_) => self.keeper.release(pid),
+            keeper::Report::Gone(_) => {
+                tracing::warn!(%pid, "the nursery was killed; starting another");
+                self.nursery = None;
+                let (dir, socket) = (&self.config.run_dir, &self.ghost_socket);
+                match run::nursery(dir, &self.ghost, socket, self.ghost_exe, &self.config.name) {
+                    Ok(fresh) => {
+                        self.keeper.hold(fresh);
+                        self.nursery_pid = Some(fresh);
+                    }
+                    Err(error) => {
+                        tracing::error!(error = %format!("{error:#}"), "no nursery: some ghosts wait for one")
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// The keeper died: ghosts run free. A new one takes them up again; those that died meanwhile are told as gone.
     async fn replace_keeper(&mut self) {
         tracing::error!("the keeper is gone; starting a new one and seizing the ghosts again");
@@ -312,6 +345,9 @@ impl Actor {
             Ok(keeper) => {
                 self.kernel.add_keeper(keeper.pid);
                 self.keeper = keeper;
+                if let Some(nursery) = self.nursery_pid {
+                    self.keeper.hold(nursery);
+                }
                 for (pid, _) in self.core.processes() {
                     if bproc_sys::signal::probe(pid).is_ok() {
                         self.keeper.hold(pid);

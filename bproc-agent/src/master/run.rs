@@ -105,6 +105,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         nursery: None,
         nursery_pid: Some(nursery_pid),
         nurslings: HashMap::new(),
+        for_nursery: Vec::new(),
         keeper,
         keeper_settings,
         iod: iod.clone(),
@@ -203,7 +204,7 @@ pub fn turn_cursor_back(boundary: i32) {
 }
 
 /// The nursery: a ghost of nobody, which makes ghosts for processes whose parent has none any more.
-fn nursery(dir: &Path, ghost: &Path, socket: &Path, exe: FileId, name: &str) -> Result<Pid> {
+pub fn nursery(dir: &Path, ghost: &Path, socket: &Path, exe: FileId, name: &str) -> Result<Pid> {
     let note = dir.join("nursery.pid");
     let former = std::fs::read_to_string(&note).ok().and_then(|t| t.trim().parse().ok()).and_then(Pid::new);
     if let Some(pid) = former.filter(|p| Process::open(*p).and_then(|p| p.exe()).is_ok_and(|e| e == exe)) {

@@ -50,8 +50,10 @@ impl Actor {
         self.blocks = Blocks::default();
         self.events.reset();
         self.orders = Inbox::default();
-        self.under_way.clear();
-        self.newest_order = 0;
+        self.forget_orders();
+        self.named.clear();
+        self.ended_when_named.clear();
+        self.former.clear();
         match Space::make(&self.dir, &self.ghost, &self.title, lease(self.patience).as_secs() as u32) {
             Ok(space) => {
                 self.kernel.add_space(space.record.pid_ns);

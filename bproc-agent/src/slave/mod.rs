@@ -3,14 +3,17 @@
 //! - [`space`]: the pid namespace and its record · [`spawn`]: skeletons and exec · [`link`]: to the master
 //! - [`moving`]: processes that come and go while they run
 //! - `orders`: what the master orders · `clients`: what is asked on this machine
+//! - `former`: what a former agent was in the middle of · `names`: who is named by what is under way
 //! - [`table`]: processes, and what the kernel tells of them · [`run`]: start-up · [`life`]: lives of the node
 
 mod clients;
 pub mod delivery;
+mod former;
 pub mod life;
 pub mod link;
 pub mod looks;
 pub mod moving;
+mod names;
 mod orders;
 pub mod run;
 pub mod space;
@@ -36,9 +39,10 @@ use bproc_travel::node::Traveller;
 use delivery::{Delivery, Note};
 use looks::Looks;
 use moving::Half;
+use names::Naming;
 use space::Space;
 use spawn::{Family, Member, Spawner};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -98,6 +102,9 @@ const FIRST_LOOK: Duration = Duration::from_millis(10);
 const SLOWEST_LOOK: Duration = Duration::from_secs(1);
 /// Marks keys of signals that have no number of their ghost.
 const UNCOUNTED: i64 = 1 << 62;
+/// Bits of an order's number that tell whose it is: each master counts from 1.
+const COUNTS: u64 = !0 << 48;
+const ONE_COUNT: u64 = 1 << 48;
 /// Processes that are looked at again in each second, in turn.
 const LOOKS_A_SECOND: usize = 20;
 
@@ -130,6 +137,17 @@ pub struct Actor {
     /// Unbounded: signals are acknowledged when they are delivered, and ghosts keep few that are not.
     deliveries: mpsc::UnboundedSender<Delivery>,
     under_way: BTreeSet<u64>,
+    /// Stands in the upper bits of their numbers.
+    count: u64,
+    /// Signals for those that are being started.
+    for_starting: HashMap<i32, Vec<(u64, wire::Signal)>>,
+    /// Who is named by what is under way.
+    named: HashMap<Naming, BTreeSet<i32>>,
+    /// Those among them that have ended elsewhere, with their status.
+    ended_when_named: BTreeMap<i32, i32>,
+    /// Skeletons of a former agent's time of which it is not known what has become of them; their pids here.
+    former: HashMap<i32, i32>,
+    began: Instant,
     newest_order: u64,
     /// Orders carried out of which the master has not been told yet.
     owed: Owed,
@@ -228,17 +246,10 @@ impl Actor {
         match fact {
             Fact::Ghost(report) => self.ghost(report),
             Fact::Kernel(event) => self.kernel_event(&event),
-            Fact::Hello(answer) if self.family.is_complete() => {
+            Fact::Hello(answer) if self.all_decided() => {
                 let _ = answer.send(self.hello());
             }
-            // Orders are for those who are there: what a former agent told them is over when they have come to this one.
-            Fact::Hello(answer) => {
-                let (family, facts) = (self.family.clone(), self.facts.clone());
-                tokio::spawn(async move {
-                    family.complete().await;
-                    facts.send(Fact::Hello(answer)).await.ok();
-                });
-            }
+            Fact::Hello(answer) => self.hello_later(answer),
             Fact::Linked(welcome, to) => self.linked(&welcome, to),
             Fact::Master(message) => {
                 self.heard = Instant::now();
@@ -264,6 +275,10 @@ impl Actor {
             Fact::Spawned(number, pid, result) => {
                 self.spawned(pid, result.err());
                 self.done(number);
+                self.no_longer_named(Naming::Start(number));
+                for (number, signal) in self.for_starting.remove(&pid).unwrap_or_default() {
+                    self.signal(number, signal);
+                }
             }
             Fact::Flushed(exited) => self.tell(event::Body::Exited(exited)),
             Fact::Done(number) => self.done(number),
@@ -301,8 +316,7 @@ impl Actor {
         if self.space.record.master_epoch != welcome.master_epoch {
             // Another life of the master's agent counts its orders from 1.
             self.orders = Inbox::default();
-            self.under_way.clear();
-            self.newest_order = 0;
+            self.forget_orders();
             self.space.note_orders(0);
             self.space.record.master_epoch = welcome.master_epoch;
             self.save();
@@ -349,8 +363,9 @@ impl Actor {
             Some(to_node::Body::Order(order)) => {
                 if self.orders.accept(order.number) {
                     self.newest_order = order.number;
-                    self.under_way.insert(order.number);
-                    self.order(order.number, order.body);
+                    let number = self.count | order.number;
+                    self.under_way.insert(number);
+                    self.order(number, order.body);
                 } else {
                     self.acknowledge();
                 }
@@ -368,7 +383,15 @@ impl Actor {
 
     /// Newest order before which all are carried out.
     fn acknowledgeable(&self) -> u64 {
-        self.under_way.first().map_or(self.newest_order, |first| first - 1)
+        self.under_way.first().map_or(self.newest_order, |first| (first & !COUNTS) - 1)
+    }
+
+    /// Orders are counted anew. What is still under way of the former ones is nobody's any more.
+    fn forget_orders(&mut self) {
+        self.count = self.count.wrapping_add(ONE_COUNT) & COUNTS;
+        self.under_way.clear();
+        self.for_starting.clear();
+        self.newest_order = 0;
     }
 
     fn done(&mut self, number: u64) {
@@ -406,13 +429,17 @@ impl Actor {
     }
 
     fn signal(&mut self, number: u64, signal: wire::Signal) {
+        if self.table.is_starting(signal.pid) {
+            // Nobody is there to get it, or one that passes it on to where it comes from.
+            return self.for_starting.entry(signal.pid).or_default().push((number, signal));
+        }
         if signal.pid <= 1 || !self.table.is_new_signal(signal.pid, signal.ghost_number) {
             tracing::debug!(pid = signal.pid, number = signal.ghost_number, "a signal told before, or to nobody");
             return self.done(number);
         }
         // What its ghost did not count is told apart by the order.
         let key = match signal.ghost_number {
-            0 => UNCOUNTED | (((self.space.record.master_epoch << 32) ^ number) as i64 & (UNCOUNTED - 1)),
+            0 => UNCOUNTED | (((self.space.record.master_epoch << 32) ^ (number & !COUNTS)) as i64 & (UNCOUNTED - 1)),
             counted => i64::from(counted),
         };
         let note = self.table.note(signal.pid, key);

@@ -1,6 +1,7 @@
 //! A node's part in moves: bodies for those who come, stand-ins for those who go, and what must not be told of either
 //! while they change places.
 
+use super::names::Naming;
 use super::spawn::{Member, Spawner};
 use super::{Actor, Fact};
 use crate::checked;
@@ -86,6 +87,7 @@ impl Actor {
         let children = order.children.iter().map(|c| c.pid).filter(|pid| self.table.is_here(*pid));
         let natives = self.natives(&spec).into_iter().chain(children).collect();
         let address = self.stdio_address.clone();
+        self.name(Naming::room(order.r#move), &spec, &order.children);
         tokio::spawn(async move {
             let order = Box::new(order);
             let r#move = order.r#move.unwrap_or_default();
@@ -95,6 +97,7 @@ impl Actor {
     }
 
     pub(super) fn room_made(&mut self, r#move: wire::Move, result: Result<Room, Failure>) {
+        self.no_longer_named(Naming::room(Some(r#move)));
         let room = match result {
             Ok(room) => room,
             Err(failure) => {
@@ -296,6 +299,11 @@ impl Actor {
     /// A process that has a skeleton here has ended: the skeleton ends the same way, for a parent that waits here.
     pub(super) fn relative_ended(&mut self, pid: i32, status: i32) {
         if pid <= 1 {
+            return;
+        }
+        if self.is_named(pid) {
+            // What is under way needs it in its place: as parent, or as leader of a group to be joined.
+            self.ended_when_named.insert(pid, status);
             return;
         }
         let Some(skeleton) = self.family.get(pid) else {

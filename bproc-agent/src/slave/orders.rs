@@ -1,5 +1,6 @@
 //! What the master orders: programs that start, blocks of pids, and where the rest goes.
 
+use super::names::Naming;
 use super::{Actor, Fact, run};
 use bproc_common::ghost::op;
 use bproc_core::lease::Block;
@@ -62,6 +63,7 @@ impl Actor {
     fn spawn(&mut self, number: u64, spec: SpawnSpec) {
         let (spawner, facts) = (self.spawner.clone(), self.facts.clone());
         let (address, natives) = (self.stdio_address.clone(), self.natives(&spec));
+        self.name(Naming::Start(number), &spec, &[]);
         self.table.expect(&spec);
         tokio::spawn(async move {
             let pid = spec.pid;

@@ -22,7 +22,7 @@ use bproc_travel::fetch::Fetcher;
 use bproc_travel::node::Traveller;
 use bproc_travel::serve;
 use bproc_travel::store::Store;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -72,18 +72,19 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
     let mut table = Table::default();
     let mut events = Outbox::default();
     let mut blocks = Blocks::default();
+    let mut skeletons = HashMap::new();
     if former {
         for block in space.blocks() {
             blocks.add(block);
         }
         let found = space::inventory(space.record.pid_ns, ghost_exe)?;
-        let ghosts: BTreeSet<i32> = found.iter().filter(|f| f.ghost).map(|f| f.pid).collect();
+        skeletons = found.iter().filter(|f| f.ghost && !f.is_over()).map(|f| (f.pid, f.host_pid)).collect();
         for process in found.iter().filter(|f| !f.ghost) {
-            for event in table.adopt(process, ghosts.contains(&process.ppid)) {
+            for event in table.adopt(process, skeletons.contains_key(&process.ppid)) {
                 events.push(event);
             }
         }
-        family.await_all(ghosts);
+        family.await_all(skeletons.keys().copied().collect());
         tracing::info!(processes = table.len(), "took over the space of a former agent");
     }
     let spawner = Arc::new(Spawner {
@@ -121,6 +122,12 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         events,
         deliveries,
         under_way: BTreeSet::new(),
+        count: 0,
+        for_starting: HashMap::new(),
+        named: HashMap::new(),
+        ended_when_named: BTreeMap::new(),
+        former: skeletons,
+        began: Instant::now(),
         owed: Owed::default(),
         instance: crate::random_id()?,
         to_master: None,

@@ -13,6 +13,9 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+/// The kernel's PF_FORKNOEXEC: has executed no program since it was forked.
+const FORKED_NO_EXEC: u32 = 0x40;
+
 /// A running space.
 #[derive(Debug)]
 pub struct Space {
@@ -169,7 +172,7 @@ pub struct Found {
     pub sid: i32,
     /// State letter.
     pub state: u8,
-    /// Its program is the ghost's: a skeleton or init.
+    /// Its program is the ghost's: a skeleton or init. Or was, of a zombie: a start that failed.
     pub ghost: bool,
     /// Owner.
     pub uid: u32,
@@ -179,6 +182,13 @@ pub struct Found {
     pub comm: Vec<u8>,
     /// Wait status of a zombie.
     pub status: i32,
+}
+
+impl Found {
+    /// It has ended.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, b'Z' | b'X')
+    }
 }
 
 /// All processes of a pid namespace, parents before children as far as pids tell.
@@ -211,15 +221,20 @@ pub fn look_at(host: Pid, pid_ns: Option<u64>, ghost_exe: FileId) -> Option<Foun
         return None;
     }
     let inner = |all: &[i32]| all.last().copied().unwrap_or(0);
+    let is_ghost = |process: &Process| process.exe().is_ok_and(|exe| exe == ghost_exe);
+    let of_skeleton = parent.as_ref().is_some_and(is_ghost);
     let ppid = parent.and_then(|p| p.status().ok());
+    let ppid = ppid.filter(|p| p.ns_pids.len() == status.ns_pids.len()).map_or(0, |p| inner(&p.ns_pids));
+    // The child of a skeleton, and not left to init by its own parent: it has executed nothing, so it was never a program.
+    let never_execed = stat.state == b'Z' && stat.flags & FORKED_NO_EXEC != 0 && of_skeleton && ppid > 1;
     Some(Found {
         pid: inner(&status.ns_pids),
         host_pid: host.get(),
-        ppid: ppid.filter(|p| p.ns_pids.len() == status.ns_pids.len()).map_or(0, |p| inner(&p.ns_pids)),
+        ppid,
         pgid: inner(&status.ns_pgids),
         sid: inner(&status.ns_sids),
         state: stat.state,
-        ghost: process.exe().is_ok_and(|exe| exe == ghost_exe),
+        ghost: never_execed || is_ghost(&process),
         uid: status.uids.real,
         gid: status.gids.real,
         comm: stat.comm,

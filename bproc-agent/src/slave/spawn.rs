@@ -8,6 +8,7 @@ use bproc_core::slave::{Relative, Step, plan};
 use bproc_proto::stream::Kind;
 use bproc_proto::{Failure, Luggage, SpawnSpec};
 use bproc_stdio::IodError;
+use bproc_sys::signal::SigInfo;
 use bproc_travel::node::{Place, Traveller, environment};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
@@ -87,6 +88,12 @@ impl Family {
         lock(&self.awaited).is_empty()
     }
 
+    /// It has ended, or is something else now.
+    pub fn await_no_longer(&self, pid: i32) {
+        lock(&self.awaited).remove(&pid);
+        self.arrived.notify_waiters();
+    }
+
     /// Returns when all have connected that were awaited, or after two seconds: they try twice a second, and whoever has
     /// not come by then is dead.
     pub async fn complete(&self) {
@@ -129,19 +136,36 @@ impl Family {
     }
 
     pub(super) async fn clone_by(&self, by: i32, pid: i32) -> Result<Member, Failure> {
+        const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
         let parent = self.get(by).ok_or_else(|| failed(libc::ESRCH, format!("skeleton {by} is not there")))?;
         let (hello, arrived) = oneshot::channel();
         lock(&self.hellos).insert(pid, hello);
         // '1': the child is a skeleton until it is told to be more.
-        match parent.ghost.call(op::CLONE, pid.into(), 0, b"1".to_vec()).await {
-            Ok(_) => {}
-            Err(error) => {
-                lock(&self.hellos).remove(&pid);
-                return Err(failed(error.errno(), format!("process {pid} cannot be made in the space: {error}")));
-            }
+        let mut made = parent.ghost.call(op::CLONE, pid.into(), 0, b"1".to_vec()).await;
+        let init = self.get(1).map(|init| init.ghost);
+        if let (Err(CallError::Gone), Some(init), true) = (&made, &init, by != 1) {
+            // Killed, perhaps after it had made it: then that is a child of init's, as the other one will be.
+            made = match init.call(op::CLONE, pid.into(), 0, b"1".to_vec()).await {
+                Err(CallError::Errno(libc::EEXIST)) => Ok(0),
+                other => other,
+            };
         }
-        let late = || failed(libc::ETIMEDOUT, format!("process {pid} was made but does not speak"));
-        tokio::time::timeout(std::time::Duration::from_secs(10), arrived).await.map_err(|_| late())?.map_err(|_| late())
+        let result = match made {
+            Ok(made) => {
+                let late = failed(libc::ETIMEDOUT, format!("process {pid} was made but does not speak"));
+                let spoken = tokio::time::timeout(PATIENCE, arrived).await.ok().and_then(Result::ok).ok_or(late);
+                if let (Err(_), Some(init), true) = (&spoken, init, made > 0) {
+                    let kill = SigInfo::with(libc::SIGKILL, libc::SI_KERNEL, 0, 0).0.to_vec();
+                    init.tell(op::SIGNAL, pid.into(), 0, kill);
+                }
+                spoken
+            }
+            Err(error) => Err(failed(error.errno(), format!("process {pid} cannot be made in the space: {error}"))),
+        };
+        if result.is_err() {
+            lock(&self.hellos).remove(&pid);
+        }
+        result
     }
 }
 

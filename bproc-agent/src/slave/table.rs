@@ -120,6 +120,11 @@ impl Table {
         self.entries.insert(spec.pid, entry);
     }
 
+    /// It is being made, or about to exec.
+    pub fn is_starting(&self, pid: i32) -> bool {
+        self.entries.get(&pid).is_some_and(|e| matches!(e.state, State::Starting(_)))
+    }
+
     /// Its pid here.
     pub fn host_pid(&self, pid: i32) -> Option<Pid> {
         self.entries.get(&pid).and_then(|e| Pid::new(e.host_pid))
@@ -266,6 +271,10 @@ impl Table {
         if !parent_is_ghost {
             events
                 .push(event::Body::Forked(wire::Forked { parent: found.ppid, child: Some(entry.to_wire(found.pid)) }));
+        } else if !zombie {
+            // A former agent may have ended before it could tell.
+            let (comm, cmdline) = (entry.comm.clone(), entry.cmdline.clone());
+            events.push(event::Body::Execed(wire::Execed { pid: found.pid, comm, cmdline }));
         }
         if found.state == b'T' {
             events.push(event::Body::Stopped(wire::Stopped { pid: found.pid, signal: libc::SIGSTOP }));

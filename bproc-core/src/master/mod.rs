@@ -30,6 +30,8 @@ use bproc_common::wait::Status;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 const SIGKILL: i32 = 9;
+/// Status of a process of which nobody knows how it ended.
+const LOST: i32 = SIGKILL;
 const ESRCH: i32 = 3;
 const EAGAIN: i32 = 11;
 
@@ -123,6 +125,11 @@ impl Master {
     pub fn spawned(&mut self, pid: Pid, result: Result<(), Refusal>, out: &mut Out) {
         let failed = result.is_err();
         match self.processes.get_mut(&pid) {
+            // Begun by a former master: its caller was told when the connection broke, and waits at the gate perhaps.
+            Some(Process { phase: Phase::Running, inherited: true, .. }) if failed => {
+                self.exited(pid, LOST, out);
+                self.reaped(pid, out);
+            }
             Some(Process { phase: Phase::Starting { started, .. }, .. }) => {
                 *started = Some(result);
                 self.start_decided(pid, out);

@@ -1,13 +1,10 @@
 //! Nodes: attaching, lives, loss, and coming back after a restart of either side.
 
 use super::model::{Action, Node, Order, Phase, Process, Refusal, View};
-use super::{Master, Out};
+use super::{LOST, Master, Out};
 use crate::lease::Block;
 use bproc_common::id::{Epoch, NodeId, Pid};
 use std::collections::HashSet;
-
-/// Status of a process whose node was lost.
-const LOST: i32 = 9;
 
 /// What a node says of itself when it attaches.
 #[derive(Clone, Debug)]
@@ -18,8 +15,8 @@ pub struct Attach {
     pub instance: u64,
     /// Newest order that it has.
     pub orders_seen: u64,
-    /// Processes there.
-    pub inventory: Vec<Pid>,
+    /// Processes there, and their parents.
+    pub inventory: Vec<(Pid, Option<Pid>)>,
     /// Skeletons there.
     pub skeletons: Vec<Pid>,
     /// Blocks of pids that it holds.
@@ -58,7 +55,7 @@ impl Master {
                 n.orders.withdraw(|order| {
                     matches!(order, Order::Spawn(_) | Order::Survey(..) | Order::Receive(..) | Order::Depart(..))
                 });
-                let there: HashSet<Pid> = hello.inventory.into_iter().collect();
+                let there: HashSet<Pid> = hello.inventory.into_iter().map(|(pid, _)| pid).collect();
                 let open = self.processes.iter().filter(|(_, p)| p.node == Some(node) && p.is_unanswered());
                 let mut open: Vec<Pid> = open.map(|(pid, _)| *pid).collect();
                 open.sort_unstable();
@@ -68,6 +65,10 @@ impl Master {
                 }
                 self.moves_of_new_agent(node, &there, out);
                 self.reconcile(node, &there, out);
+                // One made for a start that came to nothing, and was not asked again, speaks for nobody.
+                for relative in hello.skeletons {
+                    self.speak_for(relative, node, out);
+                }
             }
             // Linked only now: what was ordered meanwhile must not overtake what is sent again.
             let Some(n) = self.nodes.get_mut(&node.0) else { return Err(Rejected::Unknown) };
@@ -90,8 +91,10 @@ impl Master {
         n.state = state.into();
         n.orders.reset();
         n.events = Default::default();
-        for pid in hello.inventory {
-            self.processes.entry(pid).or_insert_with(|| Process::inherited(None)).node = Some(node);
+        for (pid, parent) in hello.inventory {
+            let process = self.processes.entry(pid).or_insert_with(|| Process::inherited(None));
+            process.node = Some(node);
+            process.parent = process.parent.or(parent);
             self.node_known(pid, node, out);
         }
         // Also those of a former master's time: whoever they speak for may have gone meanwhile.
@@ -180,8 +183,7 @@ impl Master {
             if process.node.is_none() {
                 self.exited(pid, LOST, out);
             } else if !process.connected && !ghosts.contains(&pid) {
-                process.ghost_gone = true;
-                self.kill_remote(pid, out);
+                self.ghost_gone(pid, out);
             }
         }
     }

@@ -15,6 +15,7 @@ fn siginfo(signal: i32) -> Vec<u8> {
 }
 
 fn hello(epoch: u64, inventory: Vec<Pid>) -> Attach {
+    let inventory = inventory.into_iter().map(|pid| (pid, None)).collect();
     Attach { epoch: Epoch(epoch), instance: 1, orders_seen: 0, inventory, skeletons: vec![], leases: vec![] }
 }
 

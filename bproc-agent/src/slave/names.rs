@@ -1,0 +1,51 @@
+//! Who is named by a start, or by the room that is made for a process that comes: parent, leaders, children. Each of them
+//! may end elsewhere in the middle of it. Its skeleton ends afterwards: until then the new one is cloned by it, or joins
+//! its group.
+
+use super::Actor;
+use bproc_proto::link as wire;
+use bproc_proto::{Relative, SpawnSpec};
+
+/// What names them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Naming {
+    /// The start with this number of its order.
+    Start(u64),
+    /// A move: process and number.
+    Room(i32, u64),
+}
+
+impl Naming {
+    /// The room for a move.
+    pub fn room(r#move: Option<wire::Move>) -> Naming {
+        let r#move = r#move.unwrap_or_default();
+        Naming::Room(r#move.pid, r#move.id)
+    }
+}
+
+impl Actor {
+    pub(super) fn name(&mut self, what: Naming, spec: &SpawnSpec, children: &[Relative]) {
+        let relatives = spec.relatives.iter().flat_map(|r| [r.pid, r.ppid, r.pgid, r.sid]);
+        let names = relatives.chain([spec.ppid, spec.pgid, spec.sid]).chain(children.iter().map(|c| c.pid));
+        let names = names.filter(|pid| *pid > 1 && *pid != spec.pid).collect();
+        // Alive when it was named: what was noted of one with its number is of another.
+        for pid in spec.relatives.iter().chain(children).map(|r| r.pid).chain([spec.pid]) {
+            self.ended_early.remove(&pid);
+        }
+        self.named.insert(what, names);
+    }
+
+    pub(super) fn is_named(&self, pid: i32) -> bool {
+        self.named.values().any(|names| names.contains(&pid))
+    }
+
+    pub(super) fn no_longer_named(&mut self, what: Naming) {
+        for pid in self.named.remove(&what).unwrap_or_default() {
+            if !self.is_named(pid)
+                && let Some(status) = self.ended_when_named.remove(&pid)
+            {
+                self.relative_ended(pid, status);
+            }
+        }
+    }
+}
