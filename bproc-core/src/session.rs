@@ -52,6 +52,11 @@ impl<T: Clone> Outbox<T> {
         self.kept.front().map_or(0, |(n, _)| *n)
     }
 
+    /// The messages kept, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.kept.iter().map(|(_, message)| message)
+    }
+
     /// Messages kept.
     pub fn len(&self) -> usize {
         self.kept.len()

@@ -1,12 +1,13 @@
 //! A master with nodes, ghosts and a keeper on no time at all: every channel delivers in its order, but which channel
-//! speaks next, what users do and when links break is drawn from a seed. When all is quiet the promises are checked.
+//! speaks next, what users do, when links break and when agents are killed is drawn from a seed. When all is quiet the
+//! promises are checked.
 
 use bproc_common::id::{Epoch, NodeId, Pid};
 use bproc_common::wait::Status;
 use bproc_core::lease::Leases;
 use bproc_core::master::nodes::Attach;
-use bproc_core::master::{Action, Ask, Child, GhostCommand, Master, Node, Order, SpawnFacts};
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use bproc_core::master::{Action, Ask, Child, GhostCommand, Master, Node, Order, Refusal, SpawnFacts};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 const PARENT: i32 = 2;
 
@@ -24,6 +25,9 @@ impl Dice {
 
 #[derive(Debug, Default)]
 struct Ghost {
+    /// Else it is a caller that waits for its answer.
+    made: bool,
+    parent: i32,
     connected: bool,
     stopped: bool,
     at_gate: Option<i32>,
@@ -41,11 +45,13 @@ struct Process {
     ended: Option<i32>,
     got: Vec<i32>,
     newest: u32,
+    /// Reaped.
+    gone: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Event {
-    Spawned(i32),
+    Spawned(i32, bool),
     Forked(i32, i32),
     Exited(i32, i32),
     Stopped(i32, i32),
@@ -78,7 +84,17 @@ struct Machine {
     processes: BTreeMap<i32, Process>,
     orders: VecDeque<(u64, Order)>,
     orders_seen: u64,
+    /// Carried out, which the space knows, whatever becomes of the agent.
+    done: BTreeSet<u64>,
+    /// Numbers of orders to start, by process.
+    starting: BTreeMap<i32, u64>,
+    /// Orders for those that are being started.
+    held: VecDeque<(u64, i32, Order)>,
+    skeletons: BTreeSet<i32>,
+    instance: u64,
     events: VecDeque<(u64, Event)>,
+    /// Those that the master has taken over without having said so.
+    told: VecDeque<(u64, Event)>,
     next_event: u64,
     acks: VecDeque<u64>,
     next_pid: i32,
@@ -91,10 +107,15 @@ struct World {
     ghosts: BTreeMap<i32, Ghost>,
     keeper: VecDeque<Word>,
     reports: BTreeMap<i32, VecDeque<Report>>,
-    answers: Vec<i32>,
     next_pid: i32,
     sent: BTreeMap<i32, Vec<i32>>,
     asked: BTreeMap<u64, i32>,
+    next_ask: u64,
+    /// Who is about to ask again, and for which node.
+    again: VecDeque<(usize, i32)>,
+    /// How often each program was run.
+    runs: BTreeMap<i32, u32>,
+    recovering: bool,
 }
 
 fn pid(n: i32) -> Pid {
@@ -111,7 +132,12 @@ impl World {
     fn new(seed: u64, nodes: i32) -> World {
         let leases = Leases::new(10_000, 50_000, 1000);
         let master = Master::new((0..nodes).map(|n| (n, Node::new(0o111, 0, 0))), leases, false);
-        let machines = (0..nodes).map(|n| Machine { next_pid: 10_000 * (n + 1), next_event: 1, ..Machine::default() });
+        let machines = (0..nodes).map(|n| Machine {
+            next_pid: 10_000 * (n + 1),
+            next_event: 1,
+            instance: 1,
+            ..Machine::default()
+        });
         let mut world = World {
             dice: Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
             master,
@@ -119,10 +145,13 @@ impl World {
             ghosts: BTreeMap::new(),
             keeper: VecDeque::new(),
             reports: BTreeMap::new(),
-            answers: Vec::new(),
             next_pid: 100,
             sent: BTreeMap::new(),
             asked: BTreeMap::new(),
+            next_ask: 1,
+            again: VecDeque::new(),
+            runs: BTreeMap::new(),
+            recovering: false,
         };
         (0..nodes).for_each(|n| world.link(n));
         world
@@ -131,18 +160,152 @@ impl World {
     fn link(&mut self, node: i32) {
         let m = &mut self.machines[node as usize];
         m.orders.clear();
+        let ended = |event: &Event| if let Event::Exited(p, _) = event { Some(*p) } else { None };
+        let untold: BTreeSet<i32> = m.told.iter().chain(&m.events).filter_map(|(_, e)| ended(e)).collect();
         let hello = Attach {
             epoch: Epoch(1 + node as u64),
-            instance: 1,
+            instance: m.instance,
             orders_seen: m.orders_seen,
-            inventory: m.processes.keys().map(|p| pid(*p)).collect(),
-            skeletons: vec![],
+            inventory: m
+                .processes
+                .iter()
+                .filter(|(p, process)| !process.gone || untold.contains(p))
+                .map(|(p, process)| (pid(*p), process.parent.and_then(Pid::new)))
+                .chain(m.starting.keys().map(|p| (pid(*p), Pid::new(PARENT))))
+                .collect(),
+            skeletons: m.skeletons.iter().map(|p| pid(*p)).collect(),
             leases: vec![],
         };
         m.linked = true;
         let mut out = vec![];
         let seen = self.master.attach(NodeId(node), hello, "up", &mut out).unwrap();
-        self.machines[node as usize].events.retain(|(n, _)| *n > seen);
+        let m = &mut self.machines[node as usize];
+        let told = std::mem::take(&mut m.told);
+        m.events = told.into_iter().chain(std::mem::take(&mut m.events)).filter(|(n, _)| *n > seen).collect();
+        self.perform(out);
+    }
+
+    /// The agent of a node is killed, and the next one looks at what is there.
+    fn crash_node(&mut self, node: usize) {
+        self.unlink(node as i32);
+        let m = &mut self.machines[node];
+        let open = m.starting.values().chain(m.held.iter().map(|(number, _, _)| number)).filter(|n| **n > 0).min();
+        m.orders_seen = open.map_or(m.orders_seen, |first| m.orders_seen.min(first - 1));
+        m.held.clear();
+        m.instance += 1;
+        (m.events, m.told, m.next_event) = (VecDeque::new(), VecDeque::new(), 1);
+        for p in std::mem::take(&mut m.starting).into_keys() {
+            match self.dice.below(3) {
+                0 => self.runs_now(node, p),
+                // Not told to go.
+                1 => drop(self.machines[node].skeletons.insert(p)),
+                // The exec failed.
+                _ => {}
+            }
+        }
+        let there = self.machines[node].processes.iter().filter(|(_, p)| !p.gone);
+        let mut again = Vec::new();
+        for (p, process) in there {
+            again.extend(process.parent.map(|parent| Event::Forked(parent, *p)));
+            again.extend((process.stopped && process.ended.is_none()).then_some(Event::Stopped(*p, 19)));
+            again.extend(process.ended.map(|status| Event::Exited(*p, status)));
+        }
+        again.into_iter().for_each(|event| self.tell(node, event));
+    }
+
+    /// The master's agent is killed, and the next one finds keeper, ghosts and nodes. Callers get no answer and end.
+    fn crash_master(&mut self) {
+        (0..self.machines.len()).for_each(|node| self.unlink(node as i32));
+        let leases = Leases::new(10_000, 50_000, 1000);
+        let nodes = (0..self.machines.len()).map(|n| (n as i32, Node::new(0o111, 0, 0)));
+        self.master = Master::new(nodes, leases, true);
+        self.recovering = true;
+        for node in 0..self.machines.len() {
+            let m = &mut self.machines[node];
+            m.orders_seen = 0;
+            m.done.clear();
+            m.held.clear();
+            m.starting.values_mut().for_each(|number| *number = 0);
+            let told = std::mem::take(&mut m.told);
+            m.events = told.into_iter().chain(std::mem::take(&mut m.events)).collect();
+            let ends = m.processes.iter().filter(|(_, p)| !p.gone);
+            let ends: Vec<_> = ends.filter_map(|(p, q)| Some(Event::Exited(*p, q.ended?))).collect();
+            ends.into_iter().for_each(|end| self.tell(node, end));
+        }
+        self.keeper.clear();
+        self.reports.clear();
+        self.asked.clear();
+        let waiting: Vec<i32> = self.ghosts.iter().filter(|(_, g)| !g.made).map(|(p, _)| *p).collect();
+        waiting.into_iter().for_each(|p| self.end_ghost(p, Status::Exited(1).to_raw()));
+        self.keeper.clear();
+        let mut reports = Vec::new();
+        for (p, g) in self.ghosts.iter_mut().filter(|(_, g)| g.gone.is_none()) {
+            g.connected = false;
+            g.commands.clear();
+            self.keeper.push_back(Word::Adopted(*p));
+            if g.at_gate.is_some() {
+                self.keeper.push_back(Word::AtGate(*p));
+                continue;
+            }
+            if g.stopped {
+                self.keeper.push_back(Word::Stopped(*p, false));
+            }
+            reports.push((*p, Report::Hello(g.parent)));
+            reports.extend(g.unacknowledged.iter().map(|(n, signal)| (*p, Report::Signal(*p, *n, *signal))));
+        }
+        reports.into_iter().for_each(|(p, report)| self.report(p, report));
+    }
+
+    /// A start has come to its exec.
+    fn runs_now(&mut self, node: usize, p: i32) {
+        *self.runs.entry(p).or_default() += 1;
+        self.machines[node].skeletons.remove(&p);
+        self.machines[node].processes.insert(p, Process::default());
+    }
+
+    fn finish_start(&mut self, node: usize) {
+        let m = &mut self.machines[node];
+        let at = self.dice.below(m.starting.len());
+        let Some((p, number)) = m.starting.iter().nth(at).map(|(p, n)| (*p, *n)) else { return };
+        m.starting.remove(&p);
+        let good = self.dice.below(5) > 0;
+        if good {
+            self.runs_now(node, p);
+        }
+        self.tell(node, Event::Spawned(p, good));
+        self.done(node, number);
+        let held = std::mem::take(&mut self.machines[node].held);
+        for (number, of, order) in held {
+            if of == p {
+                self.obey_order(node, order);
+                self.done(node, number);
+            } else {
+                self.machines[node].held.push_back((number, of, order));
+            }
+        }
+    }
+
+    /// An order is carried out. Those of a former master count nothing.
+    fn done(&mut self, node: usize, number: u64) {
+        let m = &mut self.machines[node];
+        m.done.insert(number);
+        let open = m.starting.values().chain(m.held.iter().map(|(number, _, _)| number)).filter(|n| **n > 0).min();
+        m.acks.push_back(open.map_or(m.orders_seen, |first| first - 1));
+    }
+
+    fn spawn(&mut self, node: usize, p: i32) {
+        let facts = SpawnFacts {
+            pid: pid(p),
+            parent: Some(pid(PARENT)),
+            node: NodeId(node as i32),
+            uid: 0,
+            gids: [0].into(),
+            relatives: vec![],
+        };
+        self.asked.insert(self.next_ask, p);
+        self.next_ask += 1;
+        let mut out = vec![];
+        self.master.spawn(Ask(self.next_ask - 1), facts, &mut out);
         self.perform(out);
     }
 
@@ -164,13 +327,27 @@ impl World {
         for action in actions {
             match action {
                 Action::Answer(ask, result) => {
-                    result.unwrap();
-                    let p = self.asked[&ask.0];
-                    self.answers.push(p);
-                    self.report(p, Report::Hello(PARENT));
+                    let p = self.asked.remove(&ask.0).unwrap();
+                    match result {
+                        Ok(()) => {
+                            self.ghosts.entry(p).and_modify(|g| g.made = true);
+                            self.report(p, Report::Hello(PARENT));
+                        }
+                        Err(Refusal::Interrupted(node)) => {
+                            // Nothing has run.
+                            assert!(!self.runs.contains_key(&p), "{p} ran and may be tried again");
+                            self.again.push_back((node.0 as usize, p));
+                        }
+                        Err(_) => self.end_ghost(p, Status::Exited(1).to_raw()),
+                    }
                 }
-                Action::Hold(p) => self.keeper.push_back(Word::Held(p.get())),
-                Action::Release(p) => self.release(p.get()),
+                Action::Hold(p) => {
+                    if let Some(g) = self.ghosts.get_mut(&p.get()) {
+                        g.open = false;
+                    }
+                    self.keeper.push_back(Word::Held(p.get()));
+                }
+                Action::Release(p) | Action::LetGo(p) => self.release(p.get()),
                 Action::Send(node, number, order) => self.machines[node.0 as usize].orders.push_back((number, order)),
                 Action::Ghost(p, command) => {
                     let Some(g) = self.ghosts.get_mut(&p.get()) else { continue };
@@ -251,14 +428,14 @@ impl World {
     }
 
     fn clone(&mut self, parent: i32, child: i32) {
-        self.ghosts.insert(child, Ghost::default());
+        self.ghosts.insert(child, Ghost { made: true, parent, ..Ghost::default() });
         self.keeper.push_back(Word::Adopted(child));
         self.report(parent, Report::Cloned(child, Ok(())));
         self.report(child, Report::Hello(parent));
     }
 
     /// One thing that a user, a program or a wire does.
-    fn act(&mut self) {
+    fn act(&mut self, crashes: bool) {
         let ghosts: Vec<i32> =
             self.ghosts.iter().filter(|(_, g)| g.connected && g.at_gate.is_none()).map(|(p, _)| *p).collect();
         let node = self.dice.below(self.machines.len());
@@ -267,23 +444,19 @@ impl World {
         };
         let running = live(&self.machines[node]);
         let pick = |dice: &mut Dice, from: &[i32]| (!from.is_empty()).then(|| from[dice.below(from.len())]);
+        if crashes && self.dice.below(20) == 0 {
+            return match self.dice.below(3) {
+                0 => self.crash_master(),
+                _ => self.crash_node(node),
+            };
+        }
         match self.dice.below(10) {
             0 | 1 => {
                 let p = self.next_pid;
                 self.next_pid += 1;
-                let facts = SpawnFacts {
-                    pid: pid(p),
-                    parent: Some(pid(PARENT)),
-                    node: NodeId(node as i32),
-                    uid: 0,
-                    gids: [0].into(),
-                    relatives: vec![],
-                };
-                self.ghosts.insert(p, Ghost::default());
-                self.asked.insert(p as u64, p);
-                let mut out = vec![];
-                self.master.spawn(Ask(p as u64), facts, &mut out);
-                self.perform(out);
+                // Nobody holds it yet.
+                self.ghosts.insert(p, Ghost { parent: PARENT, open: true, ..Ghost::default() });
+                self.spawn(node, p);
             }
             2 => {
                 if let Some(p) = pick(&mut self.dice, &running) {
@@ -353,6 +526,7 @@ impl World {
         // Parents reap or not; what one leaves behind is held by the node's init, which waits for the order to forget.
         if natural && self.dice.below(2) == 0 {
             self.tell(node, Event::Reaped(p));
+            self.machines[node].processes.entry(p).and_modify(|p| p.gone = true);
         }
     }
 
@@ -385,6 +559,14 @@ impl World {
                 }
             }
         }
+        for (n, m) in self.machines.iter().enumerate() {
+            if !m.starting.is_empty() {
+                ready.push((6, n as i32));
+            }
+        }
+        if !self.again.is_empty() {
+            ready.push((7, 0));
+        }
         if ready.is_empty() {
             return false;
         }
@@ -396,6 +578,13 @@ impl World {
             2 => self.obey(who),
             3 => self.carry_out(who as usize),
             4 => self.event(who as usize, &mut out),
+            6 => self.finish_start(who as usize),
+            7 => {
+                let (node, p) = self.again.pop_front().unwrap();
+                if self.ghosts.get(&p).is_some_and(|g| g.at_gate.is_none()) {
+                    self.spawn(node, p);
+                }
+            }
             _ => {
                 let number = self.machines[who as usize].acks.pop_front().unwrap();
                 self.master.orders_acknowledged(NodeId(who), number, &mut out);
@@ -448,18 +637,32 @@ impl World {
 
     fn carry_out(&mut self, node: usize) {
         let (number, order) = self.machines[node].orders.pop_front().unwrap();
-        if number <= self.machines[node].orders_seen {
+        let m = &mut self.machines[node];
+        if number <= m.orders_seen {
             return;
         }
-        assert_eq!(number, self.machines[node].orders_seen + 1, "an order was passed over");
-        self.machines[node].orders_seen = number;
+        m.orders_seen = number;
+        if let Order::Spawn(p) = order {
+            m.starting.insert(p.get(), number);
+            return;
+        }
+        let about = match &order {
+            Order::Kill(p) | Order::Stop(p) | Order::Continue(p) | Order::Signal { pid: p, .. } => p.get(),
+            _ => 0,
+        };
+        if m.starting.contains_key(&about) {
+            m.held.push_back((number, about, order));
+            return;
+        }
+        if !m.done.contains(&number) {
+            self.obey_order(node, order);
+        }
+        self.done(node, number);
+    }
+
+    fn obey_order(&mut self, node: usize, order: Order) {
         match order {
-            Order::Spawn(p) => {
-                self.machines[node].processes.insert(p.get(), Process::default());
-                self.tell(node, Event::Spawned(p.get()));
-            }
             Order::Kill(p) if self.machines[node].processes.contains_key(&p.get()) => self.end(node, p.get(), 9),
-            Order::Kill(_) => {}
             Order::Stop(p) => self.stop_process(node, p.get()),
             Order::Continue(p) => {
                 if let Some(process) = self.machines[node].processes.get_mut(&p.get()) {
@@ -479,10 +682,14 @@ impl World {
                     }
                 }
             }
+            Order::Forget(p) => {
+                self.machines[node].processes.entry(p.get()).and_modify(|p| p.gone |= p.ended.is_some());
+            }
+            Order::RelativeGone(p, _) => {
+                self.machines[node].skeletons.remove(&p.get());
+            }
             _ => {}
         }
-        let m = &mut self.machines[node];
-        m.acks.push_back(m.orders_seen);
     }
 
     fn stop_process(&mut self, node: usize, p: i32) {
@@ -498,8 +705,16 @@ impl World {
         let id = NodeId(node as i32);
         let (number, event) = self.machines[node].events.pop_front().unwrap();
         assert!(self.master.accept_event(id, number));
+        let m = &mut self.machines[node];
+        m.told.push_back((number, event.clone()));
+        if self.dice.below(2) == 0 {
+            self.machines[node].told.clear();
+        }
         match event {
-            Event::Spawned(p) => self.master.spawned(pid(p), Ok(()), out),
+            Event::Spawned(p, good) => {
+                let result = if good { Ok(()) } else { Err(Refusal::Failed(id, 8, String::new())) };
+                self.master.spawned(pid(p), result, out);
+            }
             Event::Forked(parent, child) => {
                 let child = Child { pid: pid(child), uid: 0, gid: 0 };
                 self.master.forked(id, Pid::new(parent), child, out);
@@ -520,6 +735,16 @@ impl World {
     }
 
     fn check(&self, seed: u64) {
+        for (p, runs) in &self.runs {
+            assert_eq!(*runs, 1, "seed {seed}: {p} ran more than once");
+        }
+        for (p, ghost) in &self.ghosts {
+            let gone = ghost.gone.is_some();
+            assert!(gone || ghost.at_gate.is_none(), "seed {seed}: {p} waits at the gate for ever: {ghost:?}");
+            assert!(gone || ghost.made, "seed {seed}: {p} is not answered");
+            let runs = self.machines.iter().any(|m| m.processes.get(p).is_some_and(|p| p.ended.is_none()));
+            assert!(gone || runs, "seed {seed}: {p} is the ghost of nobody");
+        }
         for m in &self.machines {
             for (p, process) in &m.processes {
                 let Some(ghost) = self.ghosts.get(p) else {
@@ -536,7 +761,11 @@ impl World {
                         assert_eq!(process.stopped, ghost.stopped, "seed {seed}: {p} is stopped on one side");
                     }
                     (Some(status), Some(shown)) => {
-                        assert!(shown == status || shown == 9, "seed {seed}: {p} ended {status}, shown {shown}");
+                        // Whose agent was killed before it could answer has ended by itself.
+                        assert!(
+                            shown == status || shown == 9 || !ghost.made,
+                            "seed {seed}: {p} ended {status}, shown {shown}"
+                        );
                     }
                     other => panic!("seed {seed}: {p} lives on one side only: {other:?} {ghost:?}"),
                 }
@@ -567,27 +796,50 @@ impl World {
     }
 }
 
-#[test]
-fn promises_hold_in_every_order() {
+/// Lets things happen until nothing more does.
+fn settle(world: &mut World, seed: u64) {
+    for node in 0..3 {
+        if !world.machines[node].linked {
+            world.link(node as i32);
+        }
+    }
+    let mut steps = 0;
+    while world.deliver() {
+        steps += 1;
+        assert!(steps < 100_000, "seed {seed}: no rest");
+    }
+}
+
+fn play(crashes: bool) {
     let runs = std::env::var("BPROC_SIM_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(3000);
-    for seed in 1..=runs {
+    let first = std::env::var("BPROC_SIM_FIRST").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    for seed in first..first + runs {
         let mut world = World::new(seed, 3);
         for _ in 0..60 {
-            world.act();
+            world.act(crashes);
             for _ in 0..world.dice.below(12) {
                 world.deliver();
             }
         }
-        for node in 0..3 {
-            if !world.machines[node].linked {
-                world.link(node as i32);
-            }
-        }
-        let mut steps = 0;
-        while world.deliver() {
-            steps += 1;
-            assert!(steps < 100_000, "seed {seed}: no rest");
+        settle(&mut world, seed);
+        if world.recovering {
+            let connected = world.ghosts.iter().filter(|(_, g)| g.connected && g.at_gate.is_none());
+            let connected = connected.map(|(p, _)| pid(*p)).collect();
+            let mut out = vec![];
+            world.master.recovered(&connected, &mut out);
+            world.perform(out);
+            settle(&mut world, seed);
         }
         world.check(seed);
     }
+}
+
+#[test]
+fn promises_hold_in_every_order() {
+    play(false);
+}
+
+#[test]
+fn promises_hold_when_agents_are_killed() {
+    play(true);
 }

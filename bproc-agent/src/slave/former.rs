@@ -2,15 +2,36 @@
 //! become the program has the order to, or has not, has become it, or has failed and ended. The master decides such a
 //! start by what runs here, and lets it be tried again if nothing does. So nothing is said to it before it is known of each
 //! skeleton that was found: it connects (then no order is left unread in its former connection), is a program, or is gone.
+//! And skeletons that were made for a start, which nobody needs without it, are ended: they may be half made.
 
-use super::space::look_at;
+use super::space::{Found, inventory, look_at};
 use super::{Actor, Fact};
 use crate::checked;
+use bproc_common::ghost::op;
 use bproc_common::id::Pid;
 use bproc_proto::link as wire;
 use bproc_sys::process::Process;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 use tokio::sync::oneshot;
+
+/// The skeletons of whom no process here is child, parent, or in a group or session; their pids here.
+fn idle(found: &[Found]) -> HashMap<i32, i32> {
+    let skeletons: HashMap<i32, &Found> =
+        found.iter().filter(|f| f.ghost && !f.is_over() && f.pid > 1).map(|f| (f.pid, f)).collect();
+    let mut needed = BTreeSet::new();
+    let mut named: Vec<i32> = found.iter().filter(|f| !f.ghost).flat_map(|f| [f.ppid, f.pgid, f.sid]).collect();
+    let natives: BTreeSet<i32> = found.iter().filter(|f| !f.ghost).map(|f| f.pid).collect();
+    named.extend(skeletons.values().filter(|s| natives.contains(&s.ppid)).map(|s| s.pid));
+    while let Some(pid) = named.pop() {
+        if let Some(skeleton) = skeletons.get(&pid)
+            && needed.insert(pid)
+        {
+            named.extend([skeleton.ppid, skeleton.pgid, skeleton.sid]);
+        }
+    }
+    skeletons.iter().filter(|(pid, _)| !needed.contains(pid)).map(|(pid, f)| (*pid, f.host_pid)).collect()
+}
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -50,7 +71,26 @@ impl Actor {
             }
             self.family.await_no_longer(pid);
         }
-        self.family.is_complete()
+        self.family.is_complete() && self.all_dismissed()
+    }
+
+    /// Whether those are gone whom nobody needs.
+    fn all_dismissed(&mut self) -> bool {
+        let ns = Some(self.space.record.pid_ns);
+        let Some(dismissed) = &mut self.dismissed else {
+            let found = inventory(self.space.record.pid_ns, self.ghost_exe).unwrap_or_default();
+            let idle = idle(&found);
+            for member in idle.keys().filter_map(|pid| self.family.get(*pid)) {
+                member.ghost.tell(op::EXIT, 0, 0, vec![]);
+            }
+            self.dismissed = Some(idle);
+            return false;
+        };
+        dismissed.retain(|pid, host| {
+            let there = Pid::new(*host).and_then(|host| look_at(host, ns, self.ghost_exe));
+            there.is_some_and(|found| found.pid == *pid)
+        });
+        dismissed.is_empty() || self.began.elapsed() >= GIVE_UP_AFTER
     }
 
     fn hurry(&self, pid: i32, host: i32, waited: Duration) {

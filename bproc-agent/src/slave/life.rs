@@ -7,6 +7,7 @@ use crate::watched::watched;
 use bproc_common::ghost::op;
 use bproc_core::session::Inbox;
 use bproc_core::slave::Blocks;
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::time::Duration;
 use tokio::io::Interest;
@@ -54,6 +55,7 @@ impl Actor {
         self.named.clear();
         self.ended_when_named.clear();
         self.former.clear();
+        self.dismissed = Some(HashMap::new());
         match Space::make(&self.dir, &self.ghost, &self.title, lease(self.patience).as_secs() as u32) {
             Ok(space) => {
                 self.kernel.add_space(space.record.pid_ns);

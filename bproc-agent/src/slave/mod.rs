@@ -147,6 +147,8 @@ pub struct Actor {
     ended_when_named: BTreeMap<i32, i32>,
     /// Skeletons of a former agent's time of which it is not known what has become of them; their pids here.
     former: HashMap<i32, i32>,
+    /// Those that nobody needs and that were told to end; `None` until that was looked at.
+    dismissed: Option<HashMap<i32, i32>>,
     began: Instant,
     newest_order: u64,
     /// Orders carried out of which the master has not been told yet.
@@ -292,12 +294,18 @@ impl Actor {
     }
 
     fn hello(&self) -> wire::Hello {
+        // The end of those that were reaped since is told by the events that are kept.
+        let over = self.events.iter().filter_map(|event| match event {
+            event::Body::Exited(exited) if !self.table.is_here(exited.pid) => Some(exited.pid),
+            _ => None,
+        });
+        let over = over.collect::<BTreeSet<i32>>().into_iter().map(|pid| wire::Process { pid, ..Default::default() });
         wire::Hello {
             version: env!("CARGO_PKG_VERSION").into(),
             epoch: self.space.record.epoch,
             instance: self.instance,
             orders_seen: self.acknowledgeable(),
-            inventory: self.table.inventory(),
+            inventory: self.table.inventory().into_iter().chain(over).collect(),
             oldest_event: self.events.oldest(),
             leases: self.blocks.held().iter().map(|b| wire::Lease { start: b.start, length: b.length }).collect(),
             skeletons: self.family.pids().into_iter().filter(|pid| *pid > 1 && !self.table.is_here(*pid)).collect(),

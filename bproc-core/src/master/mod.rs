@@ -134,9 +134,7 @@ impl Master {
                 *started = Some(result);
                 self.start_decided(pid, out);
             }
-            // A master that began anew meets an answer whose question it does not know: the caller got an error when
-            // its connection broke, so nobody waits for the program.
-            None if !failed => self.strange(pid, out),
+            // A master that began anew meets an answer whose question it does not know. What runs was in the inventory.
             _ => {}
         }
     }
@@ -324,11 +322,11 @@ impl Master {
 
     /// Keeper: a child of a ghost is held (it was held before it ran its first instruction).
     pub fn adopted(&mut self, pid: Pid, parent: Option<Pid>) {
-        let recovering = self.recovering;
+        if self.recovering {
+            self.processes.entry(pid).or_insert_with(|| Process::inherited(parent));
+        }
         if let Some(process) = self.processes.get_mut(&pid) {
-            process.made = true;
-        } else if recovering {
-            self.processes.insert(pid, Process::inherited(parent));
+            (process.made, process.held) = (true, true);
         }
     }
 
@@ -412,11 +410,6 @@ impl Master {
             self.kill_on_arrival(pid);
             self.order(node, Order::Kill(pid), out);
         }
-    }
-
-    /// A process runs on a node and nobody here knows it.
-    fn strange(&mut self, pid: Pid, out: &mut Out) {
-        out.push(Action::Trouble(format!("process {pid} runs on a node without a ghost; it is killed")));
     }
 
     /// A process that reaps no more: its children that have ended are over, here and there.

@@ -279,6 +279,8 @@ pub(super) struct Process {
     pub connected: bool,
     /// Its ghost is known to be there, or to have been.
     pub made: bool,
+    /// The keeper holds its ghost. (One that is stopped cannot connect.)
+    pub held: bool,
     /// Commands for the ghost until it connects.
     pub queue: VecDeque<GhostCommand>,
     /// Newest signal of the ghost that was passed on.
@@ -315,6 +317,7 @@ impl Process {
             inherited: false,
             connected: false,
             made: false,
+            held: false,
             queue: VecDeque::new(),
             signals: 0,
             signals_before: 0,

@@ -65,10 +65,6 @@ impl Master {
                 }
                 self.moves_of_new_agent(node, &there, out);
                 self.reconcile(node, &there, out);
-                // One made for a start that came to nothing, and was not asked again, speaks for nobody.
-                for relative in hello.skeletons {
-                    self.speak_for(relative, node, out);
-                }
             }
             // Linked only now: what was ordered meanwhile must not overtake what is sent again.
             let Some(n) = self.nodes.get_mut(&node.0) else { return Err(Rejected::Unknown) };
@@ -182,7 +178,7 @@ impl Master {
             let Some(process) = self.processes.get_mut(&pid).filter(|p| p.inherited) else { continue };
             if process.node.is_none() {
                 self.exited(pid, LOST, out);
-            } else if !process.connected && !ghosts.contains(&pid) {
+            } else if !process.connected && !process.held && !ghosts.contains(&pid) {
                 self.ghost_gone(pid, out);
             }
         }
