@@ -673,7 +673,14 @@ impl World {
             Order::Signal { pid: p, number, siginfo } => {
                 let signal = i32::from_ne_bytes(*siginfo.first_chunk().unwrap());
                 let Some(process) = self.machines[node].processes.get_mut(&p.get()) else { return };
-                if number > process.newest && process.ended.is_none() {
+                if number <= process.newest && signal == 18 && process.ended.is_none() {
+                    // Told before: the master counts its answers.
+                    let stopped = process.stopped;
+                    self.tell(node, Event::Continued(p.get()));
+                    if stopped {
+                        self.tell(node, Event::Stopped(p.get(), 19));
+                    }
+                } else if number > process.newest && process.ended.is_none() {
                     process.newest = number;
                     process.got.push(signal);
                     if signal == 18 {

@@ -36,11 +36,11 @@ fn idle(found: &[Found]) -> HashMap<i32, i32> {
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(20);
 /// Whoever has not connected by then is asked to: it may have been stopped.
-const WAKE_AFTER: Duration = Duration::from_secs(2);
+const WAKE_AFTER: Duration = Duration::from_secs(1);
 /// Whoever has not by then, and has no children, is killed: what it would do later must not be done.
-const KILL_AFTER: Duration = Duration::from_secs(4);
+const KILL_AFTER: Duration = Duration::from_secs(2);
 /// Whoever has not by then is given up.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(8);
+const GIVE_UP_AFTER: Duration = Duration::from_secs(4);
 
 impl Actor {
     /// Whether it is known of each skeleton of a former agent's time what has become of it.

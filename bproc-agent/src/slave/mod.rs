@@ -25,7 +25,7 @@ use crate::ghosts::{self, Ghost};
 use crate::kernel::Kernel;
 use crate::mover::Said;
 use crate::owed::Owed;
-use bproc_common::event::Event;
+use bproc_common::event::{Event, kind};
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::Pid;
 use bproc_config::net::Gate;
@@ -150,6 +150,8 @@ pub struct Actor {
     /// Those that nobody needs and that were told to end; `None` until that was looked at.
     dismissed: Option<HashMap<i32, i32>>,
     began: Instant,
+    /// Clock of the kernel's records when the processes of a former agent's time were looked at.
+    found_ns: u64,
     newest_order: u64,
     /// Orders carried out of which the master has not been told yet.
     owed: Owed,
@@ -443,6 +445,7 @@ impl Actor {
         }
         if signal.pid <= 1 || !self.table.is_new_signal(signal.pid, signal.ghost_number) {
             tracing::debug!(pid = signal.pid, number = signal.ghost_number, "a signal told before, or to nobody");
+            self.answer_continue(&signal);
             return self.done(number);
         }
         // What its ghost did not count is told apart by the order.
@@ -457,6 +460,16 @@ impl Actor {
                 self.deliver(by, number, signal.pid, note, signal.siginfo);
             }
             None => self.for_init.push((number, signal.pid, note, signal.siginfo)),
+        }
+    }
+
+    /// The master counts the answers to each SIGCONT, also to one that was told before.
+    fn answer_continue(&mut self, signal: &wire::Signal) {
+        let is_continue = SigInfo(*signal.siginfo.first_chunk().unwrap_or(&[0; 128])).signo() == libc::SIGCONT;
+        let Some(host) = self.table.running(signal.pid).filter(|_| is_continue).and_then(Pid::new) else { return };
+        self.tell(event::Body::Continued(signal.pid));
+        if space::look_at(host, None, self.ghost_exe).is_some_and(|found| found.state == b'T') {
+            self.tell(event::Body::Stopped(wire::Stopped { pid: signal.pid, signal: libc::SIGSTOP }));
         }
     }
 
@@ -553,6 +566,10 @@ impl Actor {
 
     fn kernel_event(&mut self, event: &Event) {
         if u64::from(event.pidns) != self.space.record.pid_ns {
+            return;
+        }
+        if event.kind == kind::FORK && event.time_ns < self.found_ns {
+            // Whoever lived then was found by a look at all. What skeletons did for a former agent is nobody's fork.
             return;
         }
         let family = self.family.clone();

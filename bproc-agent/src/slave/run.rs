@@ -73,6 +73,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
     let mut events = Outbox::default();
     let mut blocks = Blocks::default();
     let mut skeletons = HashMap::new();
+    let found_ns = bproc_sys::time::monotonic_ns();
     if former {
         for block in space.blocks() {
             blocks.add(block);
@@ -129,6 +130,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         former: skeletons,
         dismissed: if former { None } else { Some(HashMap::new()) },
         began: Instant::now(),
+        found_ns,
         owed: Owed::default(),
         instance: crate::random_id()?,
         to_master: None,

@@ -268,10 +268,12 @@ impl Table {
         };
         self.zombies += usize::from(natural_end);
         let mut events = Vec::new();
-        if !parent_is_ghost {
+        // Init's are its own, or orphans whose parent is not known to anybody any more.
+        if !parent_is_ghost || found.ppid == 1 {
             events
                 .push(event::Body::Forked(wire::Forked { parent: found.ppid, child: Some(entry.to_wire(found.pid)) }));
-        } else if !zombie {
+        }
+        if parent_is_ghost && !zombie {
             // A former agent may have ended before it could tell.
             let (comm, cmdline) = (entry.comm.clone(), entry.cmdline.clone());
             events.push(event::Body::Execed(wire::Execed { pid: found.pid, comm, cmdline }));
