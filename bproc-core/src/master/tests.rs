@@ -426,3 +426,47 @@ fn zombies_of_a_parent_that_ends_are_over() {
     assert_eq!(m.node_of(pid(1000)), None);
     assert_eq!(m.node_of(pid(50)), None);
 }
+
+#[test]
+fn a_start_of_a_former_master_that_fails_opens_the_gate() {
+    let mut m = master(true);
+    let mut out = vec![];
+    m.adopted(pid(50), None);
+    m.attach(NODE, hello(1, vec![pid(50)]), "up", &mut out).unwrap();
+    // Its caller's connection broke, and it ends; the node was in the middle of the start.
+    m.at_gate(pid(50), &mut out);
+    assert_eq!(orders(&out).last(), Some(&Order::Kill(pid(50))));
+    out.clear();
+    m.spawned(pid(50), Err(Refusal::Failed(NODE, 8, String::new())), &mut out);
+    assert_eq!(out, [Action::Release(pid(50))]);
+    m.ghost_gone(pid(50), &mut out);
+    assert_eq!((m.processes(), m.zombies()), (vec![], vec![]));
+}
+
+#[test]
+fn a_stopped_ghost_is_not_missed_at_the_end_of_the_recovery() {
+    let mut m = master(true);
+    let mut out = vec![];
+    // It cannot connect before it is continued. The keeper holds it.
+    m.adopted(pid(50), None);
+    m.ghost_stopped(pid(50), false, &mut out);
+    m.attach(NODE, hello(1, vec![pid(50)]), "up", &mut out).unwrap();
+    out.clear();
+    m.recovered(&[].into(), &mut out);
+    assert_eq!(out, []);
+    m.ghost_connected(pid(50), Some(pid(2)), &mut out);
+    assert_eq!(m.node_of(pid(50)), Some(NODE));
+}
+
+#[test]
+fn an_end_that_a_former_master_had_replayed_is_forgotten() {
+    let mut m = master(true);
+    let mut out = vec![];
+    // The ghost has gone; the order to forget was lost with the former master.
+    m.attach(NODE, hello(1, vec![pid(50)]), "up", &mut out).unwrap();
+    m.exited(pid(50), 0, &mut out);
+    out.clear();
+    m.recovered(&[].into(), &mut out);
+    assert_eq!(orders(&out), [Order::Forget(pid(50))]);
+    assert_eq!(m.zombies(), []);
+}
