@@ -310,7 +310,7 @@ impl Actor {
             inventory: self.table.inventory().into_iter().chain(over).collect(),
             oldest_event: self.events.oldest(),
             leases: self.blocks.held().iter().map(|b| wire::Lease { start: b.start, length: b.length }).collect(),
-            skeletons: self.family.pids().into_iter().filter(|pid| *pid > 1 && !self.table.is_here(*pid)).collect(),
+            skeletons: self.stand_ins(),
             kernel: crate::kernel::release(),
             address: String::new(),
         }

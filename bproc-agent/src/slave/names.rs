@@ -5,6 +5,7 @@
 use super::Actor;
 use bproc_proto::link as wire;
 use bproc_proto::{Relative, SpawnSpec};
+use std::collections::BTreeSet;
 
 /// What names them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -33,6 +34,13 @@ impl Actor {
             self.ended_early.remove(&pid);
         }
         self.named.insert(what, names);
+    }
+
+    /// All who have skeletons here, or will have for what is under way: whoever orders next is to tell their ends.
+    pub(super) fn stand_ins(&self) -> Vec<i32> {
+        let named = self.named.values().flatten().copied();
+        let all: BTreeSet<i32> = self.family.pids().into_iter().chain(named).collect();
+        all.into_iter().filter(|pid| *pid > 1 && !self.table.is_here(*pid)).collect()
     }
 
     pub(super) fn is_named(&self, pid: i32) -> bool {
