@@ -19,8 +19,8 @@ pub struct Caller {
     pub owner: u32,
     /// Its name.
     pub comm: Vec<u8>,
-    /// Parent and leaders of group and session, as far as they live.
-    pub relatives: Vec<proto::Relative>,
+    /// Parent and leaders of group and session, also those that have ended: their numbers are taken.
+    pub relatives: Vec<Pid>,
 }
 
 /// Fills what the agent decides in the spec (credentials, limits, numbers) and returns what the caller is.
@@ -50,8 +50,8 @@ pub fn complete(pid: Pid, spec: &mut proto::SpawnSpec) -> bproc_sys::Result<Call
     });
     (spec.pid, spec.ppid, spec.pgid, spec.sid) = (pid.get(), stat.ppid, stat.pgrp, stat.session);
     let numbers = BTreeSet::from([stat.ppid, stat.pgrp, stat.session]);
-    let relatives = numbers.into_iter().filter(|n| *n > 1 && *n != pid.get()).filter_map(relative).collect();
-    spec.relatives = relatives;
+    let relatives: Vec<Pid> = numbers.into_iter().filter(|n| *n > 1 && *n != pid.get()).filter_map(Pid::new).collect();
+    spec.relatives = relatives.iter().filter_map(|pid| relative(pid.get())).collect();
     let mut gids: BTreeSet<u32> = status.groups.iter().copied().collect();
     gids.insert(status.gids.effective);
     let uids = &status.uids;
@@ -62,7 +62,7 @@ pub fn complete(pid: Pid, spec: &mut proto::SpawnSpec) -> bproc_sys::Result<Call
         parent: Pid::new(stat.ppid),
         owner: if same { uids.real } else { 0 },
         comm: stat.comm,
-        relatives: spec.relatives.clone(),
+        relatives,
     })
 }
 

@@ -135,7 +135,7 @@ pub async fn ask(request: wire::Move, asker: &Asker, fds: Vec<OwnedFd>, desk: &D
         gids: asker.gids(),
         owner: caller.owner,
         comm: caller.comm,
-        relatives: caller.relatives.iter().filter_map(|r| Pid::new(r.pid)).collect(),
+        relatives: caller.relatives,
         children: children.iter().filter_map(|r| Pid::new(r.pid)).collect(),
     };
     let ending = |_| failure(libc::EAGAIN, "the agent is ending; try again");

@@ -1,5 +1,6 @@
 //! What clients ask.
 
+use super::caller::Caller;
 use super::clients::ClientFact;
 use super::{Actor, Waiting, Waits};
 use bproc_common::errno;
@@ -16,9 +17,8 @@ impl Actor {
                 self.next_ask += 1;
                 self.asks.insert(ask, Waiting { pid, answer: Waits::Spawn(answer) });
                 self.specs.insert(pid, *spec);
-                let relatives = caller.relatives.iter().filter_map(|r| Pid::new(r.pid)).collect();
-                let facts =
-                    SpawnFacts { pid, parent: caller.parent, node, uid: caller.uid, gids: caller.gids, relatives };
+                let Caller { parent, uid, gids, relatives, .. } = caller;
+                let facts = SpawnFacts { pid, parent, node, uid, gids, relatives };
                 self.core.spawn(ask, facts, out);
             }
             ClientFact::Resize { resize, caller, answer } => {

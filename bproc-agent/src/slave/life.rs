@@ -54,6 +54,7 @@ impl Actor {
         self.forget_orders();
         self.named.clear();
         self.ended_when_named.clear();
+        self.dead_leaders.clear();
         self.former.clear();
         self.dismissed = Some(HashMap::new());
         match Space::make(&self.dir, &self.ghost, &self.title, lease(self.patience).as_secs() as u32) {

@@ -145,6 +145,8 @@ pub struct Actor {
     named: HashMap<Naming, BTreeSet<i32>>,
     /// Those among them that have ended elsewhere, with their status.
     ended_when_named: BTreeMap<i32, i32>,
+    /// Those that have ended elsewhere and lead others here.
+    dead_leaders: BTreeMap<i32, i32>,
     /// Skeletons of a former agent's time of which it is not known what has become of them; their pids here.
     former: HashMap<i32, i32>,
     /// Those that nobody needs and that were told to end; `None` until that was looked at.
@@ -355,6 +357,9 @@ impl Actor {
         if let event::Body::Exited(exited) = &body {
             self.table.told_end(exited.pid, exited.status);
         }
+        if let event::Body::Reaped(_) = body {
+            self.end_dead_leaders();
+        }
         let number = self.events.push(body.clone());
         if let Some(to) = &self.to_master {
             send(to, number, body);
@@ -488,6 +493,7 @@ impl Actor {
     /// The end of a process was replayed at its ghost: the zombie that kept its number may go.
     fn reap(&mut self, pid: i32) {
         let Some(by) = self.table.forget(pid) else { return };
+        self.end_dead_leaders();
         let Some(parent) = self.family.get(by).or_else(|| self.family.get(1)) else { return };
         let (family, answer) = (self.family.clone(), parent.ghost.ask(op::REAP, pid.into(), 0, vec![], vec![]));
         tokio::spawn(async move {

@@ -307,12 +307,16 @@ impl Actor {
             return;
         }
         let Some(skeleton) = self.family.get(pid) else {
-            if self.halves.contains_key(&pid) || !self.table.is_here(pid) {
-                // It is about to connect, or is gone.
+            if self.halves.contains_key(&pid) {
+                // It is about to connect.
                 self.ended_early.insert(pid, status);
             }
             return;
         };
+        if self.still_leads(pid, &skeleton) {
+            self.dead_leaders.insert(pid, status);
+            return;
+        }
         self.end_skeleton(pid, &skeleton, status);
     }
 

@@ -3,8 +3,12 @@
 //! its group.
 
 use super::Actor;
+use super::space::look_at;
+use super::spawn::Member;
+use bproc_common::id::Pid;
 use bproc_proto::link as wire;
 use bproc_proto::{Relative, SpawnSpec};
+use bproc_sys::process::Process;
 use std::collections::BTreeSet;
 
 /// What names them.
@@ -47,6 +51,26 @@ impl Actor {
         self.named.values().any(|names| names.contains(&pid))
     }
 
+    /// One that has ended elsewhere while others of its session or group are here: who comes to these joins them through
+    /// its skeleton. Not if that has children, who are orphans now, or a parent here, who waits.
+    pub(super) fn still_leads(&self, pid: i32, skeleton: &Member) -> bool {
+        let process = Pid::new(skeleton.host_pid).and_then(|host| Process::open(host).ok());
+        let childless = process.and_then(|p| p.children().ok()).is_some_and(|children| children.is_empty());
+        let found = Pid::new(skeleton.host_pid).and_then(|host| look_at(host, None, self.ghost_exe));
+        self.table.is_led_by(pid) && childless && found.is_some_and(|f| !self.table.runs(f.ppid))
+    }
+
+    /// Someone is gone: leaders that lead nobody any more may go.
+    pub(super) fn end_dead_leaders(&mut self) {
+        let idle =
+            |pid: &i32, _: &mut i32| !self.table.is_led_by(*pid) && !self.named.values().any(|n| n.contains(pid));
+        for (pid, status) in self.dead_leaders.extract_if(.., idle).collect::<Vec<_>>() {
+            if let Some(skeleton) = self.family.get(pid) {
+                self.end_skeleton(pid, &skeleton, status);
+            }
+        }
+    }
+
     pub(super) fn no_longer_named(&mut self, what: Naming) {
         for pid in self.named.remove(&what).unwrap_or_default() {
             if !self.is_named(pid)
@@ -55,5 +79,6 @@ impl Actor {
                 self.relative_ended(pid, status);
             }
         }
+        self.end_dead_leaders();
     }
 }

@@ -127,6 +127,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         for_starting: HashMap::new(),
         named: HashMap::new(),
         ended_when_named: BTreeMap::new(),
+        dead_leaders: BTreeMap::new(),
         former: skeletons,
         dismissed: if former { None } else { Some(HashMap::new()) },
         began: Instant::now(),

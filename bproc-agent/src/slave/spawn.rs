@@ -4,10 +4,12 @@ use crate::ghosts::{CallError, Ghost};
 use crate::stdio::Iod;
 use bproc_common::exec::{self, Builder, Head};
 use bproc_common::ghost::op;
+use bproc_common::id::Pid;
 use bproc_core::slave::{Relative, Step, plan};
 use bproc_proto::stream::Kind;
 use bproc_proto::{Failure, Luggage, SpawnSpec};
 use bproc_stdio::IodError;
+use bproc_sys::process::Process;
 use bproc_sys::signal::SigInfo;
 use bproc_travel::node::{Place, Traveller, environment};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -110,6 +112,19 @@ impl Family {
             let missing = std::mem::take(&mut *lock(&self.awaited));
             tracing::warn!(?missing, "skeletons of a former agent's time do not connect; going on without them");
         }
+    }
+
+    /// Somebody who is in this session; init if nobody is.
+    fn of_session(&self, sid: i32) -> i32 {
+        let session = |member: &Member| {
+            let status = Process::open(Pid::new(member.host_pid)?).and_then(|p| p.status()).ok()?;
+            status.ns_sids.last().copied()
+        };
+        if sid <= 1 {
+            return 1;
+        }
+        let members = lock(&self.members);
+        members.iter().find(|(_, member)| session(member) == Some(sid)).map_or(1, |(pid, _)| *pid)
     }
 
     /// All of them.
@@ -307,8 +322,13 @@ impl Spawner {
                     last = self.family.get(pid);
                 }
                 Step::Clone { by, pid } => {
-                    // A parent that is here in person makes no children for us: init does.
-                    let by = if natives.contains(&by) || self.family.get(by).is_none() { 1 } else { by };
+                    // A parent that is here in person makes no children for us: init does, or for a skeleton somebody of
+                    // its session, whose leader may be long gone.
+                    let by = match natives.contains(&by) || self.family.get(by).is_none() {
+                        false => by,
+                        true if pid == spec.pid => 1,
+                        true => self.family.of_session(relatives.iter().find(|r| r.pid == pid).map_or(0, |r| r.sid)),
+                    };
                     let member = match self.family.clone_when_free(by, pid, pid == spec.pid).await {
                         Ok(member) => member,
                         // A leader that is dead while others of its group live: they keep its number taken, and it

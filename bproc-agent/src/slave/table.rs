@@ -125,6 +125,11 @@ impl Table {
         self.entries.get(&pid).is_some_and(|e| matches!(e.state, State::Starting(_)))
     }
 
+    /// Others are here of a session or group with this number.
+    pub fn is_led_by(&self, leader: i32) -> bool {
+        self.entries.iter().any(|(pid, e)| *pid != leader && (e.pgid == leader || e.sid == leader))
+    }
+
     /// Its pid here.
     pub fn host_pid(&self, pid: i32) -> Option<Pid> {
         self.entries.get(&pid).and_then(|e| Pid::new(e.host_pid))

@@ -65,6 +65,10 @@ impl Master {
                 }
                 self.moves_of_new_agent(node, &there, out);
                 self.reconcile(node, &there, out);
+                // That some of them have ended was perhaps told to the former agent only.
+                for relative in hello.skeletons {
+                    self.speak_for(relative, node, out);
+                }
             }
             // Linked only now: what was ordered meanwhile must not overtake what is sent again.
             let Some(n) = self.nodes.get_mut(&node.0) else { return Err(Rejected::Unknown) };
