@@ -377,11 +377,10 @@ fn main() -> ExitCode {
     for case in STRANGERS {
         tests.push(Test::new(case.name, move |c: &Cluster| stranger(c, case)));
     }
-    // Open: once in several runs a skeleton stays, see docs/status.md.
-    if std::env::var_os("BPROC_TEST_OPEN").is_some() {
-        tests.push(Test::new("a_hundred_too_many", a_hundred_too_many));
-        tests.push(Test::new("a_fork_bomb", a_fork_bomb));
-    }
-    tests.push(Test::new("full_disk_for_logs", full_disk));
+    tests.extend([
+        Test::new("a_hundred_too_many", a_hundred_too_many),
+        Test::new("a_fork_bomb", a_fork_bomb),
+        Test::new("full_disk_for_logs", full_disk),
+    ]);
     runner::main(|| Cluster::start(2), tests, Cluster::close)
 }
