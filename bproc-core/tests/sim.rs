@@ -470,7 +470,9 @@ impl World {
             3 => {
                 if let Some(p) = pick(&mut self.dice, &running) {
                     let code = self.dice.below(256) as u8;
-                    self.end(node, p, Status::Exited(code).to_raw());
+                    let status = Status::Exited(code).to_raw();
+                    let killed = self.dice.below(4) == 0;
+                    self.end(node, p, if killed { 9 } else { status });
                 }
             }
             4 => {

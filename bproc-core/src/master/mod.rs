@@ -263,7 +263,13 @@ impl Master {
             return;
         }
         match Status::from_raw(status) {
-            Status::Killed { signal, .. } if i32::from(signal) == SIGKILL => out.push(Action::KillGhost(pid)),
+            Status::Killed { signal, .. } if i32::from(signal) == SIGKILL => {
+                out.push(Action::KillGhost(pid));
+                if !process.connected {
+                    // Perhaps it is yet to be made.
+                    process.tell(pid, GhostCommand::Die(SIGKILL), out);
+                }
+            }
             Status::Killed { signal, .. } => {
                 process.wake(pid, out);
                 process.tell(pid, GhostCommand::Die(signal.into()), out);

@@ -470,3 +470,16 @@ fn an_end_that_a_former_master_had_replayed_is_forgotten() {
     assert_eq!(orders(&out), [Order::Forget(pid(50))]);
     assert_eq!(m.zombies(), []);
 }
+
+#[test]
+fn a_kill_told_before_the_ghost_is_made_ends_it() {
+    let mut m = up();
+    running(&mut m, 50);
+    let mut out = vec![];
+    m.forked(NODE, Some(pid(50)), Child { pid: pid(1000), uid: 5, gid: 5 }, &mut out);
+    m.exited(pid(1000), 9, &mut out);
+    m.cloned(pid(1000), Ok(()), &mut out);
+    out.clear();
+    m.ghost_connected(pid(1000), Some(pid(50)), &mut out);
+    assert_eq!(out, [Action::Ghost(pid(1000), GhostCommand::Die(9))]);
+}
