@@ -566,6 +566,7 @@ impl Actor {
                 if let Some(parent) = self.family.get(by.get()) {
                     parent.ghost.tell(op::REAP, pid.get().into(), 0, vec![]);
                 }
+                self.end_dead_leaders();
             }
         }
     }

@@ -131,7 +131,8 @@ impl Master {
                 self.reaped(pid, out);
             }
             Some(Process { phase: Phase::Starting { started, .. }, .. }) => {
-                *started = Some(result);
+                // The first word counts: what else is found when a node attaches anew is no other answer.
+                started.get_or_insert(result);
                 self.start_decided(pid, out);
             }
             // A master that began anew meets an answer whose question it does not know. What runs was in the inventory.
