@@ -125,6 +125,11 @@ impl Keeper {
         self.ask(op::DETACH, pid.get())
     }
 
+    /// Has a stopped ghost run for a moment, or no longer.
+    pub fn thaw(&self, pid: Pid, on: bool) {
+        self.tell(if on { op::THAW } else { op::FREEZE }, pid);
+    }
+
     /// Answered when all that the keeper saw before has been passed on.
     pub fn barrier(&self) -> oneshot::Receiver<i32> {
         self.ask(op::PING, 0)

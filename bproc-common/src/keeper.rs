@@ -37,6 +37,11 @@ pub mod op {
     pub const QUIT: u32 = 5;
     /// Let go of `pid` without end of its life: PTRACE_DETACH. Answer: DONE.
     pub const DETACH: u32 = 6;
+    /// Have `pid`, if it is group-stopped, run until FREEZE: to its parent and to everybody who asks how it stands it stays
+    /// stopped. SIGCONT ends that, and so does LIST. Answer: DONE, value 0 or -ESRCH.
+    pub const THAW: u32 = 7;
+    /// No more. Answer: DONE, value 0 or -ESRCH.
+    pub const FREEZE: u32 = 8;
 }
 
 /// What the keeper tells.

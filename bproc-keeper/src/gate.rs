@@ -7,6 +7,9 @@
 //!     └──────── Trap ────────┘
 //! ```
 //!
+//! A stopped ghost can be asked to do something all the same ([`Gate::thaw`]): sent on instead of being left to listen, it
+//! runs, while its group's stop stands as before in the kernel. An interrupt brings it back into that.
+//!
 //! A process leaves by PTRACE_DETACH in its exit stop: so its parent is told by the kernel as if it had never been
 //! traced, and needs nothing of the keeper any more.
 
@@ -52,11 +55,13 @@ struct Held {
     detach: Option<u32>,
     /// The stop that is coming is one that it sent to itself.
     own_stop: bool,
+    /// It runs though its group is stopped.
+    thawed: bool,
 }
 
 impl Held {
     fn new(threads: Threads) -> Held {
-        Held { stand: Stand::Running, threads, released: false, detach: None, own_stop: false }
+        Held { stand: Stand::Running, threads, released: false, detach: None, own_stop: false, thawed: false }
     }
 }
 
@@ -119,6 +124,32 @@ impl Gate {
             self.let_out(pid);
         }
         true
+    }
+
+    /// Has a stopped process run, or (`on` is false) stand still again. False if it is not held.
+    pub(crate) fn thaw(&mut self, pid: Pid, on: bool) -> bool {
+        self.settle(pid);
+        let Some(held) = self.held.get_mut(&pid) else {
+            return false;
+        };
+        if let Stand::Stopped(_) = held.stand
+            && held.thawed != on
+        {
+            held.thawed = on;
+            if trace::interrupt(pid).is_err() {
+                // Killed a moment ago.
+                self.settle(pid);
+            }
+        }
+        true
+    }
+
+    /// Whoever was asked for something by an agent that is gone stands still again.
+    pub(crate) fn freeze_all(&mut self) {
+        let thawed: Vec<Pid> = self.held.iter().filter(|(_, held)| held.thawed).map(|(pid, _)| *pid).collect();
+        for pid in thawed {
+            self.thaw(pid, false);
+        }
     }
 
     /// Lets go of a process; it is answered under this tag when that has happened. False if it is not held.
@@ -275,11 +306,12 @@ impl Gate {
                 let known = matches!(held.stand, Stand::Stopped(before) if before == signal);
                 held.stand = Stand::Stopped(signal);
                 let own = u64::from(std::mem::take(&mut held.own_stop));
+                let thawed = held.thawed;
                 if !known {
                     let value = signal;
                     self.tell(KeeperMsg { op: ev::STOPPED, pid: pid.get(), value, extra: own, ..KeeperMsg::default() });
                 }
-                stopped.listen()
+                if thawed { stopped.cont(0) } else { stopped.listen() }
             }
             Stop::Signal(signal) => {
                 held.own_stop = STOPS.contains(&signal)
@@ -305,6 +337,7 @@ impl Gate {
             return;
         };
         if let Stand::Stopped(_) = held.stand {
+            held.thawed = false;
             held.stand = Stand::Running;
             self.report(ev::CONTINUED, pid, 0);
         }

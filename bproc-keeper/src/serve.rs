@@ -96,10 +96,11 @@ fn take_commands(gate: &mut Gate) -> Next {
 fn command(gate: &mut Gate, msg: KeeperMsg) -> Next {
     let answer = |gate: &mut Gate, value| gate.done(msg.tag, msg.pid, value);
     let about = match msg.op {
-        op::SEIZE | op::RELEASE | op::DETACH => Pid::new(msg.pid),
+        op::SEIZE | op::RELEASE | op::DETACH | op::THAW | op::FREEZE => Pid::new(msg.pid),
         op::LIST | op::PING => {
             gate.reap(None);
             if msg.op == op::LIST {
+                gate.freeze_all();
                 gate.sweep();
                 gate.list();
             }
@@ -123,6 +124,10 @@ fn command(gate: &mut Gate, msg: KeeperMsg) -> Next {
     match msg.op {
         op::SEIZE => {
             let value = gate.seize(pid).map_or_else(|e| -e.errno(), |()| 0);
+            answer(gate, value);
+        }
+        op::THAW | op::FREEZE => {
+            let value = if gate.thaw(pid, msg.op == op::THAW) { 0 } else { -libc::ESRCH };
             answer(gate, value);
         }
         op::RELEASE => {

@@ -278,3 +278,72 @@ fn detached_processes_are_nobodys() {
         assert_eq!(wait(pid, 0), KILLED);
     }
 }
+
+#[test]
+fn a_stopped_process_can_be_made_to_run_without_its_parents_notice() {
+    let keeper = Keeper::start();
+    let mut agent = keeper.agent();
+    let ((reader, orders), (answers, writer)) = (pipe(), pipe());
+    let pid = child(|| {
+        loop {
+            match take(&reader) {
+                0 => return 7,
+                byte => put(&writer, byte + 1),
+            }
+        }
+    });
+    assert_eq!(agent.ask(op::SEIZE, pid), 0);
+    for signal in [libc::SIGSTOP, libc::SIGTSTP] {
+        kill(pid, signal).unwrap();
+        agent.expect(ev::STOPPED, pid);
+        assert_eq!(wait(pid, libc::WUNTRACED), Status::Stopped(signal as u8));
+        for byte in [1, 3] {
+            put(&orders, byte);
+            assert_eq!(agent.ask(op::THAW, pid), 0);
+            assert_eq!(take(&answers), byte + 1);
+            assert!(is_quiet(pid));
+            assert_eq!(agent.ask(op::FREEZE, pid), 0);
+        }
+        // An agent that begins anew finds it standing still, whatever the former one wanted.
+        assert_eq!(agent.ask(op::THAW, pid), 0);
+        assert_eq!(agent.list(), [(pid.get(), state::STOPPED, signal as u64)]);
+        put(&orders, 5);
+        assert!(!agent.has_seen(ev::CONTINUED, pid) && !agent.has_seen(ev::STOPPED, pid) && is_quiet(pid));
+        kill(pid, libc::SIGCONT).unwrap();
+        agent.expect(ev::CONTINUED, pid);
+        assert_eq!(wait(pid, libc::WCONTINUED), Status::Continued);
+        assert_eq!(take(&answers), 6);
+    }
+    // Continued while it is made to run.
+    kill(pid, libc::SIGSTOP).unwrap();
+    agent.expect(ev::STOPPED, pid);
+    assert_eq!(wait(pid, libc::WUNTRACED), Status::Stopped(libc::SIGSTOP as u8));
+    assert_eq!(agent.ask(op::THAW, pid), 0);
+    kill(pid, libc::SIGCONT).unwrap();
+    assert_eq!(wait(pid, libc::WCONTINUED), Status::Continued);
+    assert_eq!(agent.ask(op::FREEZE, pid), 0);
+    agent.expect(ev::CONTINUED, pid);
+    put(&orders, 8);
+    assert_eq!(take(&answers), 9);
+    put(&orders, 0);
+    agent.expect(ev::EXITING, pid);
+    assert_eq!(agent.ask(op::RELEASE, pid), 0);
+    assert_eq!(wait(pid, 0), Status::Exited(7));
+}
+
+#[test]
+fn one_that_is_about_to_be_let_go_of_can_be_held_again() {
+    let keeper = Keeper::start();
+    let mut agent = keeper.agent();
+    let pid = sleeper();
+    for _ in 0..100 {
+        let tags = [op::SEIZE, op::DETACH, op::SEIZE].map(|op| agent.send(op, pid.get()));
+        assert_eq!(tags.map(|tag| agent.done(tag)), [0; 3]);
+        assert_eq!(agent.list(), [(pid.get(), state::RUNNING, 0)]);
+    }
+    kill(pid, libc::SIGKILL).unwrap();
+    agent.expect(ev::EXITING, pid);
+    assert!(is_quiet(pid));
+    assert_eq!(agent.ask(op::RELEASE, pid), 0);
+    assert_eq!(wait(pid, 0), KILLED);
+}

@@ -180,6 +180,39 @@ fn starts_between(cluster: &Cluster, roles: &[Role]) -> Result<()> {
     cluster.quiet()
 }
 
+/// A process is stopped here, and forks before it hears of that: the child has its ghost, and its parent's stays stopped.
+fn stopped_one_forks(cluster: &Cluster) -> Result<()> {
+    let mut command = cluster.command("bpsh");
+    let script = "read go; sleep 1000 & echo $!; read end; wait";
+    run::tie(command.args(["0", "sh", "-c", script])).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut bpsh = command.spawn()?;
+    let (stdin, stdout) = (bpsh.stdin.take().context("no input")?, bpsh.stdout.take().context("no output")?);
+    let mut lines = Child::of(bpsh.id() as i32, stdin.into(), stdout.into());
+    let ghost = eventually("its ghost is there", SOON, || {
+        let ghosts = cluster.ghosts();
+        Ok(if let [ghost] = &ghosts[..] { Ok(ghost.pid) } else { Err(format!("there are {ghosts:?}")) })
+    })?;
+    let agent = cluster.agent_pid(NODE)?;
+    signal_to(agent, libc::SIGSTOP)?;
+    // Its streams need no agent.
+    let forked = signal_to(ghost, libc::SIGSTOP).and_then(|()| lines.ask("go"));
+    signal_to(agent, libc::SIGCONT)?;
+    let child: i32 = forked?.parse()?;
+    eventually("the child has its ghost, and the parent stands still", SOON, || {
+        let ghosts = cluster.ghosts();
+        let made = ghosts.iter().any(|g| g.pid == child && g.ppid == ghost);
+        let stopped = ghosts.iter().any(|g| g.pid == ghost && matches!(g.state, 't' | 'T'));
+        Ok(if made && stopped { Ok(()) } else { Err(format!("of {ghost} and {child} there are {ghosts:?}")) })
+    })?;
+    signal_to(child, libc::SIGTERM)?;
+    signal_to(ghost, libc::SIGCONT)?;
+    lines.tell("end")?;
+    lines.close_stdin();
+    let status = run::wait(&mut bpsh, SOON)?;
+    ensure!(status == 0, "bpsh ends with {status}");
+    cluster.quiet()
+}
+
 fn ghosts_die(cluster: &Cluster) -> Result<()> {
     let mut crowd = Crowd::start(cluster)?;
     crowd.must("kill")?;
@@ -322,6 +355,7 @@ fn main() -> ExitCode {
         Test::new("bpsh_is_killed", bpsh_dies),
         Test::new("ghosts_are_killed", ghosts_die),
         Test::new("the_keeper_is_killed", keeper_dies),
+        Test::new("a_stopped_one_forks", stopped_one_forks),
     ];
     for (name, roles) in [("slave_agent", SLAVE), ("master_agent", MASTER), ("both_agents", BOTH)] {
         tests.push(Test::new(format!("{name}_restarts_signals"), move |c: &Cluster| signals_between(c, roles)));

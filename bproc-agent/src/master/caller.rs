@@ -19,7 +19,7 @@ pub struct Caller {
     pub owner: u32,
     /// Its name.
     pub comm: Vec<u8>,
-    /// Parent and leaders of group and session, also those that have ended: their numbers are taken.
+    /// Parent, leaders of group and session, and of the parent's, also those that have ended: their numbers are taken.
     pub relatives: Vec<Pid>,
 }
 
@@ -50,8 +50,12 @@ pub fn complete(pid: Pid, spec: &mut proto::SpawnSpec) -> bproc_sys::Result<Call
     });
     (spec.pid, spec.ppid, spec.pgid, spec.sid) = (pid.get(), stat.ppid, stat.pgrp, stat.session);
     let numbers = BTreeSet::from([stat.ppid, stat.pgrp, stat.session]);
-    let relatives: Vec<Pid> = numbers.into_iter().filter(|n| *n > 1 && *n != pid.get()).filter_map(Pid::new).collect();
-    spec.relatives = relatives.iter().filter_map(|pid| relative(pid.get())).collect();
+    let others = |number: &i32| *number > 1 && *number != pid.get();
+    spec.relatives = numbers.iter().copied().filter(others).filter_map(relative).collect();
+    // The leaders of relatives get skeletons too.
+    let leaders = spec.relatives.iter().flat_map(|r| [r.pgid, r.sid]);
+    let numbers: BTreeSet<i32> = leaders.chain(numbers).filter(others).collect();
+    let relatives = numbers.into_iter().filter_map(Pid::new).collect();
     let mut gids: BTreeSet<u32> = status.groups.iter().copied().collect();
     gids.insert(status.gids.effective);
     let uids = &status.uids;

@@ -37,6 +37,8 @@ impl Actor {
                         let _ = ghost.sigqueue(libc::SIGCONT, ghosts::WAKE);
                     }
                 }
+                Action::Thaw(pid) => self.keeper.thaw(pid, true),
+                Action::Freeze(pid) => self.keeper.thaw(pid, false),
                 Action::Watch(pid) => self.watch(pid),
                 Action::SignalLocal(pid, siginfo) => self.signal_local(pid, siginfo),
                 Action::TrackSignals(pid) => self.kernel.add_ghost(pid),

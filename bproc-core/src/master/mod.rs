@@ -48,6 +48,8 @@ pub struct Master {
     last_move: u64,
     /// Children on the master of processes that have gone, and their parents.
     left_behind: HashMap<Pid, Pid>,
+    /// Ghosts that are being made by their parents', which are told beside.
+    cloning: HashMap<Pid, Pid>,
 }
 
 type Out = Vec<Action>;
@@ -65,6 +67,7 @@ impl Master {
             moves: HashMap::new(),
             last_move: 0,
             left_behind: HashMap::new(),
+            cloning: HashMap::new(),
         }
     }
 
@@ -184,7 +187,13 @@ impl Master {
         self.processes.insert(child.pid, process);
         out.push(Action::TrackSignals(child.pid));
         match parent.and_then(|p| self.processes.get_mut(&p).filter(|p| p.can_act()).map(|q| (p, q))) {
-            Some((p, q)) => q.tell(p, GhostCommand::Clone(child.pid), out),
+            Some((p, q)) => {
+                if q.ghost_stopped.is_some() {
+                    out.push(Action::Thaw(p));
+                }
+                q.tell(p, GhostCommand::Clone(child.pid), out);
+                self.cloning.insert(child.pid, p);
+            }
             None => out.push(Action::NurseryClone(child)),
         }
     }
@@ -192,6 +201,12 @@ impl Master {
     /// A ghost answered the command to clone. One that ended without an answer may have carried it out: `Err(ESRCH)` is
     /// to be told after all that the keeper has seen until then.
     pub fn cloned(&mut self, child: Pid, result: Result<(), i32>, out: &mut Out) {
+        if let Some(parent) = self.cloning.remove(&child)
+            && !self.is_cloning(parent)
+            && self.processes.get(&parent).is_some_and(|p| p.ghost_stopped.is_some() && p.can_act())
+        {
+            out.push(Action::Freeze(parent));
+        }
         let Some(process) = self.processes.get_mut(&child) else { return };
         let orphan = process.orphan.take();
         let Err(errno) = result else { return };
@@ -219,6 +234,11 @@ impl Master {
         self.kill_remote(child, out);
         // It makes no ghosts of its own children.
         self.leave_orphans(child, out);
+    }
+
+    /// Its ghost has yet to make others.
+    fn is_cloning(&self, pid: Pid) -> bool {
+        self.cloning.values().any(|parent| *parent == pid)
     }
 
     /// A process on a node exec'ed or was renamed.

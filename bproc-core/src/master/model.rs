@@ -152,6 +152,10 @@ pub enum Action {
     KillHome(Pid),
     /// SIGCONT to the ghost that it does not forward.
     WakeGhost(Pid),
+    /// Keeper: have a stopped ghost obey, though it stays stopped to everybody.
+    Thaw(Pid),
+    /// Keeper: no more.
+    Freeze(Pid),
     /// Tell when this process of the master's own is gone.
     Watch(Pid),
     /// Signal a process of the master's own.

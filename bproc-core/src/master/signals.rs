@@ -75,6 +75,10 @@ impl Master {
 
     /// Keeper: the ghost stopped. Unless it did so because it was told to (`own`), someone stopped it: pass it on.
     pub fn ghost_stopped(&mut self, pid: Pid, own: bool, out: &mut Out) {
+        if self.is_cloning(pid) {
+            // What it was told to make before is made all the same.
+            out.push(Action::Thaw(pid));
+        }
         let Some(process) = self.processes.get_mut(&pid) else { return };
         if process.ghost_stopped.is_some() {
             return;
