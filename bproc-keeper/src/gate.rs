@@ -300,6 +300,8 @@ impl Gate {
             }
             return;
         }
+        // Made to run, it makes children and stops without having been continued.
+        let continued = !held.thawed || matches!(stop, Stop::Trap);
         // A SIGKILL that comes before the process is sent on makes that fail with ESRCH; its exit stop follows.
         let _ = match stop {
             Stop::Group(signal) => {
@@ -316,7 +318,9 @@ impl Gate {
             Stop::Signal(signal) => {
                 held.own_stop = STOPS.contains(&signal)
                     && stopped.siginfo().is_ok_and(|i| i.code() == libc::SI_TKILL && i.pid() == pid.get());
-                self.runs(pid);
+                if continued {
+                    self.runs(pid);
+                }
                 stopped.cont(signal)
             }
             Stop::Exec => {
@@ -325,7 +329,9 @@ impl Gate {
                 stopped.cont(0)
             }
             Stop::Trap | Stop::Child | Stop::Other | Stop::Exit(_) => {
-                self.runs(pid);
+                if continued {
+                    self.runs(pid);
+                }
                 stopped.cont(0)
             }
         };
