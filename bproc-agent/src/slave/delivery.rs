@@ -1,13 +1,19 @@
 //! Signals go out one after another, whoever sends them: a SIGCONT by the skeleton of its sender must not overtake a
 //! SIGSTOP by init. As long as one and the same sends, it is not waited for its answers.
 
-use super::Fact;
 use super::spawn::Family;
+use super::{Actor, COUNTS, Fact, space};
 use crate::ghosts::Ghost;
 use bproc_common::ghost::{Msg, op};
+use bproc_common::id::Pid;
+use bproc_proto::link::{self as wire, event};
+use bproc_sys::signal::SigInfo;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
+
+/// Marks keys of signals that have no number of their ghost.
+const UNCOUNTED: i64 = 1 << 62;
 
 /// A signal that is to be sent.
 pub struct Delivery {
@@ -93,4 +99,53 @@ async fn finish(done: Open, mut answer: Option<i64>, family: &Family, facts: &mp
         None => tracing::warn!(pid, "who was to send a signal went away in the middle of it"),
     }
     facts.send(Fact::Done(order)).await.ok();
+}
+
+impl Actor {
+    pub(super) fn signal(&mut self, number: u64, signal: wire::Signal) {
+        if self.table.is_starting(signal.pid) {
+            // Nobody is there to get it, or one that passes it on to where it comes from.
+            return self.for_starting.entry(signal.pid).or_default().push((number, signal));
+        }
+        if signal.pid <= 1 || !self.table.is_new_signal(signal.pid, signal.ghost_number) {
+            tracing::debug!(pid = signal.pid, number = signal.ghost_number, "a signal told before, or to nobody");
+            self.answer_continue(&signal);
+            return self.done(number);
+        }
+        // What its ghost did not count is told apart by the order.
+        let key = match signal.ghost_number {
+            0 => UNCOUNTED | (((self.space.record.master_epoch << 32) ^ (number & !COUNTS)) as i64 & (UNCOUNTED - 1)),
+            counted => i64::from(counted),
+        };
+        let note = self.table.note(signal.pid, key);
+        match self.init.clone() {
+            Some(init) => {
+                let by = self.sender(&signal.siginfo).unwrap_or(init);
+                self.deliver(by, number, signal.pid, note, signal.siginfo);
+            }
+            None => self.for_init.push((number, signal.pid, note, signal.siginfo)),
+        }
+    }
+
+    /// The master counts the answers to each SIGCONT, also to one that was told before.
+    fn answer_continue(&mut self, signal: &wire::Signal) {
+        let is_continue = SigInfo(*signal.siginfo.first_chunk().unwrap_or(&[0; 128])).signo() == libc::SIGCONT;
+        let Some(host) = self.table.running(signal.pid).filter(|_| is_continue).and_then(Pid::new) else { return };
+        self.tell(event::Body::Continued(signal.pid));
+        if space::look_at(host, None, self.ghost_exe).is_some_and(|found| found.state == b'T') {
+            self.tell(event::Body::Stopped(wire::Stopped { pid: signal.pid, signal: libc::SIGSTOP }));
+        }
+    }
+
+    /// The skeleton of whoever sent a signal: what it sends looks as from the sender itself. (A kill that says SI_USER or
+    /// SI_TKILL can come from nobody else; init makes a process for a moment where there is no skeleton.)
+    fn sender(&self, siginfo: &[u8]) -> Option<Ghost> {
+        let info = SigInfo(*siginfo.first_chunk()?);
+        self.family.get(info.pid()).filter(|_| info.code() <= 0 && info.pid() > 1).map(|m| m.ghost)
+    }
+
+    pub(super) fn deliver(&self, by: Ghost, order: u64, pid: i32, note: Note, siginfo: Vec<u8>) {
+        // It ends with the agent only.
+        let _ = self.deliveries.send(Delivery { order, by, pid, siginfo, note });
+    }
 }

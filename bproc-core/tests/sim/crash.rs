@@ -1,0 +1,76 @@
+//! Agents are killed, and others find what is left.
+
+use super::*;
+
+impl World {
+    /// The agent of a node is killed, and the next one looks at what is there.
+    pub(super) fn crash_node(&mut self, node: usize) {
+        self.unlink(node as i32);
+        let m = &mut self.machines[node];
+        let open = m.starting.values().chain(m.held.iter().map(|(number, _, _)| number)).filter(|n| **n > 0).min();
+        m.orders_seen = open.map_or(m.orders_seen, |first| m.orders_seen.min(first - 1));
+        m.held.clear();
+        m.instance += 1;
+        (m.events, m.told, m.next_event) = (VecDeque::new(), VecDeque::new(), 1);
+        for p in std::mem::take(&mut m.starting).into_keys() {
+            match self.dice.below(3) {
+                0 => self.runs_now(node, p),
+                // Not told to go.
+                1 => drop(self.machines[node].skeletons.insert(p)),
+                // The exec failed.
+                _ => {}
+            }
+        }
+        let there = self.machines[node].processes.iter().filter(|(_, p)| !p.gone);
+        let mut again = Vec::new();
+        for (p, process) in there {
+            again.extend(process.parent.map(|parent| Event::Forked(parent, *p)));
+            again.extend((process.stopped && process.ended.is_none()).then_some(Event::Stopped(*p, 19)));
+            again.extend(process.ended.map(|status| Event::Exited(*p, status)));
+        }
+        again.into_iter().for_each(|event| self.tell(node, event));
+    }
+
+    /// The master's agent is killed, and the next one finds keeper, ghosts and nodes. Callers get no answer and end.
+    pub(super) fn crash_master(&mut self) {
+        (0..self.machines.len()).for_each(|node| self.unlink(node as i32));
+        let leases = Leases::new(10_000, 50_000, 1000);
+        let nodes = (0..self.machines.len()).map(|n| (n as i32, Node::new(0o111, 0, 0)));
+        self.master = Master::new(nodes, leases, true);
+        self.recovering = true;
+        for node in 0..self.machines.len() {
+            let m = &mut self.machines[node];
+            m.orders_seen = 0;
+            m.done.clear();
+            m.held.clear();
+            m.starting.values_mut().for_each(|number| *number = 0);
+            let told = std::mem::take(&mut m.told);
+            m.events = told.into_iter().chain(std::mem::take(&mut m.events)).collect();
+            let ends = m.processes.iter().filter(|(_, p)| !p.gone);
+            let ends: Vec<_> = ends.filter_map(|(p, q)| Some(Event::Exited(*p, q.ended?))).collect();
+            ends.into_iter().for_each(|end| self.tell(node, end));
+        }
+        self.keeper.clear();
+        self.reports.clear();
+        self.asked.clear();
+        let waiting: Vec<i32> = self.ghosts.iter().filter(|(_, g)| !g.made).map(|(p, _)| *p).collect();
+        waiting.into_iter().for_each(|p| self.end_ghost(p, Status::Exited(1).to_raw()));
+        self.keeper.clear();
+        let mut reports = Vec::new();
+        for (p, g) in self.ghosts.iter_mut().filter(|(_, g)| g.gone.is_none()) {
+            (g.connected, g.thawed) = (false, false);
+            g.commands.clear();
+            self.keeper.push_back(Word::Adopted(*p));
+            if g.at_gate.is_some() {
+                self.keeper.push_back(Word::AtGate(*p));
+                continue;
+            }
+            if g.stopped {
+                self.keeper.push_back(Word::Stopped(*p, false));
+            }
+            reports.push((*p, Report::Hello(g.parent)));
+            reports.extend(g.unacknowledged.iter().map(|(n, signal)| (*p, Report::Signal(*p, *n, *signal))));
+        }
+        reports.into_iter().for_each(|(p, report)| self.report(p, report));
+    }
+}
