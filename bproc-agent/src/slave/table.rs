@@ -283,8 +283,11 @@ impl Table {
             let (comm, cmdline) = (entry.comm.clone(), entry.cmdline.clone());
             events.push(event::Body::Execed(wire::Execed { pid: found.pid, comm, cmdline }));
         }
-        if found.state == b'T' {
-            events.push(event::Body::Stopped(wire::Stopped { pid: found.pid, signal: libc::SIGSTOP }));
+        match found.state {
+            b'T' => events.push(event::Body::Stopped(wire::Stopped { pid: found.pid, signal: libc::SIGSTOP })),
+            _ if zombie => {}
+            // That it goes on was perhaps told to a former agent only.
+            _ => events.push(event::Body::Continued(found.pid)),
         }
         if natural_end {
             events.push(event::Body::Exited(wire::Exited { pid: found.pid, status: found.status, rusage: None }));

@@ -65,6 +65,7 @@ impl Master {
                 }
                 self.moves_of_new_agent(node, &there, out);
                 self.reconcile(node, &there, out);
+                self.count_continues(node);
                 // That some of them have ended was perhaps told to the former agent only.
                 for relative in hello.skeletons {
                     self.speak_for(relative, node, out);
@@ -110,6 +111,15 @@ impl Master {
         }
         out.push(Action::NodesChanged);
         Ok(0)
+    }
+
+    /// Answers to SIGCONTs that were carried out may have been lost with a former agent; its successor tells how all stand.
+    fn count_continues(&mut self, node: NodeId) {
+        let orders = self.nodes.get(&node.0).into_iter().flat_map(|n| n.orders.iter());
+        let continued: Vec<Pid> = orders.filter_map(super::signals::continues).collect();
+        for (pid, process) in self.processes.iter_mut().filter(|(_, p)| p.node == Some(node)) {
+            process.continues = continued.iter().filter(|p| *p == pid).count() as u32;
+        }
     }
 
     /// The link broke; the node has until its time-out to come again.

@@ -17,6 +17,19 @@ const SIGSTOP: i32 = 19;
 /// SIGTSTP, SIGTTIN, SIGTTOU.
 const TERMINAL_STOPS: [i32; 3] = [20, 21, 22];
 
+/// Whom an order continues.
+pub(super) fn continues(order: &Order) -> Option<Pid> {
+    match order {
+        Order::Continue(pid) => Some(*pid),
+        Order::Signal { pid, siginfo, .. } if signal_of(siginfo) == SIGCONT => Some(*pid),
+        _ => None,
+    }
+}
+
+fn signal_of(siginfo: &[u8]) -> i32 {
+    siginfo.first_chunk().map_or(0, |b| i32::from_ne_bytes(*b))
+}
+
 impl Master {
     /// A ghost forwards a signal. Repetitions (after a reconnect) are acknowledged again and dropped.
     pub fn ghost_signal(&mut self, pid: Pid, number: u32, siginfo: Vec<u8>, out: &mut Out) {
@@ -42,7 +55,7 @@ impl Master {
             process.tell(pid, GhostCommand::Ack(number.saturating_sub(process.signals_before)), out);
             return;
         }
-        let signal = siginfo.first_chunk().map_or(0, |b| i32::from_ne_bytes(*b));
+        let signal = signal_of(&siginfo);
         // A stop signal makes the kernel drop a SIGCONT that the ghost has not read yet.
         let overtaken = TERMINAL_STOPS.contains(&signal) && process.continue_due;
         if signal == SIGCONT || overtaken {

@@ -25,7 +25,8 @@ impl World {
         let mut again = Vec::new();
         for (p, process) in there {
             again.extend(process.parent.map(|parent| Event::Forked(parent, *p)));
-            again.extend((process.stopped && process.ended.is_none()).then_some(Event::Stopped(*p, 19)));
+            let stands = if process.stopped { Event::Stopped(*p, 19) } else { Event::Continued(*p) };
+            again.extend(process.ended.is_none().then_some(stands));
             again.extend(process.ended.map(|status| Event::Exited(*p, status)));
         }
         again.into_iter().for_each(|event| self.tell(node, event));
