@@ -9,6 +9,9 @@ const FIXED: i32 = libc::MAP_FIXED_NOREPLACE;
 const STAT: usize = 144;
 /// Bytes of a file's head that are read to see its build id.
 pub(crate) const HEAD: usize = 4096;
+/// Before Linux 6.15 a process gives its timers numbers that only go up, also after an exec.
+const COUNT_UP: &str =
+    "give a timer its number again (before Linux 6.15 not where it, or its stand-in, has been before)";
 
 /// A file that was opened in the target, to be compared with what the image says.
 pub(crate) struct Opened {
@@ -212,8 +215,8 @@ impl<'a> Compiler<'a> {
                 TimerStep::Make(i) => self.make_timer(&self.image.timers.posix[*i]),
                 TimerStep::Skip(id) => {
                     let out = self.batch.room(4);
-                    self.batch.must(libc::SYS_timer_create, &[libc::CLOCK_MONOTONIC as u64, 0, out], "count timers up");
-                    self.batch.must(libc::SYS_timer_delete, &[u64::from(*id)], "count timers up");
+                    self.batch.must(libc::SYS_timer_create, &[libc::CLOCK_MONOTONIC as u64, 0, out], COUNT_UP);
+                    self.batch.must(libc::SYS_timer_delete, &[u64::from(*id)], COUNT_UP);
                 }
                 TimerStep::Arm(i) => {
                     let timer = &self.image.timers.posix[*i];

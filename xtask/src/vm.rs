@@ -43,6 +43,9 @@ const PACKAGES: &[&str] = &[
     "bproc-tests",
 ];
 
+/// Sources that tests compile where they run.
+const SOURCES: &[&str] = &["tests/programs", "vmadump/tests/programs"];
+
 /// Where the tour is shown to those who are not root.
 const TOUR_KERNEL: &str = "6.12";
 
@@ -202,6 +205,8 @@ fn run_chosen(kernels: &[String], packages: &[String], tests: &[String], filters
         extras.extend(program.extras());
     }
     extras.extend(compiler::files()?);
+    let sources = SOURCES.iter().map(|dir| paths::root().join(dir)).filter(|dir| dir.is_dir());
+    extras.extend(sources.map(|path| Extra { path, empty_directory: false }));
     let outcomes = each(kernels, &jobs, &extras, false)?;
     tables::print(&outcomes);
     verdict(&outcomes)

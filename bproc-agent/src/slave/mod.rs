@@ -479,7 +479,7 @@ impl Actor {
                 let member = Member { ghost, host_pid };
                 self.family.connected(pid.get(), member.clone());
                 if let (Role::Skeleton, Some(status)) = (role, self.ended_early.remove(&pid.get())) {
-                    self.end_skeleton(pid.get(), &member, status);
+                    self.relative_ended(pid.get(), status);
                 }
             }
             ghosts::Report::Signal { pid, number, siginfo } => {

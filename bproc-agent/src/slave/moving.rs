@@ -97,10 +97,10 @@ impl Actor {
     }
 
     pub(super) fn room_made(&mut self, r#move: wire::Move, result: Result<Room, Failure>) {
-        self.no_longer_named(Naming::room(Some(r#move)));
         let room = match result {
             Ok(room) => room,
             Err(failure) => {
+                self.no_longer_named(Naming::room(Some(r#move)));
                 let failure = Some(failure);
                 return self.tell(event::Body::Receiving(wire::Receiving { r#move: Some(r#move), failure, port: 0 }));
             }
@@ -285,6 +285,8 @@ impl Actor {
             // A process that was stopped leaves a stand-in that is; on a node nobody looks at that, and it must hear.
             let _ = handle.sigqueue(libc::SIGCONT, crate::ghosts::WAKE);
         }
+        // Until now nobody would have reaped its children.
+        self.no_longer_named(Naming::room(Some(r#move)));
         let r#move = Some(r#move);
         let (frozen_ns, bytes) = (done.frozen_ns, done.bytes);
         self.tell(match target {

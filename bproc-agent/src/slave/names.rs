@@ -1,6 +1,6 @@
-//! Who is named by a start, or by the room that is made for a process that comes: parent, leaders, children. Each of them
-//! may end elsewhere in the middle of it. Its skeleton ends afterwards: until then the new one is cloned by it, or joins
-//! its group.
+//! Who is named by a start, or by a process that comes: parent, leaders, children. Each of them may end elsewhere in the
+//! middle of it. Its skeleton ends afterwards: until then the new one is cloned by it, or joins its group, or is not
+//! there yet to wait for it.
 
 use super::Actor;
 use super::space::look_at;

@@ -137,7 +137,9 @@ fn is_ready(message: &[u8]) -> bool {
 fn seen_up(cluster: &Cluster, nodes: u8, end: Instant) -> Result<()> {
     let wanted = nodes.to_string();
     let mut bpstat = cluster.command("bpstat").args(["-U", "-n", "allup"]).into_inner();
-    let mut bpstat = bpstat.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start bpstat")?;
+    // Until the first is up it complains that none is.
+    let streams = bpstat.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut bpstat = streams.spawn().context("cannot start bpstat")?;
     let output = bpstat.stdout.take().context("bpstat has no standard output")?;
     let (send, lines) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
