@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// Names of our own programs that live on without an agent, in the order in which they are ended: spaces first, so
 /// that nothing runs whose ghost is gone.
-const PROGRAMS: [&str; 3] = ["bproc-ghost", "bproc-iod", "bproc-keeper"];
+const PROGRAMS: [&str; 4] = ["bproc-mover", "bproc-ghost", "bproc-iod", "bproc-keeper"];
 
 /// Ends everything of the cluster. Agents must have ended.
 ///

@@ -2,6 +2,7 @@
 
 use crate::watched::{sent, watched};
 use anyhow::{Context, Result};
+use bproc_common::id::Pid;
 use bproc_config::handoff::{self, Handed, Suite, TrafficKey};
 use bproc_config::net::Gate;
 use bproc_config::tls::Peer;
@@ -11,6 +12,8 @@ use bproc_mover::wire::{
 };
 use bproc_proto::Failure;
 use bproc_sys::daemon::{Helper, Life, spawn_detached};
+use bproc_sys::pidfd::PidFd;
+use bproc_sys::process::Process;
 use bproc_sys::seqpacket::Conn;
 use prost::Message;
 use std::collections::VecDeque;
@@ -18,6 +21,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -33,6 +37,12 @@ pub enum Said {
     Lost,
 }
 
+/// How long the last step of a move may take a mover whose agent has gone: less than the lease of a space.
+const FORMER: Duration = Duration::from_secs(2);
+
+/// How long a killed mover may take to be gone.
+const DYING: Duration = Duration::from_secs(5);
+
 type Word = (Task, Vec<OwnedFd>);
 
 /// To talk to a mover. Dropping it tells the mover that nobody wants the move any more: before its point of no return
@@ -44,16 +54,16 @@ pub struct Mover {
 
 impl Mover {
     /// Starts a mover, and tells it its task as soon as this is known. What it says goes to `out`; a task that does not
-    /// come about is told there as the end, too.
+    /// come about is told there as the end, too. `of`: directory of the agent, so that a later one finds it.
     pub fn start<T: Send + 'static>(
-        program: PathBuf,
+        (program, of): (PathBuf, PathBuf),
         task: impl Future<Output = Result<Word, Failure>> + Send + 'static,
         out: mpsc::Sender<T>,
         wrap: impl Fn(Said) -> T + Send + Sync + 'static,
     ) -> Mover {
         let (words, inbox) = mpsc::unbounded_channel();
         tokio::spawn(async move {
-            let last = match live(&program, task, inbox, &out, &wrap).await {
+            let last = match live((&program, &of), task, inbox, &out, &wrap).await {
                 Ok(true) => return,
                 Ok(false) => Said::Lost,
                 Err(failure) => Said::Report(Report::Done(Done {
@@ -76,7 +86,7 @@ impl Mover {
 /// A mover from its start to its end. True when it has said its last word, or nobody wants to hear it; an error when
 /// there was none.
 async fn live<T>(
-    program: &Path,
+    (program, of): (&Path, &Path),
     task: impl Future<Output = Result<Word, Failure>>,
     mut inbox: mpsc::UnboundedReceiver<Word>,
     out: &mpsc::Sender<T>,
@@ -85,15 +95,15 @@ async fn live<T>(
     let broken = |error: anyhow::Error| Failure { number: libc::EIO, message: format!("{error:#}") };
     let begun = async {
         let (ours, theirs) = Conn::pair().context("a connection to a mover").map_err(broken)?;
-        let program = program.to_owned();
-        let started = tokio::task::spawn_blocking(move || start(&program, &theirs));
+        let (program, of) = (program.to_owned(), of.to_owned());
+        let started = tokio::task::spawn_blocking(move || start(&program, &of, &theirs));
         let (started, task) = tokio::join!(started, task);
-        started.context("starting a mover").and_then(|s| s).map_err(broken)?;
-        Ok((ours, task?))
+        let process = started.context("starting a mover").and_then(|s| s).map_err(broken)?;
+        Ok((ours, process, task?))
     };
     tokio::pin!(begun);
     let mut early = VecDeque::new();
-    let (conn, task) = loop {
+    let (conn, process, task) = loop {
         tokio::select! {
             begun = &mut begun => break begun?,
             word = inbox.recv() => match word {
@@ -106,10 +116,48 @@ async fn live<T>(
         }
     };
     early.push_front(task);
-    converse(conn, early, inbox, out, wrap).await.or_else(|error| {
+    let ended = converse(conn, early, inbox, out, wrap).await.unwrap_or_else(|error| {
         tracing::warn!(error = %format!("{error:#}"), "connection to a mover");
-        Ok(false)
-    })
+        false
+    });
+    if !ended {
+        // What it held is killed with it, and what it had let go is not: that can be told only now.
+        let _ = tokio::task::spawn_blocking(move || process.wait_exit(DYING)).await;
+    }
+    Ok(ended)
+}
+
+/// Waits for the end of movers of a former agent, so that what they move is here or is not. Without an agent a mover gives
+/// up, or takes its last step at once; one that hears nothing from its other half takes longer than can be waited for.
+pub async fn await_former(program: &Path, of: &Path) {
+    let ends: Vec<PidFd> = former(program, of);
+    if ends.is_empty() {
+        return;
+    }
+    tracing::info!(movers = ends.len(), "waiting for movers of a former agent");
+    let waited = tokio::task::spawn_blocking(move || {
+        let limit = Instant::now() + FORMER;
+        ends.iter().all(|end| end.wait_exit(limit.saturating_duration_since(Instant::now())).unwrap_or(true))
+    });
+    if !waited.await.unwrap_or(false) {
+        tracing::warn!("a mover of a former agent is still at work");
+    }
+}
+
+/// Who they are is read from their executable; the number is held first.
+fn former(program: &Path, of: &Path) -> Vec<PidFd> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter_map(Pid::new);
+    let ours = |pid: Pid| {
+        let process = Process::open(pid).ok()?;
+        if process.exe_path().ok()? != program {
+            return None;
+        }
+        let end = PidFd::open(pid).ok()?;
+        let words = process.cmdline().ok()?;
+        (words.get(1).map(Vec::as_slice) == Some(of.as_os_str().as_encoded_bytes())).then_some(end)
+    };
+    pids.filter_map(ours).collect()
 }
 
 /// At the target of a move: the connection of the pages, once the source has come. `told` gets the port.
@@ -172,12 +220,11 @@ pub fn peer(number: i32) -> Peer {
     if number < 0 { Peer::Master } else { Peer::Node(number) }
 }
 
-fn start(program: &Path, theirs: &Conn) -> Result<()> {
-    let argv = ["bproc-mover".as_ref()];
+fn start(program: &Path, of: &Path, theirs: &Conn) -> Result<PidFd> {
+    let argv = ["bproc-mover".as_ref(), of.as_os_str()];
     let fds = [(theirs.as_fd(), SOCKET)];
     spawn_detached(&Helper { path: program, argv: &argv, env: &[], fds: &fds, life: Life::Detached })
         .with_context(|| format!("starting {}", program.display()))
-        .map(drop)
 }
 
 /// True when the mover has said its last word.
@@ -202,7 +249,11 @@ async fn converse<T>(
                 told(fd.get_ref(), word).await?;
             }
             got = fd.async_io(Interest::READABLE, |c| c.recv(&mut buffer)) => {
-                let got = got?;
+                let got = match got {
+                    // It ended without hearing our last words: its own follow.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => continue,
+                    got => got?,
+                };
                 if got.len == 0 {
                     return Ok(false);
                 }

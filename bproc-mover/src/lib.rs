@@ -17,9 +17,11 @@
 //!        becomes the stand-in, in place
 //! ```
 //!
-//! Before GO any failure, the death of either mover included, leaves the process running at the source. After GO the
-//! source stands still until it knows: RUNNING on the connection, or the agent's Decide.
+//! Before GO any failure, the death of either mover included, leaves the process running at the source. With GO the
+//! source binds the process to itself: if it is killed from then on, the kernel kills the process in the same moment, so that
+//! it never runs twice. It stands still until the source knows: RUNNING on the connection, or the agent's Decide.
 
+pub mod fault;
 pub mod line;
 pub mod receive;
 pub mod send;

@@ -17,11 +17,18 @@ fn main() -> ExitCode {
     };
     let agent = Agent(conn);
     let result = match agent.hear() {
-        Ok(Some((Task::Receive(task), fds))) => receive::receive(&agent, &task, fds),
-        Ok(Some((Task::Send(task), fds))) => send::send(&agent, &task, fds),
+        Ok(Some((Task::Receive(task), fds))) => receive::receive(&agent, &task, fds).map(|()| None),
+        Ok(Some((Task::Send(task), fds))) => send::send(&agent, &task, fds).map(Some),
         _ => return ExitCode::FAILURE,
     };
-    let code = if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-    agent.done(result);
-    code
+    match result {
+        Ok(done) => {
+            done.into_iter().for_each(|done| agent.done(Ok(done)));
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            agent.done(Err(failure));
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -7,16 +7,17 @@ use vmadump::Program;
 use vmadump::plan::Owner;
 use vmadump::restore::{Body, Prepared, RestoreOptions, Restorer};
 
+use crate::fault::point;
 use crate::line::{Incoming, line};
 use crate::talk::{Agent, Failure, hear_go, say_ready, say_refused, say_running};
 use crate::wire::{self, Done, Empty, Receive, Report, Task};
 
-/// Receives a process over the first of the descriptors. On failure the body is what [`Receive::fallback`] says, or
+/// Receives a process over the first of the descriptors, and tells the agent the good end. On failure the body is what [`Receive::fallback`] says, or
 /// dead.
 ///
 /// # Errors
 /// Why nothing came of it.
-pub fn receive(agent: &Agent, task: &Receive, mut fds: Vec<OwnedFd>) -> Result<Done, Failure> {
+pub fn receive(agent: &Agent, task: &Receive, mut fds: Vec<OwnedFd>) -> Result<(), Failure> {
     let lost = |what: &'static str| move |e: std::io::Error| Failure::link(what, &e);
     if fds.is_empty() {
         return Err(Failure::new(libc::EPROTO, "the agent sent no connection"));
@@ -27,7 +28,9 @@ pub fn receive(agent: &Agent, task: &Receive, mut fds: Vec<OwnedFd>) -> Result<D
     }
     let line = line(stream, task.keys.as_ref()).and_then(|(from, to)| Ok((from.readable()?, to)));
     let (mut from, mut to) = line.map_err(lost("the connection of the pages"))?;
+    point("target-begins");
     let result = build(&from, task, &fds).and_then(|prepared| {
+        point("target-built");
         agent.tell(Report::Ready(Empty {}));
         if agent.may_proceed() {
             Ok(prepared)
@@ -42,10 +45,16 @@ pub fn receive(agent: &Agent, task: &Receive, mut fds: Vec<OwnedFd>) -> Result<D
             return Err(failure);
         }
     };
+    point("target-ready");
     say_ready(&mut to).and_then(|()| hear_go(&mut from)).map_err(lost("the source before its word to go"))?;
+    point("target-goes");
     prepared.go()?;
+    point("target-runs");
+    // The agent first: what it knows, it can tell when this one is killed.
+    agent.done(Ok(Done::default()));
+    point("target-told");
     say_running(&mut to);
-    Ok(Done::default())
+    Ok(())
 }
 
 fn build(from: &Incoming, task: &Receive, fds: &[OwnedFd]) -> Result<Prepared, Failure> {

@@ -8,6 +8,7 @@ use std::time::Instant;
 use bproc_common::errno::BE_SLAVEDIED;
 use vmadump::capture::{FdPolicy, Frozen, Options, check, freeze};
 
+use crate::fault::point;
 use crate::line::{Incoming, Outgoing, line};
 use crate::talk::{Agent, Failure, hear_ready, hear_running, say_go};
 use crate::wire::{Done, Empty, Report, Send, Task};
@@ -28,27 +29,39 @@ pub fn send(agent: &Agent, task: &Send, mut fds: Vec<OwnedFd>) -> Result<Done, F
     let options = Options { flags: task.flags, fds };
     check(task.pid, &options)?;
     let arguments = arguments(task.pid);
+    point("source-begins");
 
     let start = Instant::now();
     let mut frozen = freeze(task.pid, &options)?;
     agent.tell(Report::Frozen(Empty {}));
+    point("source-frozen");
     let bytes = transfer(&mut frozen, &mut from, &mut to)?;
+    point("source-written");
     agent.tell(Report::Committing(Empty {}));
     if !agent.may_proceed() {
         return Err(Failure::new(libc::ECANCELED, "the agent gave the move up"));
     }
-    let moved = match say_go(&mut to).and_then(|()| hear_running(&mut from)) {
+    point("source-may-go");
+    frozen.bind()?;
+    agent.tell(Report::Leaving(Empty {}));
+    point("source-leaves");
+    // What could not be said, the target has not heard.
+    say_go(&mut to).map_err(|e| Failure::link("the target before the word to go", &e))?;
+    point("source-gone");
+    let moved = match hear_running(&mut from) {
         Ok(()) => true,
         Err(_) => {
             agent.tell(Report::InDoubt(Empty {}));
             decision(agent)
         }
     };
+    point("source-knows");
     if !moved {
         return Err(Failure::new(BE_SLAVEDIED, "the target was lost in the last step"));
     }
     let frozen_ns = start.elapsed().as_nanos() as u64;
     let no_stand_in = !stand_in(frozen, task, &arguments);
+    point("source-ends");
     Ok(Done { frozen_ns, bytes, no_stand_in, ..Done::default() })
 }
 
@@ -58,6 +71,7 @@ fn transfer(frozen: &mut Frozen, from: &mut Incoming, to: &mut Outgoing) -> Resu
     let written = frozen.write_image(&mut out).map_err(Failure::from);
     let flushed = out.flush().map_err(|e| Failure::link("sending the pages", &e));
     drop(out.into_parts());
+    point("source-sent");
     let result = written.and_then(|bytes| flushed.map(|()| bytes));
     match (result, hear_ready(from)) {
         (Ok(bytes), Ok(Ok(()))) => Ok(bytes),

@@ -160,7 +160,7 @@ pub struct Send {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct FromMover {
     /// What.
-    #[prost(oneof = "Report", tags = "2, 3, 4, 5, 6")]
+    #[prost(oneof = "Report", tags = "2, 3, 4, 5, 6, 7")]
     pub report: Option<Report>,
 }
 
@@ -179,6 +179,9 @@ pub enum Report {
     /// Source: the link was lost after GO. Answered by Decide.
     #[prost(message, tag = "5")]
     InDoubt(Empty),
+    /// Source: from now on the process dies with the mover; the word to go is next.
+    #[prost(message, tag = "7")]
+    Leaving(Empty),
     /// The end.
     #[prost(message, tag = "6")]
     Done(Done),

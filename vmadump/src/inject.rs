@@ -62,7 +62,8 @@ pub(crate) fn exec(
         batch.may(libc::SYS_rt_sigtimedwait, &[set, 0, off, 8], "take a pending signal");
     }
     batch.may(libc::SYS_execve, &[path, argv, envp], "execute");
-    pt::set_options(pid, pt::SYSGOOD | pt::TRACEEXEC)?;
+    // In the middle of this it is nobody: it must not go on as that when we die.
+    pt::set_options(pid, pt::SYSGOOD | pt::TRACEEXEC | pt::EXITKILL)?;
     leader.start(memory, scratch, &batch)?;
     // A failing exec ends in the batch's own stop, a good one in the exec event, which comes only once the
     // ends of all other threads have been waited for.

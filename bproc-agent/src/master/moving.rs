@@ -5,6 +5,7 @@ use super::clients::{Asker, ClientFact, Desk};
 use super::effects;
 use super::link::named;
 use super::{Actor, Fact, Waiting, Waits, caller};
+use crate::checked;
 use crate::mover::{self, Mover, Said};
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::{NodeId, Pid};
@@ -61,8 +62,10 @@ pub struct Going {
     token: Vec<u8>,
     mover: Option<Mover>,
     fds: Vec<(i32, OwnedFd)>,
-    /// The word to go was given to a mover of the master's own.
-    committed: bool,
+    /// The process dies with the mover of the master's own that sends it.
+    leaving: bool,
+    /// It is built into its ghost, and may go on as soon as the source says so.
+    ready: bool,
     moved: Moved,
 }
 
@@ -243,7 +246,8 @@ impl Actor {
             token: token.as_bytes().to_vec(),
             mover: None,
             fds: Vec::new(),
-            committed: false,
+            leaving: false,
+            ready: false,
             moved: Moved::default(),
         };
         self.moving.insert(pid, going);
@@ -333,7 +337,7 @@ impl Actor {
         id: MoveId,
         task: impl Future<Output = Result<(Task, Vec<OwnedFd>), Failure>> + std::marker::Send + 'static,
     ) {
-        let program = self.ghost.with_file_name("bproc-mover");
+        let program = (self.ghost.with_file_name("bproc-mover"), self.config.run_dir.join("master"));
         let mover = Mover::start(program, task, self.facts.clone(), move |said| Fact::Mover(pid, id, said));
         if let Some(going) = self.moving.get_mut(&pid) {
             going.mover = Some(mover);
@@ -400,11 +404,8 @@ impl Actor {
     }
 
     pub(super) fn tell_mover(&mut self, pid: Pid, task: Task) {
-        if let Some(going) = self.moving.get_mut(&pid) {
-            going.committed |= task == Task::Proceed(true);
-            if let Some(mover) = &going.mover {
-                mover.tell(task);
-            }
+        if let Some(mover) = self.moving.get(&pid).and_then(|going| going.mover.as_ref()) {
+            mover.tell(task);
         }
     }
 
@@ -452,8 +453,12 @@ impl Actor {
                 self.core.receiving(pid, id, Ok(()), out);
             }
             Said::Report(Report::Frozen(_)) => self.core.frozen(pid, id, out),
-            Said::Report(Report::Ready(_)) => self.tell_mover(pid, Task::Proceed(true)),
+            Said::Report(Report::Ready(_)) => {
+                going.ready = true;
+                self.tell_mover(pid, Task::Proceed(true));
+            }
             Said::Report(Report::Committing(_)) => self.core.committing(pid, id, out),
+            Said::Report(Report::Leaving(_)) => going.leaving = true,
             Said::Report(Report::InDoubt(_)) => self.core.departed(pid, id, Departed::InDoubt, out),
             Said::Report(Report::Done(done)) => {
                 let refusal = Refusal::Failed(NodeId::MASTER, done.number, done.message);
@@ -469,14 +474,16 @@ impl Actor {
             }
             Said::Lost => {
                 let refusal = Refusal::Failed(NodeId::MASTER, libc::ECANCELED, "the mover was killed".into());
-                match (home, going.committed) {
+                let lives = checked::lives(&going.handle, pid.get());
+                match (home, going.leaving) {
+                    // It had let it go.
+                    (true, _) if going.ready && checked::runs(&going.handle, pid.get(), self.ghost_exe) => {
+                        self.core.arrived(pid, id, Ok(()), out)
+                    }
                     (true, _) => self.core.arrived(pid, id, Err(refusal), out),
                     (false, false) => self.core.departed(pid, id, Departed::Failed(refusal), out),
-                    (false, true) => {
-                        // It may run at the target: here it must not. Never two.
-                        self.kill_mover(pid);
-                        self.core.departed(pid, id, Departed::Gone { stand_in: false }, out);
-                    }
+                    // What was bound to it was killed with it; what lives is the ghost.
+                    (false, true) => self.core.departed(pid, id, Departed::Gone { stand_in: lives }, out),
                 }
             }
         }

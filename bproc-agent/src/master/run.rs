@@ -69,6 +69,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
     };
     let ghost_socket = dir.join("ghost.sock");
     ghosts::serve(&ghost_socket, ghost_exe, Some(barrier), facts.clone(), Fact::Ghost).await?;
+    crate::mover::await_former(&ghost.with_file_name("bproc-mover"), &dir.join("master")).await;
     let nursery_pid = nursery(&dir, &ghost, &ghost_socket, ghost_exe, &config.name)?;
     keeper.hold(nursery_pid);
 

@@ -249,6 +249,10 @@ impl Actor {
         match fact {
             Fact::Ghost(report) => self.ghost(report),
             Fact::Kernel(event) => self.kernel_event(&event),
+            // What is in its last step is here or is not in a moment; a master that is new must be told the truth.
+            Fact::Hello(answer) if self.in_between() && self.heard.elapsed() < self.patience / 2 => {
+                self.hello_later(answer);
+            }
             Fact::Hello(answer) if self.all_decided() => {
                 let _ = answer.send(self.hello());
             }
@@ -323,6 +327,7 @@ impl Actor {
         self.traveller.prefetch(&welcome.keep, welcome.keep_size);
         self.patience = Duration::from_secs(welcome.ping_timeout_s.max(2).into());
         if self.space.record.master_epoch != welcome.master_epoch {
+            self.give_up_moves();
             // Another life of the master's agent counts its orders from 1.
             self.orders = Inbox::default();
             self.forget_orders();

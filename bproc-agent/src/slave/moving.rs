@@ -35,8 +35,12 @@ pub struct Half {
     tokens: Vec<Vec<u8>>,
     /// Target: who it is.
     spec: Option<Box<bproc_proto::SpawnSpec>>,
-    /// Past the point from which the mover's death is no harmless thing.
+    /// Target: built, and told to go on. Source: allowed to go.
     committed: bool,
+    /// Source: the process dies with its mover.
+    leaving: bool,
+    /// Source: it waits for Decide.
+    in_doubt: bool,
 }
 
 /// A body for a process that comes, and what it is given.
@@ -131,6 +135,8 @@ impl Actor {
             tokens: Vec::new(),
             spec: Some(Box::new(spec)),
             committed: false,
+            leaving: false,
+            in_doubt: false,
         };
         let (facts, listen, gate) = (self.facts.clone(), self.listen, self.gate.clone());
         let (from, token) = (mover::peer(room.order.from), room.order.token);
@@ -155,7 +161,8 @@ impl Actor {
         task: impl Future<Output = Result<(Task, Vec<OwnedFd>), Failure>> + std::marker::Send + 'static,
     ) {
         let (r#move, program) = (half.r#move, self.ghost.with_file_name("bproc-mover"));
-        let mover = Mover::start(program, task, self.facts.clone(), move |said| Fact::Mover(r#move, said));
+        let mover =
+            Mover::start((program, self.dir.clone()), task, self.facts.clone(), move |said| Fact::Mover(r#move, said));
         self.halves.insert(r#move.pid, Half { mover: Some(mover), ..half });
     }
 
@@ -176,7 +183,17 @@ impl Actor {
         };
         let tokens = self.tokens_of_moves.remove(&r#move.pid).unwrap_or_default();
         let handle = checked::member(host_pid, r#move.pid);
-        let half = Half { r#move, host_pid, handle, mover: None, tokens, spec: None, committed: false };
+        let half = Half {
+            r#move,
+            host_pid,
+            handle,
+            mover: None,
+            tokens,
+            spec: None,
+            committed: false,
+            leaving: false,
+            in_doubt: false,
+        };
         self.start_half(half, going);
     }
 
@@ -197,6 +214,10 @@ impl Actor {
                 self.tell(event::Body::Receiving(wire::Receiving { r#move: Some(r#move), failure: None, port }));
             }
             Said::Report(Report::Frozen(_)) => self.is_frozen(r#move, 0),
+            // Without a link the master would not know; what it does not know has not been.
+            Said::Report(Report::Ready(_)) if self.to_master.is_none() => {
+                self.tell_mover(Some(r#move), Task::Proceed(false));
+            }
             Said::Report(Report::Ready(_)) => {
                 half.committed = true;
                 // From its first instruction on what it does is told as a process's, not as a skeleton's.
@@ -207,19 +228,25 @@ impl Actor {
                 self.tell_mover(Some(r#move), Task::Proceed(true));
             }
             Said::Report(Report::Committing(_)) => self.flush_before_going(r#move),
+            Said::Report(Report::Leaving(_)) => half.leaving = true,
             Said::Report(Report::InDoubt(_)) => {
+                half.in_doubt = true;
                 let departed = wire::Departed { r#move: Some(r#move), in_doubt: true, ..Default::default() };
                 self.tell(event::Body::Departed(departed));
             }
             Said::Report(Report::Done(done)) => self.half_done(r#move, done),
             Said::Lost => {
-                let committed = half.committed;
-                if let (true, Some(handle)) = (committed, &half.handle) {
-                    // Where the other half stands nobody knows: here it must not run. Never two.
-                    let _ = handle.send_signal(libc::SIGKILL);
-                }
                 let target = half.spec.is_some() || self.table.is_arriving(pid);
-                let number = if committed && !target { 0 } else { libc::ECANCELED };
+                let runs =
+                    half.handle.as_ref().is_some_and(|handle| checked::runs(handle, half.host_pid, self.ghost_exe));
+                let number = match target {
+                    // It had let it go.
+                    true if half.committed && runs => 0,
+                    true => libc::ECANCELED,
+                    // What was bound to it was killed with it.
+                    false if half.leaving => 0,
+                    false => libc::ECANCELED,
+                };
                 let message = "the mover was killed".into();
                 self.half_done(r#move, Done { number, message, no_stand_in: true, ..Done::default() });
             }
@@ -258,14 +285,27 @@ impl Actor {
         });
     }
 
+    /// Is a process in the middle of its last step, so that nobody can say whether it is here?
+    pub(super) fn in_between(&self) -> bool {
+        self.halves.values().any(|half| half.committed && !half.in_doubt)
+    }
+
+    /// Another master knows of no move: those that have not come to their last step never do.
+    pub(super) fn give_up_moves(&self) {
+        for half in self.halves.values().filter(|half| !half.committed) {
+            self.tell_mover(Some(half.r#move), Task::Proceed(false));
+        }
+    }
+
     pub(super) fn may_go(&mut self, r#move: wire::Move, flushed: bool) {
+        let goes = flushed && self.to_master.is_some();
         let Some(half) = self.halves.get_mut(&r#move.pid).filter(|h| h.r#move == r#move) else { return };
-        if flushed {
+        if goes {
             half.committed = true;
             // Its exec, and its end as this process, are nobody's business.
             self.table.leave(r#move.pid);
         }
-        self.tell_mover(Some(r#move), Task::Proceed(flushed));
+        self.tell_mover(Some(r#move), Task::Proceed(goes));
     }
 
     fn half_done(&mut self, r#move: wire::Move, done: Done) {

@@ -69,6 +69,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
     let family = Arc::new(Family::default());
     // A fresh init connects at once; it is waited for like those of a former time.
     family.await_all(BTreeSet::from([1]));
+    crate::mover::await_former(&ghost.with_file_name("bproc-mover"), &dir).await;
     let mut table = Table::default();
     let mut events = Outbox::default();
     let mut blocks = Blocks::default();

@@ -371,6 +371,10 @@ impl Master {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         (process.connected, process.made) = (true, true);
         process.parent = parent;
+        if self.recovering && process.inherited {
+            // It may have been on its way home, or away, and nobody's when the former agent ended.
+            out.push(Action::Hold(pid));
+        }
         for command in process.queue.drain(..) {
             out.push(Action::Ghost(pid, command));
         }

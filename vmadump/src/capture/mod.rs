@@ -219,6 +219,11 @@ impl Frozen {
         writer.finish().map_err(failed)
     }
 
+    /// From now on the process dies with its tracer, by SIGKILL; before, it goes on then.
+    pub fn bind(&self) -> Result<(), Error> {
+        self.threads.iter().try_for_each(|t| pt::set_options(t.tid(), pt::SYSGOOD | pt::EXITKILL).map_err(Error::from))
+    }
+
     /// Lets the process go on as if nothing had been.
     pub fn resume(self) -> Result<(), Error> {
         self.threads.into_iter().try_for_each(Tracee::release)
