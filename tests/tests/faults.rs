@@ -161,7 +161,8 @@ impl Case<'_> {
             ensure!(done != 0 || home == name(self.way.to), "bpmove says that it moved, but it runs on {home}");
             // It is whole: it moves again, and ends as it likes.
             let next = if home == "2" { "1" } else { "2" };
-            go(cluster, pid, next).context("moving on")?;
+            // An agent that has just been started may not have told the master of itself yet.
+            eventually("moving on", LIMIT, || Ok(go(cluster, pid, next).map_err(|error| format!("{error:#}"))))?;
             signal_to(pid, libc::SIGTERM)?;
             let status = child.end()?;
             ensure!(status == 33, "it ended with {status}");
