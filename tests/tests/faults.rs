@@ -1,6 +1,7 @@
 //! Faults at each named point of a move: whoever takes part is killed just there. The process runs on at exactly one
 //! place, what its parent sees is what happened, and nothing is left. `BPROC_TEST_ALL=1` tries every fault in every
-//! direction with 1 and 20 threads; else each fault is tried once at each point. `BPROC_TEST_VICTIM=SourceAgent`: only that one.
+//! direction with 1 and 20 threads; else each fault is tried once at each point. `BPROC_TEST_VICTIM=SourceAgent`: only that one; `Cable` cuts
+//! a node off.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -298,7 +299,9 @@ fn faults(cluster: &Cluster, point: usize) -> Result<()> {
     let all = std::env::var_os("BPROC_TEST_ALL").is_some();
     let only = std::env::var("BPROC_TEST_VICTIM").ok();
     let mut failed = Vec::new();
-    for (i, victim) in VICTIMS.into_iter().enumerate() {
+    // Slow, and asked for by name only.
+    let cable = only.as_deref().is_some_and(|only| only == "Cable").then_some(Cable);
+    for (i, victim) in VICTIMS.into_iter().chain(cable).enumerate() {
         if only.as_ref().is_some_and(|only| !format!("{victim:?}").contains(only)) {
             continue;
         }
