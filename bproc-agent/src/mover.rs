@@ -292,6 +292,9 @@ pub fn body(ghost: &Path) -> Program {
     Program { path: ghost.with_file_name("bproc-body").as_os_str().as_bytes().to_vec(), envp: Vec::new() }
 }
 
+/// Looks until something that passes by itself, mostly, is taken for lasting.
+const LOOKS: u32 = 10;
+
 /// Can this process be moved? Tells why not without touching it.
 ///
 /// # Errors
@@ -303,8 +306,19 @@ pub async fn survey(host_pid: i32, flags: u32, files: u32) -> Result<(), bproc_p
         _ => vmadump::capture::FdPolicy::StdioOnly,
     };
     let options = vmadump::capture::Options { flags, fds };
-    let checked = tokio::task::spawn_blocking(move || vmadump::capture::check(host_pid, &options)).await;
-    match checked {
+    let checked = tokio::task::spawn_blocking(move || {
+        use vmadump::{Error, Refusal};
+        let mut looks = LOOKS;
+        loop {
+            match vmadump::capture::check(host_pid, &options) {
+                // A shell has copies of its descriptors elsewhere for a moment; a child executes a program soon.
+                Err(Error::Refused(Refusal::OpenFiles(_) | Refusal::VforkParent(_))) if looks > 1 => looks -= 1,
+                checked => return checked,
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    });
+    match checked.await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(bproc_proto::Failure { number: error.errno(), message: error.to_string() }),
         Err(error) => Err(bproc_proto::Failure { number: libc::EIO, message: error.to_string() }),
@@ -315,7 +329,7 @@ pub async fn survey(host_pid: i32, flags: u32, files: u32) -> Result<(), bproc_p
 pub fn good_answer() -> Option<OwnedFd> {
     use bproc_proto::client::{Moved, Reply, reply};
     let (ours, theirs) = Conn::pair().ok()?;
-    let reply = Reply { body: Some(reply::Body::Moved(Moved::default())) };
+    let reply = Reply { body: Some(reply::Body::Moved(Moved { arrived: true, ..Moved::default() })) };
     let packet = bproc::frame::Packet::new(&reply.encode_to_vec()).ok()?;
     ours.send(packet.bytes(), &[]).ok()?;
     Some(theirs.into())

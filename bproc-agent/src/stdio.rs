@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use bproc_common::id::Pid;
 use bproc_config::MachineConfig;
+use bproc_proto::Failure;
 use bproc_stdio::{AsyncIodClient, IodError, Kind, Launch, Role, Status, StreamName, StreamSpec, Token, launch};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -81,6 +82,53 @@ impl Iod {
         Ok(self.client().await?.expect_for(token, &streams, owner.get()).await?)
     }
 
+    /// As [`Iod::expect`], for a process that still reads its input here: it is not read before [`Iod::open`].
+    ///
+    /// # Errors
+    /// The service is lost.
+    pub async fn expect_held(
+        &self,
+        token: &[u8],
+        streams: &[(i32, bool)],
+        fds: Vec<OwnedFd>,
+        owner: Pid,
+    ) -> Result<()> {
+        let (token, specs) = (known(token)?, specs(streams, false));
+        let streams: Vec<_> = specs.into_iter().zip(fds.iter().map(|f| f.as_fd())).collect();
+        Ok(self.client().await?.expect_held(token, &streams, owner.get()).await?)
+    }
+
+    /// Master: the process of this token, or of any, runs on its node and reads its input there.
+    pub async fn open(&self, token: Option<&[u8]>) {
+        let token = token.map(known).transpose();
+        if let (Ok(token), Ok(client)) = (token, self.client().await) {
+            // A lost service has closed everything.
+            let _ = client.open(token).await;
+        }
+    }
+
+    /// Slave: what was sent ahead to an input (token, number) of a process that stands still comes back to the master.
+    pub async fn recall(&self, token: &[u8], fd: i32) {
+        let Ok(client) = self.client().await else { return };
+        if let Err(error) = client.recall(input(token, fd)).await {
+            tracing::warn!(%error, "calling back the input of a process");
+        }
+    }
+
+    /// Slave: it has gone, or stays.
+    pub async fn settle(&self, token: &[u8], fd: i32, gone: bool) {
+        if let Ok(client) = self.client().await {
+            let _ = client.settle(input(token, fd), gone).await;
+        }
+    }
+
+    /// Slave: the process has ended.
+    pub async fn over(&self, token: &[u8]) {
+        if let (Ok(token), Ok(client)) = (known(token), self.client().await) {
+            let _ = client.over(token).await;
+        }
+    }
+
     /// Master: these streams (token, number, input) go on as the numbers `fds` of another token.
     ///
     /// # Errors
@@ -142,6 +190,40 @@ impl Iod {
         if let Ok(client) = self.client().await {
             let _ = client.sever(node).await;
         }
+    }
+}
+
+fn input(token: &[u8], fd: i32) -> StreamName {
+    StreamName { token: token.to_vec(), fd, kind: Kind::Input as i32 }
+}
+
+/// Opens the file that a stream names, with the rights of the user whose process it is for. May take its time.
+///
+/// # Errors
+/// What open(2) and lseek(2) say, with the path.
+pub async fn open_file(stream: &bproc_proto::Stream, spec: &bproc_proto::SpawnSpec) -> Result<OwnedFd, Failure> {
+    let path = String::from_utf8_lossy(&stream.path).into_owned();
+    let credentials = spec.credentials.clone().unwrap_or_default();
+    let (bytes, flags, mode) = (stream.path.clone(), stream.flags as i32, stream.mode & !spec.umask);
+    let (cwd, offset) = (spec.cwd.clone(), stream.offset);
+    // With the user's rights, and not on a thread that others wait for: the file system may be slow.
+    let opened = tokio::task::spawn_blocking(move || {
+        let (uid, gid, groups) = (credentials.euid, credentials.egid, credentials.groups);
+        let fd = bproc_sys::as_user::open(uid, gid, &groups, &cwd, &bytes, flags, mode)
+            .map_err(|e| (e.errno(), e.to_string()))?;
+        let mut file = std::fs::File::from(fd);
+        if offset != 0 {
+            use std::io::Seek;
+            let at = u64::try_from(offset).map_err(|_| (libc::EINVAL, format!("position {offset}")))?;
+            file.seek(std::io::SeekFrom::Start(at))
+                .map_err(|e| (e.raw_os_error().unwrap_or(libc::EIO), e.to_string()))?;
+        }
+        Ok(OwnedFd::from(file))
+    });
+    match opened.await {
+        Ok(Ok(fd)) => Ok(fd),
+        Ok(Err((number, why))) => Err(Failure { number, message: format!("{path}: {why}") }),
+        Err(error) => Err(Failure { number: libc::EIO, message: format!("{path}: {error}") }),
     }
 }
 

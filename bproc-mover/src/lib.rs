@@ -6,7 +6,10 @@
 //!
 //! ```text
 //!  agent ── Send ──▶ source                          target ◀── Receive ── agent
-//!        ◀─ Frozen ─   │ freezes       image           │
+//!        ◀─ Frozen ─   │ freezes                       │
+//!        ── Begin ────▶│ (if it has other children     │
+//!                      │ than the target knows of)     │
+//!                      │           image               │
 //!                      │ ─────────────────────────────▶│ builds
 //!                      │           READY or refusal    │ ── Ready ─▶  ◀─ Proceed ─
 //!        ◀─ Committing │ ◀─────────────────────────────│

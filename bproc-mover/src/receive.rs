@@ -10,7 +10,7 @@ use vmadump::restore::{Body, Prepared, RestoreOptions, Restorer};
 use crate::fault::point;
 use crate::line::{Incoming, line};
 use crate::talk::{Agent, Failure, hear_go, say_ready, say_refused, say_running};
-use crate::wire::{self, Done, Empty, Receive, Report, Task};
+use crate::wire::{self, Done, Empty, Receive, Report};
 
 /// Receives a process over the first of the descriptors, and tells the agent the good end. On failure the body is what [`Receive::fallback`] says, or
 /// dead.
@@ -23,7 +23,7 @@ pub fn receive(agent: &Agent, task: &Receive, mut fds: Vec<OwnedFd>) -> Result<(
         return Err(Failure::new(libc::EPROTO, "the agent sent no connection"));
     }
     let stream = TcpStream::from(fds.remove(0));
-    if task.wait && !matches!(agent.hear(), Ok(Some((Task::Begin(_), _)))) {
+    if task.wait && !agent.may_begin() {
         return Err(Failure::new(libc::ECANCELED, "the agent gave the move up"));
     }
     let line = line(stream, task.keys.as_ref()).and_then(|(from, to)| Ok((from.readable()?, to)));
@@ -76,6 +76,7 @@ fn build(from: &Incoming, task: &Receive, fds: &[OwnedFd]) -> Result<Prepared, F
         }),
         fallback: task.fallback.as_ref().map(|p| Program { path: &p.path, argv: &argv, envp: &last }),
         drop_missing_fds: task.drop_files,
+        only_given_fds: task.only_given,
         ..RestoreOptions::default()
     };
     let prepared = Restorer::prepare(source, &options)?;

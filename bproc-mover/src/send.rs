@@ -3,15 +3,19 @@
 use std::io::{BufWriter, Write};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bproc_common::errno::BE_SLAVEDIED;
 use vmadump::capture::{FdPolicy, Frozen, Options, check, freeze};
+use vmadump::image::{FdKind, Image};
 
 use crate::fault::point;
 use crate::line::{Incoming, Outgoing, line};
 use crate::talk::{Agent, Failure, hear_ready, hear_running, say_go};
 use crate::wire::{Done, Empty, Report, Send, Task};
+
+/// Tries, a millisecond apart, of what may be otherwise in a moment.
+const TRIES: u32 = 20;
 
 /// Sends a process away over the first of the descriptors. On failure it runs on here.
 ///
@@ -27,14 +31,22 @@ pub fn send(agent: &Agent, task: &Send, mut fds: Vec<OwnedFd>) -> Result<Done, F
         _ => FdPolicy::StdioOnly,
     };
     let options = Options { flags: task.flags, fds };
-    check(task.pid, &options)?;
+    patiently(|| check(task.pid, &options))?;
     let arguments = arguments(task.pid);
     point("source-begins");
 
     let start = Instant::now();
-    let mut frozen = freeze(task.pid, &options)?;
-    agent.tell(Report::Frozen(Empty {}));
+    let mut frozen = patiently(|| freeze(task.pid, &options))?;
+    if task.stdio != stdio(task.pid) || (task.files == 0 && leaves_files(frozen.image())) {
+        // A shell in the middle of a redirection, for example.
+        return Err(Failure::new(libc::EAGAIN, "it opened or closed files in this moment"));
+    }
+    let changed = children(task.pid) != sorted(&task.children);
+    agent.tell(Report::Frozen(changed));
     point("source-frozen");
+    if changed && !agent.may_begin() {
+        return Err(Failure::new(libc::ECANCELED, "the agent gave the move up"));
+    }
     let bytes = transfer(&mut frozen, &mut from, &mut to)?;
     point("source-written");
     agent.tell(Report::Committing(Empty {}));
@@ -89,6 +101,55 @@ fn decision(agent: &Agent) -> bool {
         Ok(Some((Task::Decide(moved), _))) => moved,
         _ => true,
     }
+}
+
+/// Tries again what a process refuses that could be moved a moment ago: a shell has copies of its descriptors elsewhere
+/// while it redirects, a child executes a program soon.
+fn patiently<T>(mut what: impl FnMut() -> Result<T, vmadump::Error>) -> Result<T, Failure> {
+    use vmadump::{Error, Refusal};
+    let mut left = TRIES;
+    loop {
+        match what() {
+            Err(error @ Error::Refused(Refusal::OpenFiles(_) | Refusal::VforkParent(_))) => {
+                left -= 1;
+                if left == 0 {
+                    return Err(Failure::new(libc::EAGAIN, error.to_string()));
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            done => return Ok(done?),
+        }
+    }
+}
+
+/// What the descriptors 0 to 2 of a process lead to; empty for closed ones.
+pub fn stdio(pid: i32) -> Vec<Vec<u8>> {
+    let link =
+        |fd: i32| std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).map(|l| l.into_os_string().into_encoded_bytes());
+    (0..3).map(|fd| link(fd).unwrap_or_default()).collect()
+}
+
+/// Has it files that would be closed on the way?
+fn leaves_files(image: &Image) -> bool {
+    let stays = |kind: &FdKind| matches!(kind, FdKind::NotCarried { .. } | FdKind::Terminal { .. });
+    image.fds.iter().any(|f| f.fd > 2 && stays(&f.kind))
+}
+
+/// All its children, zombies too.
+fn children(pid: i32) -> Vec<i32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let texts = threads.filter_map(|t| std::fs::read_to_string(t.path().join("children")).ok());
+    let all: Vec<i32> = texts
+        .flat_map(|t| t.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        .filter_map(|n| n.parse().ok())
+        .collect();
+    sorted(&all)
+}
+
+fn sorted(numbers: &[i32]) -> Vec<i32> {
+    let mut numbers = numbers.to_vec();
+    numbers.sort_unstable();
+    numbers
 }
 
 fn arguments(pid: i32) -> Vec<Vec<u8>> {

@@ -67,6 +67,11 @@ impl Agent {
         self.tell(Report::Done(done));
     }
 
+    /// Waits for Begin; anything else means no.
+    pub fn may_begin(&self) -> bool {
+        matches!(self.hear(), Ok(Some((Task::Begin(_), _))))
+    }
+
     /// Waits for Proceed; an agent that is gone means no.
     pub fn may_proceed(&self) -> bool {
         matches!(self.hear(), Ok(Some((Task::Proceed(true), _))))

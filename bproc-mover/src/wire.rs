@@ -20,7 +20,7 @@ pub enum Task {
     /// Be the source.
     #[prost(message, tag = "2")]
     Send(Send),
-    /// Target, told to wait: the body is yours now.
+    /// Target, told to wait: the body is yours now. Source: the target knows the children.
     #[prost(message, tag = "3")]
     Begin(Empty),
     /// Go on with the last step; else give up.
@@ -119,6 +119,9 @@ pub struct Receive {
     /// Other files that are not found are closed.
     #[prost(bool, tag = "10")]
     pub drop_files: bool,
+    /// It gets the descriptors beside this message and no others.
+    #[prost(bool, tag = "11")]
+    pub only_given: bool,
 }
 
 /// A user.
@@ -154,6 +157,12 @@ pub struct Send {
     /// What the process becomes when it has gone. It keeps its arguments.
     #[prost(message, tag = "6")]
     pub stand_in: Option<Program>,
+    /// Its children that the target knows of, as the mover sees them.
+    #[prost(sint32, repeated, tag = "7")]
+    pub children: Vec<i32>,
+    /// What its descriptors 0 to 2 lead to, as /proc tells; empty for closed ones. The target has streams for these.
+    #[prost(bytes = "vec", repeated, tag = "8")]
+    pub stdio: Vec<Vec<u8>>,
 }
 
 /// From the mover.
@@ -167,9 +176,9 @@ pub struct FromMover {
 /// What the mover tells.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Report {
-    /// Source: the process stands still.
-    #[prost(message, tag = "2")]
-    Frozen(Empty),
+    /// Source: the process stands still. True: it has other children than the target knows of. Answered by Begin then.
+    #[prost(bool, tag = "2")]
+    Frozen(bool),
     /// Target: the process is built. Answered by Proceed.
     #[prost(message, tag = "3")]
     Ready(Empty),

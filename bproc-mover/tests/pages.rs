@@ -124,7 +124,9 @@ fn carry(mib: usize, sealed: bool) -> Done {
     };
     target.tell(Task::Receive(receive), &[far.as_fd(), input.as_fd(), writer.as_fd()]);
     let source = Mover::start();
-    let send = Send { pid: holder.pid(), keys: sealed.then(|| keys(2, 1)), files: 2, flags: 0, stand_in: None };
+    let stdio = bproc_mover::send::stdio(holder.pid());
+    let keys = sealed.then(|| keys(2, 1));
+    let send = Send { pid: holder.pid(), keys, files: 2, stdio, ..Send::default() };
     source.tell(Task::Send(send), &[near.as_fd()]);
     drop((near, far));
     let expect = |mover: &Mover, what: fn(&Report) -> bool| {

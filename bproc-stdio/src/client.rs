@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 use crate::packet;
 use crate::watched::{sent, watch};
 use crate::wire::{
-    Attach, Body, Empty, Expect, MAX_PACKET, Reply, Request, Share, Status, StreamName, StreamSpec, Take, Token,
-    Winsize,
+    Attach, Body, Empty, Expect, MAX_PACKET, Reply, Request, Settle, Share, Status, StreamName, StreamSpec, Take,
+    Token, Winsize,
 };
 
 /// Why a request failed.
@@ -37,9 +37,9 @@ pub enum IodError {
 /// A stream and its descriptor.
 pub type Stream<'a> = (StreamSpec, BorrowedFd<'a>);
 
-fn expect(token: Token, streams: &[Stream<'_>], node: Option<i32>, owner: i32) -> Body {
+fn expect(token: Token, streams: &[Stream<'_>], node: Option<i32>, owner: i32, held: bool) -> Body {
     let streams = streams.iter().map(|(spec, _)| *spec).collect();
-    Body::Expect(Expect { token: token.as_bytes().to_vec(), streams, node, owner })
+    Body::Expect(Expect { token: token.as_bytes().to_vec(), streams, node, owner, held })
 }
 
 fn attach(token: Token, streams: &[Stream<'_>], master: &str) -> Body {
@@ -97,7 +97,7 @@ impl IodClient {
     /// # Errors
     /// The service is lost, or the streams make no sense.
     pub fn expect(&mut self, token: Token, streams: &[Stream<'_>], node: Option<i32>) -> Result<(), IodError> {
-        self.call(expect(token, streams, node, 0), &raw(streams)).map(drop)
+        self.call(expect(token, streams, node, 0, false), &raw(streams)).map(drop)
     }
 
     /// Master: the same for a process of this machine (`owner`). When that is gone, what was not called for is closed.
@@ -105,7 +105,7 @@ impl IodClient {
     /// # Errors
     /// As there.
     pub fn expect_for(&mut self, token: Token, streams: &[Stream<'_>], owner: i32) -> Result<(), IodError> {
-        self.call(expect(token, streams, None, owner), &raw(streams)).map(drop)
+        self.call(expect(token, streams, None, owner, false), &raw(streams)).map(drop)
     }
 
     /// Slave: forward these streams from and to the service at `master` (`HOST:PORT`).
@@ -294,7 +294,49 @@ impl AsyncIodClient {
     /// # Errors
     /// As there.
     pub async fn expect(&self, token: Token, streams: &[Stream<'_>], node: Option<i32>) -> Result<(), IodError> {
-        self.call(expect(token, streams, node, 0), &raw(streams)).await.map(drop)
+        self.call(expect(token, streams, node, 0, false), &raw(streams)).await.map(drop)
+    }
+
+    /// As [`AsyncIodClient::expect_for`], for a process that still reads its input here: it is not read before
+    /// [`AsyncIodClient::open`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn expect_held(&self, token: Token, streams: &[Stream<'_>], owner: i32) -> Result<(), IodError> {
+        self.call(expect(token, streams, None, owner, true), &raw(streams)).await.map(drop)
+    }
+
+    /// Master: inputs that were held for the process of this token, or for any, are read. See [`Body::Open`].
+    ///
+    /// # Errors
+    /// The service is lost.
+    pub async fn open(&self, token: Option<Token>) -> Result<(), IodError> {
+        let token = token.map(|t| t.as_bytes().to_vec()).unwrap_or_default();
+        self.call(Body::Open(token), &[]).await.map(drop)
+    }
+
+    /// Slave: what was sent ahead to an input comes back. See [`Body::Recall`].
+    ///
+    /// # Errors
+    /// The service is lost, or the stream.
+    pub async fn recall(&self, stream: StreamName) -> Result<(), IodError> {
+        self.call(Body::Recall(stream), &[]).await.map(drop)
+    }
+
+    /// Slave: what became of it. See [`Body::Settle`].
+    ///
+    /// # Errors
+    /// The service is lost.
+    pub async fn settle(&self, stream: StreamName, gone: bool) -> Result<(), IodError> {
+        self.call(Body::Settle(Settle { stream: Some(stream), gone }), &[]).await.map(drop)
+    }
+
+    /// Slave: the process has ended. See [`Body::Over`].
+    ///
+    /// # Errors
+    /// The service is lost.
+    pub async fn over(&self, token: Token) -> Result<(), IodError> {
+        self.call(Body::Over(token.as_bytes().to_vec()), &[]).await.map(drop)
     }
 
     /// See [`IodClient::expect_for`]. The descriptors must stay open until it returns.
@@ -302,7 +344,7 @@ impl AsyncIodClient {
     /// # Errors
     /// As there.
     pub async fn expect_for(&self, token: Token, streams: &[Stream<'_>], owner: i32) -> Result<(), IodError> {
-        self.call(expect(token, streams, None, owner), &raw(streams)).await.map(drop)
+        self.call(expect(token, streams, None, owner, false), &raw(streams)).await.map(drop)
     }
 
     /// See [`IodClient::attach`]. Comes back when the service has the descriptors, whatever becomes of the caller; what

@@ -15,8 +15,9 @@ use crate::master::Master;
 use crate::packet;
 use crate::pump::Counters;
 use crate::slave::Slave;
+use crate::turn::Turn;
 use crate::watched::{sent, watch};
-use crate::wire::{Body, Kind, MAX_PACKET, MAX_STREAMS, Reply, Request, Status, StreamName, StreamSpec, Token};
+use crate::wire::{Body, Kind, MAX_PACKET, MAX_STREAMS, Reply, Request, Settle, Status, StreamName, StreamSpec, Token};
 
 /// What the requests are for.
 pub(crate) enum Side {
@@ -68,8 +69,20 @@ pub(crate) async fn serve(listener: OwnedFd, control: Arc<Control>) -> io::Resul
     }
 }
 
+/// Inputs that an agent called back and has not settled: an agent that goes leaves the processes where they were.
+struct Recalled(Arc<Control>, HashSet<(Token, i32)>);
+
+impl Drop for Recalled {
+    fn drop(&mut self) {
+        if let Side::Slave(slave) = &self.0.side {
+            self.1.drain().for_each(|(token, fd)| slave.settle(token, fd, false));
+        }
+    }
+}
+
 async fn connection(fd: OwnedFd, control: Arc<Control>) -> io::Result<()> {
     let fd = Arc::new(watch(fd, Interest::READABLE)?);
+    let mut recalled = Recalled(control.clone(), HashSet::new());
     let mut buffer = vec![0; MAX_PACKET];
     let mut was_reset = false;
     loop {
@@ -91,6 +104,26 @@ async fn connection(fd: OwnedFd, control: Arc<Control>) -> io::Result<()> {
                 let _ = answer(&fd, reply.await, &[]).await;
             });
             continue;
+        }
+        if let (Some(Body::Recall(name)), Side::Slave(slave)) = (&request.body, &control.side)
+            && let Some(token) = Token::from_bytes(&name.token)
+        {
+            recalled.1.insert((token, name.fd));
+            let (called, fd, tag) = (slave.recall(token, name.fd), fd.clone(), request.tag);
+            tokio::spawn(async move {
+                let reply = match called.await {
+                    true => Reply { tag, ..Reply::default() },
+                    false => Reply { tag, errno: libc::EIO, message: "the stream is lost".into(), ..Reply::default() },
+                };
+                // An agent that is gone has left it as it was.
+                let _ = answer(&fd, reply, &[]).await;
+            });
+            continue;
+        }
+        if let Some(Body::Settle(Settle { stream: Some(name), .. })) = &request.body
+            && let Some(token) = Token::from_bytes(&name.token)
+        {
+            recalled.1.remove(&(token, name.fd));
         }
         let tag = request.tag;
         let quit = matches!(request.body, Some(Body::Quit(_)));
@@ -170,7 +203,13 @@ fn broken(error: io::Error) -> Refusal {
 impl Control {
     fn handle(&self, body: Option<Body>, fds: Vec<OwnedFd>) -> Result<(Reply, Vec<OwnedFd>), Refusal> {
         if let (Some(Body::Take(ask)), Side::Master(master)) = (&body, &self.side) {
-            return Ok((Reply::default(), master.hand_on(&names(&ask.streams)?).map_err(broken)?));
+            let names = names(&ask.streams)?;
+            let ends = master.hand_on(&names).map_err(broken)?.into_iter().zip(&names);
+            let home = |((fd, turn), (_, _, kind)): ((OwnedFd, Turn), &(Token, i32, Kind))| match kind {
+                Kind::Input => crate::turn::come_home(turn, fd),
+                _ => Ok(fd),
+            };
+            return Ok((Reply::default(), ends.map(home).collect::<io::Result<_>>().map_err(broken)?));
         }
         self.handle_plain(body, fds).map(|reply| (reply, Vec::new()))
     }
@@ -181,14 +220,18 @@ impl Control {
         match (body, &self.side) {
             (Some(Body::Expect(ask)), Side::Master(master)) => {
                 let streams = pair(ask.streams, fds)?;
-                if master.expect(token(&ask.token)?, streams, ask.node, ask.owner) { done } else { Err(in_use()) }
+                let streams = streams.into_iter().map(|(spec, fd)| (spec, fd, Turn::default())).collect();
+                let expected = master.expect(token(&ask.token)?, streams, ask.node, ask.owner, ask.held);
+                if expected { done } else { Err(in_use()) }
             }
             (Some(Body::Share(ask)), Side::Master(master)) => {
                 let names = names(&ask.from)?;
                 let ends = master.hand_on(&names).map_err(broken)?;
                 let specs = ask.fds.iter().zip(&names).map(|(fd, (_, _, kind))| StreamSpec::new(*fd, *kind)).collect();
-                let streams = pair(specs, ends)?;
-                if master.expect(token(&ask.token)?, streams, None, 0) { done } else { Err(in_use()) }
+                let (ends, turns): (Vec<_>, Vec<_>) = ends.into_iter().unzip();
+                let streams = pair(specs, ends)?.into_iter().zip(turns).map(|((spec, fd), turn)| (spec, fd, turn));
+                let expected = master.expect(token(&ask.token)?, streams.collect(), None, 0, false);
+                if expected { done } else { Err(in_use()) }
             }
             (Some(Body::Attach(ask)), Side::Slave(slave)) => {
                 let streams = pair(ask.streams, fds)?;
@@ -214,6 +257,18 @@ impl Control {
             }
             (Some(Body::Sever(node)), Side::Master(master)) => {
                 master.sever(node);
+                done
+            }
+            (Some(Body::Open(bytes)), Side::Master(master)) => {
+                master.open(if bytes.is_empty() { None } else { Some(token(&bytes)?) });
+                done
+            }
+            (Some(Body::Settle(Settle { stream: Some(name), gone })), Side::Slave(slave)) => {
+                slave.settle(token(&name.token)?, name.fd, gone);
+                done
+            }
+            (Some(Body::Over(bytes)), Side::Slave(slave)) => {
+                slave.over(token(&bytes)?);
                 done
             }
             (Some(Body::Status(_)), _) => Ok(Reply { status: Some(self.status()), ..Reply::default() }),

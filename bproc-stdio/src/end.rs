@@ -199,6 +199,14 @@ impl Source {
         matches!(self.how, How::Blocking(_))
     }
 
+    /// What a read that was interrupted has brought in the meantime.
+    pub(crate) async fn pending(&mut self) -> Option<Bytes> {
+        // Only a thread reads on: from files, which never keep it waiting, and odd devices, which may.
+        let task = self.pending.take()?;
+        let limit = std::time::Duration::from_millis(u64::from(LOOK_UP_MS));
+        tokio::time::timeout(limit, task).await.ok()?.ok()?.ok().filter(|bytes| !bytes.is_empty())
+    }
+
     /// Bytes that wait to be read; 0 where the kernel does not tell.
     pub(crate) fn waiting(&self) -> u64 {
         let (How::Polled(fd) | How::Socket(fd)) = &self.how else {
@@ -208,6 +216,39 @@ impl Source {
         // SAFETY: FIONREAD writes one int to a valid place.
         let failed = unsafe { libc::ioctl(fd.get_ref().as_raw_fd(), libc::FIONREAD, &mut bytes) } != 0;
         if failed { 0 } else { u64::try_from(bytes).unwrap_or(0) }
+    }
+}
+
+/// A way back to a pipe whose ends are closed here, as long as others have it: neither a reader nor a writer of it.
+pub(crate) struct WayBack(OwnedFd);
+
+impl WayBack {
+    pub(crate) fn to(fd: &OwnedFd) -> io::Result<WayBack> {
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        Ok(WayBack(open(path.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?))
+    }
+
+    /// What is in the pipe.
+    pub(crate) fn drain(&self) -> io::Result<Bytes> {
+        let reader = reopen(&self.0, OFlag::O_RDONLY)?;
+        let mut all = BytesMut::new();
+        loop {
+            all.reserve(CHUNK);
+            // SAFETY: pointer and length describe spare room of the buffer.
+            match read_into(&mut all, |at, len| unsafe { libc::read(reader.as_raw_fd(), at, len) }) {
+                // Empty, and nobody writes.
+                Ok(0) => return Ok(all.freeze()),
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(all.freeze()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Writes to it again. EPIPE: nobody reads it any more.
+    pub(crate) fn sink(&self) -> io::Result<Sink> {
+        Sink::new(reopen(&self.0, OFlag::O_WRONLY)?, Held::Ours)
     }
 }
 
@@ -230,7 +271,8 @@ impl Sink {
         Ok(())
     }
 
-    async fn write(&self, bytes: &Bytes) -> io::Result<usize> {
+    /// Writes some of it. May be interrupted; then nothing is written.
+    pub(crate) async fn write(&self, bytes: &Bytes) -> io::Result<usize> {
         let told = |n: isize| usize::try_from(n).map_err(|_| io::Error::last_os_error());
         match &self.how {
             How::Polled(fd) => {
@@ -271,6 +313,13 @@ impl Sink {
             return;
         }
         std::future::pending().await
+    }
+
+    /// Is the reader of a pipe gone?
+    pub(crate) fn is_broken(&self) -> bool {
+        let (How::Polled(fd) | How::Socket(fd)) = &self.how else { return false };
+        let mut polled = [PollFd::new(fd.get_ref().as_fd(), PollFlags::empty())];
+        poll(&mut polled, 0u8).is_ok_and(|n| n > 0)
     }
 
     /// The end of a terminal's input: its end-of-file character, twice when the line has begun (`in_line`), as a

@@ -26,6 +26,7 @@ mod packet;
 mod pump;
 mod service;
 mod slave;
+mod turn;
 mod watched;
 pub mod wire;
 

@@ -18,8 +18,9 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::end::{Held, Sink, Source};
+use crate::end::{Held, Sink};
 use crate::pump::{Counters, Ended, Place, QUEUE, count, is_hangup};
+use crate::turn::{MyTurn, Reader, Turn};
 use crate::watched::{pidfd, watch};
 use crate::wire::{Kind, StreamSpec, Token};
 
@@ -37,9 +38,11 @@ type Answer = Result<Chunk, Status>;
 struct Process {
     /// Only this node may call.
     node: Option<i32>,
-    unclaimed: HashMap<i32, (Kind, OwnedFd)>,
+    unclaimed: HashMap<i32, (Kind, OwnedFd, Turn)>,
     /// Duplicates for a move, as long as the streams live.
     kept: HashMap<i32, Kept>,
+    /// Inputs that the process still reads on the master.
+    held: Vec<MyTurn>,
     /// Streams under way.
     running: Vec<AbortHandle>,
     winsize: sync::watch::Sender<Option<[u8; 8]>>,
@@ -55,8 +58,8 @@ struct Process {
 /// What a stream leads to, for those who come after its process.
 struct Kept {
     fd: OwnedFd,
-    /// Tells a stream of input that it is at its end.
-    stop: Arc<Notify>,
+    /// Whose turn it is to read it.
+    turn: Turn,
 }
 
 /// All processes with streams.
@@ -114,13 +117,14 @@ impl Master {
     }
 
     /// Keeps descriptors for a node's calls. False: the token is in use.
-    /// `owner`: the process here that they are for, or 0.
+    /// `owner`: the process here that they are for, or 0. `held`: it still reads its inputs here.
     pub(crate) fn expect(
         self: &Arc<Self>,
         token: Token,
-        streams: Vec<(StreamSpec, OwnedFd)>,
+        streams: Vec<(StreamSpec, OwnedFd, Turn)>,
         node: Option<i32>,
         owner: i32,
+        held: bool,
     ) -> bool {
         let mut processes = self.lock();
         if processes.contains_key(&token) {
@@ -128,16 +132,19 @@ impl Master {
         }
         let left = streams.len();
         // Without a duplicate a process cannot move with the stream; it works all the same.
-        let keep = |(spec, fd): &(StreamSpec, OwnedFd)| {
+        let keep = |(spec, fd, turn): &(StreamSpec, OwnedFd, Turn)| {
             let fd = fd.try_clone().ok()?;
-            Some((spec.fd, Kept { fd, stop: Arc::default() }))
+            Some((spec.fd, Kept { fd, turn: turn.clone() }))
         };
         let kept = streams.iter().filter_map(keep).collect();
-        let unclaimed = streams.into_iter().map(|(spec, fd)| (spec.fd, (spec.kind(), fd))).collect();
+        let inputs = streams.iter().filter(|(spec, ..)| held && spec.kind() == Kind::Input);
+        let held = inputs.filter_map(|(.., turn)| turn.clone().try_lock_owned().ok()).collect();
+        let unclaimed = streams.into_iter().map(|(spec, fd, turn)| (spec.fd, (spec.kind(), fd, turn))).collect();
         let process = Process {
             node,
             unclaimed,
             kept,
+            held,
             running: Vec::new(),
             winsize: sync::watch::channel(None).0,
             expires: Instant::now() + UNCLAIMED,
@@ -153,25 +160,27 @@ impl Master {
         true
     }
 
-    /// What these streams lead to, for a process that goes on elsewhere. Input ends under the old names. One that has
+    /// What these streams lead to, for a process that goes on elsewhere, and whose turn it is to read there. One that has
     /// ended leads to nobody, or to the end.
-    pub(crate) fn hand_on(&self, streams: &[(Token, i32, Kind)]) -> std::io::Result<Vec<OwnedFd>> {
+    pub(crate) fn hand_on(&self, streams: &[(Token, i32, Kind)]) -> std::io::Result<Vec<(OwnedFd, Turn)>> {
         let processes = self.lock();
         let one = |(token, fd, kind): &(Token, i32, Kind)| {
             let kept = processes.get(token).and_then(|p| p.kept.get(fd));
             match (kept, kind) {
-                (Some(kept), _) => {
-                    let copy = kept.fd.try_clone()?;
-                    if *kind == Kind::Input {
-                        kept.stop.notify_one();
-                    }
-                    Ok(copy)
-                }
-                (None, Kind::Input) => Ok(std::fs::File::open("/dev/null")?.into()),
-                (None, _) => std::io::pipe().map(|(_, writer)| writer.into()),
+                (Some(kept), _) => Ok((kept.fd.try_clone()?, kept.turn.clone())),
+                (None, Kind::Input) => Ok((std::fs::File::open("/dev/null")?.into(), Turn::default())),
+                (None, _) => std::io::pipe().map(|(_, writer)| (writer.into(), Turn::default())),
             }
         };
         streams.iter().map(one).collect()
+    }
+
+    /// The process of this token, or of any, runs on its node.
+    pub(crate) fn open(&self, token: Option<Token>) {
+        match (token, &mut *self.lock()) {
+            (Some(token), processes) => drop(processes.get_mut(&token).map(|p| p.held.clear())),
+            (None, processes) => processes.values_mut().for_each(|p| p.held.clear()),
+        }
     }
 
     /// Looks after streams that nobody has called for: when the process that they are for is gone, they go soon after.
@@ -236,7 +245,7 @@ impl Master {
                 tracing::warn!("{token:?}: no node called for {} of its streams", process.unclaimed.len());
                 process.left -= process.unclaimed.len();
                 let kept = &mut process.kept;
-                stale.extend(process.unclaimed.drain().map(|(fd, (_, end))| (end, kept.remove(&fd))));
+                stale.extend(process.unclaimed.drain().map(|(fd, (_, end, _))| (end, kept.remove(&fd))));
             }
             process.left > 0
         });
@@ -257,7 +266,7 @@ impl Master {
                     tracing::warn!("{peer} called for a stream of node {node}: refused");
                     return Err(Status::permission_denied("these streams are another node's"));
                 }
-                let Some((kind, end)) = process.unclaimed.remove(&fd) else {
+                let Some((kind, end, turn)) = process.unclaimed.remove(&fd) else {
                     return Err(Status::already_exists(format!("descriptor {fd} is not there, or taken already")));
                 };
                 if process.unclaimed.is_empty() {
@@ -265,8 +274,7 @@ impl Master {
                 }
                 let used = process.used.clone();
                 let winsize = process.winsize.subscribe();
-                let stop = process.kept.get(&fd).map(|k| k.stop.clone()).unwrap_or_default();
-                return Ok(Claim { token, fd, kind, end, used, winsize, stop });
+                return Ok(Claim { token, fd, kind, end, used, winsize, turn });
             }
             if tokio::time::timeout_at(deadline, added).await.is_err() {
                 return Err(Status::not_found("no process here waits for streams with this token"));
@@ -337,39 +345,66 @@ impl Master {
         Ended::Broken
     }
 
-    /// To the process: what can be read is sent.
+    /// To the process: what can be read is sent, when it is its turn.
     async fn input(&self, claim: Claim, mut requests: Streaming<Chunk>, sender: mpsc::Sender<Answer>) -> Ended {
         let (fd, pty) = (claim.fd, claim.kind == Kind::PtyInput);
         let mut winsize = claim.winsize;
         winsize.mark_changed();
-        let stop = claim.stop;
-        let mut source = match Source::new(claim.end, Held::Shared) {
-            Ok(source) => Some(source),
-            Err(e) => {
-                tracing::debug!("{:?} fd {fd}: cannot be read: {e}", claim.token);
-                None
-            }
-        };
-        // What a thread has read cannot be told to have been.
-        if source.as_ref().is_some_and(Source::reads_in_threads) {
-            claim.used.store(true, Ordering::Relaxed);
-        }
+        let turn = claim.turn.lock_owned();
+        tokio::pin!(turn);
+        let (mut end, mut reader) = (Some(claim.end), None::<Reader>);
         let mut place = None;
-        let mut told_end = false;
+        let (mut told_end, mut at_end) = (false, false);
+        // What comes back, while it does and until it is known what becomes of the process.
+        let mut recalled = None::<Vec<Bytes>>;
         loop {
-            if source.is_none() && !told_end {
+            if at_end && !told_end && recalled.is_none() {
                 told_end = true;
                 place = None::<mpsc::OwnedPermit<Answer>>;
                 let _ = sender.send(Ok(Chunk { fd, end: true, ..Chunk::default() })).await;
             }
+            let reads = reader.is_some() && !at_end && recalled.is_none();
             tokio::select! {
                 request = requests.message() => match request {
                     Ok(Some(chunk)) if chunk.broken => return Ended::Broken,
-                    Ok(Some(_)) => {}
+                    Ok(Some(chunk)) if chunk.end => return Ended::Whole,
+                    Ok(Some(chunk)) if chunk.recall => {
+                        recalled = Some(Vec::new());
+                        place = None;
+                        let _ = sender.send(Ok(Chunk { fd, recall: true, ..Chunk::default() })).await;
+                    }
+                    Ok(Some(chunk)) if chunk.resume => {
+                        recalled = None;
+                        (told_end, at_end) = (false, false);
+                    }
+                    Ok(Some(chunk)) => {
+                        if let Some(recalled) = &mut recalled {
+                            recalled.push(chunk.data);
+                        }
+                        if chunk.mark != 0 {
+                            if let (Some(reader), Some(recalled)) = (&mut reader, &mut recalled) {
+                                reader.take_back(std::mem::take(recalled)).await;
+                            }
+                            let _ = sender.send(Ok(Chunk { fd, mark: chunk.mark, ..Chunk::default() })).await;
+                        }
+                    }
                     Ok(None) if told_end => return Ended::Whole,
                     Ok(None) | Err(_) => return Ended::Lost,
                 },
-                () = stop.notified(), if source.is_some() => source = None,
+                turn = &mut turn, if end.is_some() => match end.take().map(|end| Reader::new(turn, end)) {
+                    Some(Ok(fresh)) => {
+                        // What a thread has read cannot be told to have been.
+                        if fresh.reads_in_threads() {
+                            claim.used.store(true, Ordering::Relaxed);
+                        }
+                        reader = Some(fresh);
+                    }
+                    Some(Err(e)) => {
+                        tracing::debug!("{:?} fd {fd}: cannot be read: {e}", claim.token);
+                        at_end = true;
+                    }
+                    None => {}
+                },
                 changed = winsize.changed(), if pty => {
                     let size = *winsize.borrow_and_update();
                     if changed.is_err() {
@@ -381,11 +416,11 @@ impl Master {
                         let _ = sender.send(Ok(Chunk { fd, winsize, ..Chunk::default() })).await;
                     }
                 },
-                got = sender.clone().reserve_owned(), if place.is_none() && source.is_some() => match got {
+                got = sender.clone().reserve_owned(), if place.is_none() && reads => match got {
                     Ok(got) => place = Some(got),
                     Err(_) => return Ended::Lost,
                 },
-                data = read(&mut source), if place.is_some() && source.is_some() => match data {
+                data = read(&mut reader), if place.is_some() && reads => match data {
                     Ok(data) if !data.is_empty() => {
                         claim.used.store(true, Ordering::Relaxed);
                         count(&self.counters.input, data.len());
@@ -397,7 +432,7 @@ impl Master {
                         if let Err(e) = end && !is_hangup(&e) {
                             tracing::debug!("{:?} fd {fd}: cannot be read: {e}", claim.token);
                         }
-                        source = None;
+                        at_end = true;
                     }
                 },
             }
@@ -412,9 +447,9 @@ fn end(processes: impl IntoIterator<Item = Process>) {
     }
 }
 
-async fn read(source: &mut Option<Source>) -> std::io::Result<Bytes> {
-    match source {
-        Some(source) => source.read().await,
+async fn read(reader: &mut Option<Reader>) -> std::io::Result<Bytes> {
+    match reader {
+        Some(reader) => reader.read().await,
         None => Ok(Bytes::new()),
     }
 }
@@ -427,7 +462,7 @@ struct Claim {
     end: OwnedFd,
     used: Arc<AtomicBool>,
     winsize: sync::watch::Receiver<Option<[u8; 8]>>,
-    stop: Arc<Notify>,
+    turn: Turn,
 }
 
 /// The gRPC face of [`Master`].

@@ -11,7 +11,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use crate::end::{Held, Sink, Source};
+use crate::end::{Held, Sink, Source, WayBack};
 use crate::links::{Link, Links};
 use crate::pump::{Counters, Ended, Place, QUEUE, count, is_hangup};
 use crate::wire::{Kind, StreamSpec, Token};
@@ -22,8 +22,22 @@ const FLUSH_MORE: u64 = 64 * 1024;
 /// Asks an output stream to tell when what is in the pipe now is written at the far end; true: it is.
 type Flush = oneshot::Sender<bool>;
 
+/// What an input is asked to do when its process moves.
+enum Ask {
+    /// Send back what was not read; true: it is there.
+    Recall(oneshot::Sender<bool>),
+    /// The process has gone.
+    Gone,
+    /// It stays.
+    Stays,
+    /// It has ended.
+    Over,
+}
+
 struct Process {
     flushes: Vec<mpsc::Sender<Flush>>,
+    /// By number.
+    inputs: Vec<(i32, mpsc::UnboundedSender<Ask>)>,
     abort: AbortHandle,
 }
 
@@ -63,15 +77,19 @@ impl Slave {
         let (go, started) = oneshot::channel::<()>();
         let (hangup, hung_up) = watch::channel(false);
         let hangup = Arc::new(hangup);
-        let mut flushes = Vec::new();
+        let (mut flushes, mut inputs) = (Vec::new(), Vec::new());
         let mut calls = JoinSet::new();
         for (spec, fd) in streams {
-            let mut flush = None;
-            if matches!(spec.kind(), Kind::Output | Kind::PtyOutput) {
+            let told = if matches!(spec.kind(), Kind::Output | Kind::PtyOutput) {
                 let (sender, receiver) = mpsc::channel(4);
                 flushes.push(sender);
-                flush = Some(receiver);
-            }
+                Told::Output(receiver)
+            } else {
+                // Unbounded: a move asks twice, an end once.
+                let (sender, receiver) = mpsc::unbounded_channel();
+                inputs.push((spec.fd, sender));
+                Told::Input(receiver)
+            };
             let call = Call {
                 slave: self.clone(),
                 token,
@@ -80,7 +98,7 @@ impl Slave {
                 hangup: hangup.clone(),
                 hung_up: hung_up.clone(),
             };
-            calls.spawn(call.run(fd, flush));
+            calls.spawn(call.run(fd, told));
         }
         let slave = self.clone();
         let task = tokio::spawn(async move {
@@ -88,7 +106,7 @@ impl Slave {
             while calls.join_next().await.is_some() {}
             slave.lock().remove(&token);
         });
-        processes.insert(token, Process { flushes, abort: task.abort_handle() });
+        processes.insert(token, Process { flushes, inputs, abort: task.abort_handle() });
         let _ = go.send(());
         true
     }
@@ -120,6 +138,44 @@ impl Slave {
     }
 }
 
+impl Slave {
+    fn ask(&self, token: Token, fd: i32, ask: Ask) {
+        let processes = self.lock();
+        let input = processes.get(&token).and_then(|p| p.inputs.iter().find(|(number, _)| *number == fd));
+        if let Some((_, input)) = input {
+            // One that has ended hears nothing.
+            let _ = input.send(ask);
+        }
+    }
+
+    /// Calls back what was sent ahead to an input. Comes back when it is with the master (true), or lost (false).
+    pub(crate) fn recall(&self, token: Token, fd: i32) -> impl Future<Output = bool> + use<> {
+        let (done, answer) = oneshot::channel();
+        self.ask(token, fd, Ask::Recall(done));
+        // Dropped unanswered: there is no such stream any more, and nothing of it.
+        async move { answer.await.unwrap_or(true) }
+    }
+
+    /// What became of a process whose input was called back.
+    pub(crate) fn settle(&self, token: Token, fd: i32, gone: bool) {
+        self.ask(token, fd, if gone { Ask::Gone } else { Ask::Stays });
+    }
+
+    /// A process has ended.
+    pub(crate) fn over(&self, token: Token) {
+        let inputs = self.lock().get(&token).map(|p| p.inputs.clone()).unwrap_or_default();
+        for (fd, _) in inputs {
+            self.ask(token, fd, Ask::Over);
+        }
+    }
+}
+
+/// By which a stream is told.
+enum Told {
+    Output(mpsc::Receiver<Flush>),
+    Input(mpsc::UnboundedReceiver<Ask>),
+}
+
 /// One stream on its way.
 struct Call {
     slave: Arc<Slave>,
@@ -134,13 +190,13 @@ struct Call {
 type Sender = mpsc::Sender<Chunk>;
 
 impl Call {
-    async fn run(self, fd: OwnedFd, flush: Option<mpsc::Receiver<Flush>>) {
+    async fn run(self, fd: OwnedFd, told: Told) {
         let (token, spec) = (self.token, self.spec);
         let ended = match self.open().await {
             Ok((link, sender, answers)) => {
-                let ended = match flush {
-                    Some(flush) => self.output(fd, flush, sender, answers).await,
-                    None => self.input(fd, sender, answers).await,
+                let ended = match told {
+                    Told::Output(flush) => self.output(fd, flush, sender, answers).await,
+                    Told::Input(asks) => self.input(fd, asks, sender, answers).await,
                 };
                 if ended == Ended::Lost {
                     link.is_lost();
@@ -262,10 +318,17 @@ impl Call {
     }
 
     /// From the master to the process.
-    async fn input(&self, fd: OwnedFd, sender: Sender, mut answers: Streaming<Chunk>) -> Ended {
+    async fn input(
+        &self,
+        fd: OwnedFd,
+        mut asks: mpsc::UnboundedReceiver<Ask>,
+        sender: Sender,
+        answers: Streaming<Chunk>,
+    ) -> Ended {
         let number = self.spec.fd;
         let pty = self.spec.kind() == Kind::PtyInput;
         let mut hung_up = self.hung_up.clone();
+        let way_back = if pty { None } else { WayBack::to(&fd).ok() };
         let sink = match Sink::new(fd, Held::Ours) {
             Ok(sink) => sink,
             Err(e) => {
@@ -274,48 +337,143 @@ impl Call {
                 return Ended::Broken;
             }
         };
+        // None: the process has been told the end.
+        let mut input = Input { fd: number, sink: Some(sink), way_back, rest: Bytes::new(), sender, answers };
         let mut in_line = false;
-        loop {
-            let chunk = tokio::select! {
-                answer = answers.message() => match answer {
-                    Ok(Some(chunk)) => chunk,
+        let ended = loop {
+            let open = input.sink.is_some();
+            let idle = input.rest.is_empty();
+            tokio::select! {
+                ask = asks.recv(), if !asks.is_closed() => match ask {
+                    Some(Ask::Recall(done)) => match input.recall().await {
+                        Some(()) => {
+                            let _ = done.send(true);
+                            match asks.recv().await {
+                                Some(Ask::Gone | Ask::Over) => break Ended::Whole,
+                                _ if input.resume().await => {}
+                                _ => break Ended::Broken,
+                            }
+                        }
+                        None => {
+                            let _ = done.send(false);
+                            break Ended::Lost;
+                        }
+                    },
+                    Some(Ask::Gone | Ask::Over) if !open => break Ended::Whole,
+                    _ => {}
+                },
+                answer = input.answers.message(), if idle => match answer {
+                    Ok(Some(chunk)) => {
+                        if let (Ok(size), Some(sink)) = (<[u8; 8]>::try_from(&chunk.winsize[..]), &input.sink)
+                            && let Err(e) = sink.set_winsize(size)
+                        {
+                            tracing::debug!("{:?} fd {number}: size of the terminal: {e}", self.token);
+                        }
+                        if let Some(last) = chunk.data.last() {
+                            in_line = *last != b'\n';
+                            count(&self.slave.counters.input, chunk.data.len());
+                        }
+                        input.rest = chunk.data;
+                        if chunk.end && !pty {
+                            input.sink = None;
+                        }
+                        if let (true, Some(sink)) = (chunk.end, &input.sink)
+                            && let Err(e) = sink.terminal_eof(in_line).await
+                        {
+                            tracing::debug!("{:?} fd {number}: end of input: {e}", self.token);
+                            break Ended::Broken;
+                        }
+                    }
+                    Ok(None) if !open => break Ended::Whole,
                     Ok(None) | Err(_) => return Ended::Lost,
                 },
-                () = sink.broken() => break,
-                _ = hung_up.wait_for(|up| *up), if pty => break,
-            };
-            if let Ok(size) = <[u8; 8]>::try_from(&chunk.winsize[..])
-                && let Err(e) = sink.set_winsize(size)
-            {
-                tracing::debug!("{:?} fd {number}: size of the terminal: {e}", self.token);
+                written = write(&input.sink, &mut input.rest), if !idle => if written.is_err() { break Ended::Broken },
+                () = broken(&input.sink), if open => break Ended::Broken,
+                () = is_up(&mut hung_up), if pty => break Ended::Broken,
             }
-            if let Some(last) = chunk.data.last() {
-                in_line = *last != b'\n';
-                count(&self.slave.counters.input, chunk.data.len());
-                let written = tokio::select! {
-                    written = sink.write_all(chunk.data) => written.is_ok(),
-                    _ = hung_up.wait_for(|up| *up), if pty => false,
-                };
-                if !written {
-                    break;
-                }
-            }
-            if chunk.end && !pty {
-                return Ended::Whole;
-            }
-            if chunk.end
-                && let Err(e) = sink.terminal_eof(in_line).await
-            {
-                tracing::debug!("{:?} fd {number}: end of input: {e}", self.token);
-                break;
-            }
-        }
+        };
+        let Input { sink, sender, mut answers, .. } = input;
         drop(sink);
-        let _ = sender.send(Chunk { fd: number, broken: true, ..Chunk::default() }).await;
+        let (whole, broken) = (ended == Ended::Whole, ended == Ended::Broken);
+        let _ = sender.send(Chunk { fd: number, end: whole, broken, ..Chunk::default() }).await;
         drop(sender);
         // The master closes its end and the call; what it had sent before is of no use.
         while let Ok(Some(_)) = answers.message().await {}
-        Ended::Broken
+        ended
+    }
+}
+
+/// The stream of an input.
+struct Input {
+    fd: i32,
+    /// None: the process has been told the end.
+    sink: Option<Sink>,
+    way_back: Option<WayBack>,
+    /// Came, and is not written.
+    rest: Bytes,
+    sender: Sender,
+    answers: Streaming<Chunk>,
+}
+
+impl Input {
+    /// Sends back what has come and was not read, in its order: from the pipe, from here, from the way.
+    async fn recall(&mut self) -> Option<()> {
+        let fd = self.fd;
+        self.sender.send(Chunk { fd, recall: true, ..Chunk::default() }).await.ok()?;
+        // One whose readers are gone, or that is no pipe, has nothing to give.
+        let read = self.way_back.as_ref().and_then(|way| way.drain().ok()).unwrap_or_default();
+        let mut back = vec![read, std::mem::take(&mut self.rest)];
+        loop {
+            let chunk = self.answers.message().await.ok()??;
+            back.push(chunk.data);
+            if chunk.end {
+                self.sink = None;
+            }
+            if chunk.recall {
+                break;
+            }
+        }
+        for data in back.into_iter().filter(|data| !data.is_empty()) {
+            self.sender.send(Chunk { fd, data, ..Chunk::default() }).await.ok()?;
+        }
+        self.sender.send(Chunk { fd, mark: 1, ..Chunk::default() }).await.ok()?;
+        loop {
+            if self.answers.message().await.ok()??.mark != 0 {
+                return Some(());
+            }
+        }
+    }
+
+    /// The process stays: it gets again what came back. False: nobody reads it.
+    async fn resume(&mut self) -> bool {
+        if self.sink.is_none() {
+            self.sink = self.way_back.as_ref().and_then(|way| way.sink().ok());
+        }
+        match &self.sink {
+            Some(sink) if !sink.is_broken() => {
+                self.sender.send(Chunk { fd: self.fd, resume: true, ..Chunk::default() }).await.is_ok()
+            }
+            _ => false,
+        }
+    }
+}
+
+async fn is_up(hung_up: &mut watch::Receiver<bool>) {
+    let _ = hung_up.wait_for(|up| *up).await;
+}
+
+/// Writes some of it. May be interrupted without loss.
+async fn write(sink: &Option<Sink>, rest: &mut Bytes) -> std::io::Result<()> {
+    let Some(sink) = sink else { return Err(std::io::ErrorKind::BrokenPipe.into()) };
+    let written = sink.write(rest).await?;
+    let _ = rest.split_to(written);
+    Ok(())
+}
+
+async fn broken(sink: &Option<Sink>) {
+    match sink {
+        Some(sink) => sink.broken().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -84,7 +84,7 @@ pub struct Request {
     #[prost(uint64, tag = "1")]
     pub tag: u64,
     /// What is asked.
-    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
     pub body: Option<Body>,
 }
 
@@ -117,13 +117,27 @@ pub enum Body {
     #[prost(message, tag = "9")]
     Quit(Empty),
     /// Master: a process moves to another node, which is going to call for these streams of it under another name.
-    /// Output goes on under the old name too, for those who stay behind; input ends there.
+    /// Output goes on under the old name too, for those who stay behind. Input begins under the new name when it has ended
+    /// under the old one, with what was called back.
     #[prost(message, tag = "10")]
     Share(Share),
-    /// Master: a process comes home: duplicates of the descriptors of these streams come with the reply. Input ends
-    /// under the old name.
+    /// Master: a process comes home: duplicates of the descriptors of these streams come with the reply. For input, which
+    /// begins when it has ended under the old name, it may be a pipe.
     #[prost(message, tag = "11")]
     Take(Take),
+    /// Slave: the process stands still and is about to go elsewhere: what was sent ahead to this input and not read
+    /// comes back to the master. The reply comes when it is there. Then Settle; if the agent goes, so that it stays.
+    #[prost(message, tag = "12")]
+    Recall(StreamName),
+    /// Slave: what became of a process whose input was called back.
+    #[prost(message, tag = "13")]
+    Settle(Settle),
+    /// Slave: the process has ended: nobody calls back its inputs any more.
+    #[prost(bytes, tag = "14")]
+    Over(Vec<u8>),
+    /// Master: the process of this token, or of any if it is empty, runs on its node: inputs that were held are read.
+    #[prost(bytes, tag = "15")]
+    Open(Vec<u8>),
 }
 
 /// Names one stream.
@@ -154,6 +168,17 @@ pub struct Share {
     pub fds: Vec<i32>,
 }
 
+/// See [`Body::Settle`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Settle {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub stream: Option<StreamName>,
+    /// It has gone: the stream ends here. Else it stays and reads on.
+    #[prost(bool, tag = "2")]
+    pub gone: bool,
+}
+
 /// See [`Body::Take`].
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Take {
@@ -182,6 +207,9 @@ pub struct Expect {
     /// not called for. (An agent that is killed in the middle of a start cannot say FORGET.)
     #[prost(sint32, tag = "4")]
     pub owner: i32,
+    /// Inputs are not read before Open: the process still reads them here.
+    #[prost(bool, tag = "5")]
+    pub held: bool,
 }
 
 /// See [`Body::Attach`].

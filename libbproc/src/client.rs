@@ -244,7 +244,15 @@ impl Client {
     /// # Errors
     /// As [`Client::nodes`].
     pub fn whoami(&mut self) -> Result<Identity, Error> {
-        match self.call(request::Body::Whoami(wire::Whoami {}))? {
+        self.settled(0)
+    }
+
+    /// Where a process is (0: the caller), told when no move of it is under way. One that nobody knows is on the master.
+    ///
+    /// # Errors
+    /// As [`Client::nodes`].
+    pub fn settled(&mut self, pid: i32) -> Result<Identity, Error> {
+        match self.call(request::Body::Whoami(wire::Whoami { pid }))? {
             reply::Body::Self_(me) => {
                 Ok(Identity { node: NodeId(me.node), version: me.version, master_address: me.master_address })
             }

@@ -78,12 +78,29 @@ pub(crate) fn parse(mut reply: &[u8]) -> Result<&[u8], i32> {
 ///
 /// # Errors
 /// As [`parse`].
-pub(crate) fn parse_moved(mut reply: &[u8]) -> Result<(), i32> {
+pub(crate) fn parse_moved(mut reply: &[u8]) -> Result<Where, i32> {
     let whole = reply;
     match field(&mut reply) {
-        Some((10, Value::Bytes(_))) => Ok(()),
+        Some((10, Value::Bytes(mut moved))) => {
+            let mut place = Where::Here;
+            while let Some((number, value)) = field(&mut moved) {
+                if let (3, Value::Number(1..)) = (number, value) {
+                    place = Where::There;
+                }
+            }
+            Ok(place)
+        }
         _ => parse(whole).and(Err(libc::EPROTO)),
     }
+}
+
+/// Where a process that asked to be moved hears the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Where {
+    /// Where it asked.
+    Here,
+    /// Where it has come to.
+    There,
 }
 
 /// Room for the strings of a `Spawned`.
@@ -168,9 +185,9 @@ mod tests {
 
     #[test]
     fn a_move_is_good_or_has_a_number() {
-        let moved = bproc_proto::client::Moved { frozen_ns: 5, bytes: 7 };
-        assert_eq!(parse_moved(&bytes(Body::Moved(moved))), Ok(()));
-        assert_eq!(parse_moved(&bytes(Body::Moved(Default::default()))), Ok(()));
+        let moved = bproc_proto::client::Moved { frozen_ns: 5, bytes: 7, arrived: true };
+        assert_eq!(parse_moved(&bytes(Body::Moved(moved))), Ok(Where::There));
+        assert_eq!(parse_moved(&bytes(Body::Moved(Default::default()))), Ok(Where::Here));
         assert_eq!(parse_moved(&bytes(Body::Failure(Failure { number: 301, message: "down".into() }))), Err(301));
         assert_eq!(parse_moved(&bytes(Body::Done(Default::default()))), Err(libc::EPROTO));
         assert_eq!(parse_moved(&[]), Err(libc::EPROTO));

@@ -39,6 +39,8 @@ pub enum Source<'fd> {
         flags: u32,
         /// Mode when it is created, before the umask.
         mode: u32,
+        /// Position to begin at, bytes.
+        offset: i64,
     },
     /// To the same as this descriptor, which stands before it in the list (as `2>&1` says it).
     Same(i32),
@@ -131,7 +133,7 @@ impl Scratch {
     }
 }
 
-fn stream(from: &Stream<'_>) -> bproc_proto::Stream {
+pub(crate) fn stream(from: &Stream<'_>) -> bproc_proto::Stream {
     let mut to = bproc_proto::Stream { fd: from.fd, input: from.input, ..Default::default() };
     let kind = match &from.source {
         Source::Forward(_) => Kind::Forward,
@@ -141,10 +143,11 @@ fn stream(from: &Stream<'_>) -> bproc_proto::Stream {
             to.like = *fd;
             Kind::Same
         }
-        Source::File { path, flags, mode } => {
+        Source::File { path, flags, mode, offset } => {
             to.path.clone_from(path);
             to.flags = *flags;
             to.mode = *mode;
+            to.offset = *offset;
             Kind::File
         }
     };

@@ -80,27 +80,34 @@ pub(crate) fn clone_without_signal() -> io::Result<i32> {
 }
 
 /// As [`clone_without_signal`], for a child that goes on in its caller's code: libc finds the child's thread id where
-/// it looks for it.
+/// it looks for it, and the kernel its robust mutexes.
 pub(crate) fn fork_without_signal() -> io::Result<i32> {
-    let mut tid_at: usize = 0;
+    let (mut tid_at, mut robust, mut robust_size) = (0usize, 0usize, 0usize);
     // SAFETY: the kernel writes one word: where it clears the thread's id at its end, which is where libc keeps it.
     if unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut tid_at) } < 0 {
         tid_at = 0;
     }
+    // SAFETY: the kernel writes two words.
+    unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut robust, &raw mut robust_size) };
     let flags = if tid_at == 0 { 0 } else { libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID };
     // SAFETY: no stack: a copy of the process, as fork makes it, with the id written where libc's own fork has it written.
     match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, tid_at, 0) } {
         -1 => Err(io::Error::last_os_error()),
+        0 => {
+            // SAFETY: the list of the parent's thread, which is this one's now.
+            unsafe { libc::syscall(libc::SYS_set_robust_list, robust, robust_size) };
+            Ok(0)
+        }
         pid => Ok(pid as i32),
     }
 }
 
-/// A number that no descriptor of the process has, held by one on `/dev/null`.
-pub(crate) fn reserve() -> io::Result<OwnedFd> {
+/// A number above this one that no descriptor of the process has, held by one on `/dev/null`.
+pub(crate) fn reserve(above: i32) -> io::Result<OwnedFd> {
     use std::os::fd::FromRawFd;
     let null = std::fs::File::open("/dev/null")?;
     // SAFETY: no pointers. Not a low number, which the caller may want to use.
-    let number = unsafe { libc::fcntl(null.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 64) };
+    let number = unsafe { libc::fcntl(null.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above.max(63).saturating_add(1)) };
     if number < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -155,9 +162,23 @@ pub(crate) fn reap(child: i32) {
     {}
 }
 
-/// Takes a child away that has ended without ever executing a program; `false`: it has executed one, or lives.
-pub(crate) fn reap_if_signalless(child: i32) -> bool {
+/// Takes a child away that has ended, or is about to, without ever executing a program; `false`: it has executed one.
+pub(crate) fn reap_signalless(child: i32) -> bool {
     debug_assert!(child > 0);
-    // SAFETY: as in `reap`.
-    unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::__WCLONE | libc::WNOHANG) == child }
+    loop {
+        // SAFETY: as in `reap`. Only children that execute nothing are waited for so.
+        let got = unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::__WCLONE) };
+        if got >= 0 || io::Error::last_os_error().raw_os_error() != Some(libc::EINTR) {
+            return got == child;
+        }
+    }
+}
+
+/// A child as fork(2) makes it; 0 in the child.
+pub(crate) fn fork() -> io::Result<i32> {
+    // SAFETY: no pointers; the child goes on as the caller's own code would after fork(2).
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(pid),
+    }
 }

@@ -25,15 +25,18 @@ static void on_child(int sig) {
     children++;
 }
 
-static int ended(int pid) {
-    int status = -1;
-    CHECK(waitpid(pid, &status, 0) == pid);
+static int ended_at(int line, int pid) {
+    int status = -1, got = waitpid(pid, &status, 0);
+    if (got != pid) printf("line %d: waits for %d\n", line, pid);
+    CHECK(got == pid);
     return status;
 }
+#define ended(pid) ended_at(__LINE__, pid)
 
 int main(void) {
     int me = getpid(), parent = getppid(), status, pid, pids[3], nodes[3] = {0, 1, 7};
     signal(SIGCHLD, on_child);
+    alarm(60);
     CHECK(bproc_currnode() == BPROC_NODE_MASTER);
 
     // Failures leave everything as it is.
@@ -95,7 +98,9 @@ int main(void) {
     }
     CHECK(rank == 3 && pids[0] > 0 && pids[1] > 0 && pids[2] == -BE_INVALIDNODE);
     CHECK(ended(pids[0]) == 30 << 8 && ended(pids[1]) == 31 << 8);
-    CHECK(waitpid(-1, &status, WNOHANG) == -1 && errno == ECHILD);
+    pid = waitpid(-1, &status, WNOHANG);
+    if (pid != -1) printf("child %d is left, status %#x\n", pid, status);
+    CHECK(pid == -1 && errno == ECHILD);
     puts("done");
     return 0;
 }

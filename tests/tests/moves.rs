@@ -53,6 +53,11 @@ struct Traveller {
 
 impl Traveller {
     fn start(command: &mut Command) -> Result<Traveller> {
+        Traveller::start_with_input(command.stdin(Stdio::null()))
+    }
+
+    /// With the input that the command has.
+    fn start_with_input(command: &mut Command) -> Result<Traveller> {
         // SAFETY: only sets the close-on-exec flag of what whoever started the tests left open.
         unsafe {
             command.pre_exec(|| {
@@ -60,7 +65,7 @@ impl Traveller {
                 Ok(())
             });
         }
-        let mut child = tie(command).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let mut child = tie(command).stdout(Stdio::piped()).spawn()?;
         let output = BufReader::new(child.stdout.take().context("it has an output")?);
         Ok(Traveller { child, output })
     }
@@ -346,46 +351,129 @@ fn refusals(cluster: &Cluster) -> Result<()> {
 
 /// Standard streams stay connected over moves, in order and whole.
 fn streams(cluster: &Cluster) -> Result<()> {
-    let script = "i=0; while [ $i -lt 3000 ]; do echo line $i; echo err $i >&2; i=$((i+1)); done; exit 1";
+    const LINES: usize = 20_000;
+    let script = format!("i=0; while [ $i -lt {LINES} ]; do echo line $i; echo err $i >&2; i=$((i+1)); done; exit 1");
     let err = cluster.dir().join("log/moves-err");
     let mut command = Command::new("/bin/bash");
-    command.args(["-c", script]).stderr(File::create(&err)?);
+    command.args(["-c", &script]).stderr(File::create(&err)?);
     let mut program = Traveller::start(&mut command)?;
-    let mut lines = vec![program.line()?];
-    for node in ["0", "1", "2", "master", "1"] {
-        let done = try_move(cluster, program.pid(), node)?;
-        let ended = done.err().contains("has ended") || done.err().contains("cannot be read");
-        ensure!(done.status == 0 || ended, "{done:?}");
-        if ended {
+    let pid = program.pid();
+    let first = program.line()?;
+    let reader = std::thread::spawn(move || program.end());
+    let mut moves = 0;
+    for node in ["0", "1", "2", "master", "1", "master", "0"] {
+        let done = try_move(cluster, pid, node)?;
+        if done.status != 0 {
+            let ended = ["has ended", "cannot be read", "has no memory", "ended meanwhile"];
+            ensure!(ended.iter().any(|words| done.err().contains(words)), "{done:?}");
             break;
         }
-        for _ in 0..300 {
-            lines.push(program.line()?);
-        }
+        moves += 1;
     }
-    let (rest, status) = program.end()?;
-    lines.extend(rest.lines().map(str::to_owned));
-    let wanted: Vec<String> = (0..3000).map(|i| format!("line {i}")).collect();
-    ensure!(lines == wanted && status == 1 << 8, "{} lines, status {status:#x}", lines.len());
+    let (rest, status) = reader.join().map_err(|_| anyhow::anyhow!("the reader"))??;
+    let lines: Vec<&str> = std::iter::once(first.as_str()).chain(rest.lines()).collect();
+    let wrong = (0..LINES).find(|i| lines.get(*i).is_none_or(|line| *line != format!("line {i}")));
+    ensure!(wrong.is_none() && lines.len() == LINES, "{} lines, wrong at {wrong:?}", lines.len());
+    ensure!(status == 1 << 8 && moves > 1, "status {status:#x} after {moves} moves");
     let errors = fs::read_to_string(&err)?;
-    ensure!(errors.lines().count() == 3000, "{} lines on the other stream", errors.lines().count());
+    let wanted: Vec<String> = (0..LINES).map(|i| format!("err {i}")).collect();
+    ensure!(errors.lines().eq(wanted), "{} lines on the other stream", errors.lines().count());
     cluster.quiet()
 }
 
-/// bproc_move and bproc_rfork by a C program that checks itself.
-fn library(cluster: &Cluster) -> Result<()> {
-    let program = compile(cluster, &root().join("tests/programs/moving.c"), &[], true)?;
-    let mut command = cluster.command("true");
-    command = {
-        let mut own = Command::new(&program);
-        cluster.environment(&mut own);
-        drop(command);
-        own
+/// What a process has not read when it moves it reads where it goes, byte for byte.
+fn input(cluster: &Cluster) -> Result<()> {
+    let reader = compile(cluster, &root().join("tests/programs/reader.c"), &[], false)?;
+    let mib = std::env::var("BPROC_TEST_MIB").ok().and_then(|n| n.parse().ok()).unwrap_or(50usize).max(8);
+    let mut state = 88172645463325252u64;
+    let bytes: Vec<u8> = (0..mib << 17)
+        .flat_map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()
+        })
+        .chain([7; 4242])
+        .collect();
+    let sum = bytes.iter().fold(0xcbf2_9ce4_8422_2325u64, |sum, b| (sum ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
+    let wanted = format!("end 0 {} {sum:x}", bytes.len());
+    let (file, limit) = (cluster.dir().join("log/input"), cluster.dir().join("log/limit"));
+    fs::write(&file, &bytes)?;
+    let allow = |most: usize| -> Result<()> {
+        let fresh = limit.with_extension("new");
+        fs::write(&fresh, most.to_string())?;
+        Ok(fs::rename(&fresh, &limit)?)
     };
-    let program = Traveller::start(&mut command)?;
-    let (text, status) = program.end()?;
-    ensure!(text.lines().last() == Some("done") && status == 0, "{text}, status {status:#x}");
-    cluster.quiet()
+    for (from_node, pipe, way) in [
+        (true, false, &["1", "2"][..]),
+        (true, true, &["1", "2", "0"]),
+        (false, false, &["0", "1", "master", "2"]),
+        (false, true, &["0", "master", "1", "master", "0", "1"]),
+        (true, true, &["master", "1"]),
+        (true, false, &["master"]),
+    ] {
+        let name = format!("from a node: {from_node}, by a pipe: {pipe}, to {way:?}");
+        let mut command = match from_node {
+            true => cluster.command("bpsh"),
+            false => Command::new(&reader),
+        };
+        if from_node {
+            command.arg("0").arg(&reader);
+        }
+        command.arg(&limit);
+        allow(1)?;
+        let mut writer = None;
+        if pipe {
+            let (end, mut to) = std::io::pipe()?;
+            let bytes = bytes.clone();
+            writer = Some(std::thread::spawn(move || std::io::Write::write_all(&mut to, &bytes)));
+            command.stdin(end);
+        } else {
+            command.stdin(File::open(&file)?);
+        }
+        let mut program = Traveller::start_with_input(&mut command)?;
+        drop(command);
+        program.until("1")?;
+        let mut pid = program.pid();
+        if from_node {
+            let listed = cluster.client()?.processes().map_err(|e| anyhow::anyhow!("{e}"))?;
+            pid = listed.first().context("it runs on no node")?.pid;
+        }
+        for (i, node) in way.iter().enumerate() {
+            // Some moves meet it while it reads, some while it waits.
+            if i % 2 == 1 {
+                allow(1 + (i + 1) * mib / 8)?;
+            }
+            go(cluster, pid, node).with_context(|| name.clone())?;
+            allow(1 + (i + 1) * mib / 8)?;
+            program.until(&(1 + (i + 1) * mib / 8).to_string())?;
+        }
+        allow(usize::MAX)?;
+        let (rest, status) = program.end()?;
+        ensure!(rest.lines().last() == Some(&wanted) && status == 5 << 8, "{name}: {:?}", rest.lines().last());
+        if let Some(writer) = writer {
+            writer.join().map_err(|_| anyhow::anyhow!("the writer"))??;
+        }
+        cluster.quiet().with_context(|| name.clone())?;
+    }
+    Ok(())
+}
+
+/// The calls by C programs that check themselves, as C11, as GNU C and as C++.
+fn library(cluster: &Cluster) -> Result<()> {
+    let dir = cluster.dir().join("log");
+    for (name, arguments) in [("moving.c", &[][..]), ("moving_io.c", &[dir])] {
+        for dialect in ["-std=c11", "-std=gnu17", "-xc++"] {
+            let source = root().join("tests/programs").join(name);
+            let program = compile(cluster, &source, &[dialect], true)?;
+            let mut command = Command::new(&program);
+            let program = Traveller::start(cluster.environment(command.args(arguments)))?;
+            let (text, status) = program.end()?;
+            ensure!(text.lines().last() == Some("done") && status == 0, "{name} {dialect}: {text}, status {status:#x}");
+            cluster.quiet().with_context(|| format!("{name} {dialect}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// A node that goes down in the middle of a move: the process runs on where it was.
@@ -406,20 +494,18 @@ fn a_node_that_dies(cluster: &Cluster) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    let mut tests = vec![
+    let tests = vec![
         Test::new("c_program_ten_times_around", c_program),
         Test::new("threads_ten_times_around", threads),
+        Test::new("interpreters", interpreters),
         Test::new("a_user_other_than_root", a_user),
         Test::new("families", families),
+        Test::new("signals_on_the_way", signals),
+        Test::new("streams", streams),
+        Test::new("input", input),
+        Test::new("library", library),
         Test::new("refusals", refusals),
+        Test::new("a_node_that_dies", a_node_that_dies),
     ];
-    // What is still open; see docs/status.md.
-    if std::env::var_os("BPROC_TEST_OPEN").is_some() {
-        tests.push(Test::new("interpreters", interpreters));
-        tests.push(Test::new("signals_on_the_way", signals));
-        tests.push(Test::new("streams", streams));
-        tests.push(Test::new("library", library));
-        tests.push(Test::new("a_node_that_dies", a_node_that_dies));
-    }
     runner::main(|| Cluster::start(3), tests, Cluster::close)
 }

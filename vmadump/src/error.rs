@@ -180,6 +180,8 @@ impl Error {
             Error::Refused(Refusal::Traced(_) | Refusal::Rights(_) | Refusal::ThreadIds(_) | Refusal::Seccomp) => {
                 libc::EPERM
             }
+            // It soon waits no more.
+            Error::Refused(Refusal::VforkParent(_)) => libc::EAGAIN,
             Error::Refused(Refusal::FileMissing { .. }) => libc::ENOENT,
             Error::Refused(Refusal::FileDiffers { .. }) => libc::ESTALE,
             Error::Refused(_) => libc::EOPNOTSUPP,

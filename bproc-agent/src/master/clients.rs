@@ -45,6 +45,15 @@ pub enum ClientFact {
     },
     /// On which node a process is; none: on the master.
     Where(Pid, oneshot::Sender<Option<NodeId>>),
+    /// Answered when nothing about where a process is, or its ghost, is under way, with its node as by `Where`.
+    Settled {
+        /// Which.
+        pid: Pid,
+        /// It is on a node, whether that is known here already or not.
+        on_node: bool,
+        /// Answered once.
+        answer: oneshot::Sender<Option<NodeId>>,
+    },
     /// Move a running process.
     Move(Box<super::moving::Asked>),
     /// The nodes.
@@ -207,15 +216,10 @@ pub(super) async fn answer(request: request::Body, asker: &Asker, fds: Vec<Owned
                 Err(_) => ending(),
             }
         }
-        request::Body::Whoami(_) => {
-            let node = match (asker.node(), Pid::new(asker.number().unwrap_or(asker.pid))) {
-                (Some(node), _) => node.0,
-                (None, Some(pid)) => {
-                    let (answer, receiver) = oneshot::channel();
-                    desk.facts.send(Fact::Client(ClientFact::Where(pid, answer))).await.ok();
-                    receiver.await.ok().flatten().map_or(-1, |n| n.0)
-                }
-                (None, None) => -1,
+        request::Body::Whoami(who) => {
+            let node = match asker.node() {
+                Some(node) if who.pid == 0 => node.0,
+                _ => super::moving::whereabouts(who.pid, asker, desk).await.map_or(-1, |n| n.0),
             };
             reply::Body::Self_(wire::Self_ { node, version: env!("CARGO_PKG_VERSION").into(), master_address: vec![] })
         }

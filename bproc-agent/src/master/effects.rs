@@ -6,7 +6,7 @@ use bproc_common::errno;
 use bproc_common::ghost::op;
 use bproc_common::id::{NodeId, Pid};
 use bproc_core::master::{Action, Ask, Child, GhostCommand, Order, Refusal};
-use bproc_mover::wire::Task;
+use bproc_mover::wire::{Empty, Task};
 use bproc_proto::Failure;
 use bproc_sys::pidfd::PidFd;
 use bproc_sys::process::Process;
@@ -47,6 +47,7 @@ impl Actor {
                 Action::ReceiveHere(pid, id) => self.receive_here(pid, id),
                 Action::SendFromHere(pid, id) => self.send_from_here(pid, id),
                 Action::TakeGhost(pid, _) => self.take_ghost(pid),
+                Action::GoOnHere(pid, _) => self.tell_mover(pid, Task::Begin(Empty {})),
                 Action::ProceedHere(pid, _, go) => self.tell_mover(pid, Task::Proceed(go)),
                 Action::DecideHere(pid, _, moved) => self.tell_mover(pid, Task::Decide(moved)),
                 Action::CancelHere(pid, _) => self.cancel_here(pid),
@@ -79,7 +80,7 @@ impl Actor {
                 let _ = answer.send(result.map_err(failure));
             }
             Waits::Move(answer) => {
-                let moved = self.move_ended(waiting.pid);
+                let moved = self.move_ended(waiting.pid, result.is_ok());
                 let _ = answer.send(result.map(|()| moved).map_err(failure));
             }
         }
@@ -89,7 +90,7 @@ impl Actor {
         let Some(link) = self.links.get_mut(&node) else { return };
         let specs = &self.specs;
         let message = match order {
-            Order::Survey(pid, id) | Order::Receive(pid, id) | Order::Depart(pid, id) => {
+            Order::Survey(pid, id) | Order::Receive(pid, id) | Order::Depart(pid, id) | Order::Children(pid, id) => {
                 self.moving.get(pid).and_then(|going| going.order(number, order, *pid, *id))
             }
             order => link::order(number, order, |pid| specs.get(&pid).cloned()),
@@ -119,7 +120,7 @@ impl Actor {
             GhostCommand::Clone(child) => self.clone_ghost(ghost.clone(), child),
             GhostCommand::Reap(child) => {
                 let ghost = ghost.clone();
-                tokio::spawn(async move {
+                let reaped = tokio::spawn(async move {
                     // The child went through its gate a moment ago; until it is a zombie the answer is 0.
                     for _ in 0..1000 {
                         match ghost.call(op::REAP, child.get().into(), 0, vec![]).await {
@@ -128,6 +129,9 @@ impl Actor {
                         }
                     }
                 });
+                let reaps = self.reaps.entry(pid).or_default();
+                reaps.retain(|r| !r.is_finished());
+                reaps.push(reaped);
             }
         }
     }

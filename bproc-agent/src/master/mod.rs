@@ -43,6 +43,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tonic::Status;
 
 /// Everything that can happen to the master.
@@ -139,6 +140,10 @@ pub struct Actor {
     next_ask: u64,
     specs: HashMap<Pid, SpawnSpec>,
     moving: HashMap<Pid, moving::Going>,
+    /// Ghosts that are about to reap.
+    reaps: HashMap<Pid, Vec<JoinHandle<()>>>,
+    /// Who waits for a process to be settled, and whether it is known to be on a node.
+    settling: Vec<(Pid, bool, oneshot::Sender<Option<NodeId>>)>,
     ghost: PathBuf,
     ghost_exe: FileId,
     ghost_socket: PathBuf,
@@ -178,6 +183,7 @@ impl Actor {
                 _ = tick.tick() => self.look_at_clocks(&mut out).await,
             }
             self.perform(out).await;
+            self.answer_settled();
         }
     }
 
@@ -212,6 +218,8 @@ impl Actor {
             self.recovering = false;
             let connected: HashSet<Pid> = self.ghosts.keys().copied().collect();
             self.core.recovered(&connected, out);
+            // Moves that a former agent began are over, well or not.
+            self.iod.open(None).await;
         }
     }
 
@@ -294,6 +302,7 @@ impl Actor {
                 }
                 if self.ghosts.get(&pid).is_some_and(|g| g.id() == id) {
                     self.ghosts.remove(&pid);
+                    self.reaps.remove(&pid);
                     self.core.ghost_disconnected(pid);
                 }
             }

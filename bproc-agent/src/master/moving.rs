@@ -19,18 +19,25 @@ use bproc_proto::{Failure, SpawnSpec, Stream};
 use bproc_stdio::wire::Token;
 use bproc_sys::pidfd::PidFd;
 use bproc_sys::process::Process;
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use tokio::sync::oneshot;
 
-/// Looks for the ghost of a process that asks, and the pause between them.
-const GHOST_LOOKS: u32 = 1000;
-const GHOST_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
+/// How long a process may take to be known where it is. It was forked on its node a moment ago and is quicker than its
+/// ghost; or it has just moved, and is quicker than both ends are in telling.
+const SETTLE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// How often a move is tried of a process that changes its files meanwhile.
+const TRIES: u32 = 5;
 
 /// A move that is asked for.
 #[derive(Debug)]
 pub struct Asked {
     facts: MoveFacts,
     spec: SpawnSpec,
+    stdio: Vec<Vec<u8>>,
+    /// The descriptors of one that asks for its own, and comes home.
+    home: Vec<(i32, OwnedFd)>,
     children: Vec<bproc_proto::Relative>,
     request: wire::Move,
     handle: PidFd,
@@ -45,10 +52,14 @@ pub struct Streams {
     token: Vec<u8>,
     /// For the master: the descriptors themselves.
     fds: Vec<(i32, OwnedFd)>,
+    /// What 0 to 2 of the process lead to, for one of the master's own.
+    stdio: Vec<Vec<u8>>,
 }
 
 /// What the agent keeps of a move.
 pub struct Going {
+    /// What 0 to 2 of the process led to when its streams were prepared; for one of the master's own.
+    stdio: Vec<Vec<u8>>,
     spec: SpawnSpec,
     children: Vec<bproc_proto::Relative>,
     request: wire::Move,
@@ -70,6 +81,11 @@ pub struct Going {
 }
 
 impl Going {
+    /// It goes on reading where it read before.
+    fn keeps_input(&self) -> bool {
+        self.request.socket == 0 && !self.request.listed
+    }
+
     /// An order of a move in the wire's words.
     pub fn order(&self, number: u64, order: &Order, pid: Pid, id: MoveId) -> Option<ToNode> {
         let (files, flags) = (self.request.files as u32, self.request.flags);
@@ -84,6 +100,7 @@ impl Going {
                 socket: self.request.socket,
                 drop_files: self.request.files != 0,
                 from: self.from.map_or(-1, |node| node.0),
+                only_streams: self.request.listed,
             }),
             Order::Depart(..) => order::Body::Depart(link::Depart {
                 r#move,
@@ -92,11 +109,19 @@ impl Going {
                 files,
                 flags,
                 to: self.to.map_or(-1, |node| node.0),
+                children: self.children.iter().map(|c| c.pid).collect(),
+                recall: self.keeps_input(),
             }),
+            Order::Children(..) => order::Body::Children(link::Children { r#move, children: self.children.clone() }),
             _ => return None,
         };
         Some(ToNode { body: Some(to_node::Body::Order(link::Order { number, body: Some(body) })) })
     }
+}
+
+/// All its children, as far as they can be seen.
+fn children_of(process: &Process) -> bproc_sys::Result<Vec<bproc_proto::Relative>> {
+    Ok(process.children()?.into_iter().filter_map(|c| caller::relative(c.get())).collect())
 }
 
 /// Pid in the space of a process of a node that runs on this machine; none for one of the machine's own.
@@ -111,13 +136,27 @@ fn failure(number: i32, message: impl Into<String>) -> Failure {
 
 /// A client asks. Returns when the process has moved, or not.
 pub async fn ask(request: wire::Move, asker: &Asker, fds: Vec<OwnedFd>, desk: &Desk) -> Result<Moved, Failure> {
-    drop(fds);
+    let mut left = TRIES;
+    loop {
+        match ask_once(request.clone(), asker, &fds, desk).await {
+            // It opened or closed files while it was asked what it has.
+            Err(failure) if failure.number == libc::EAGAIN && left > 1 => left -= 1,
+            done => return done,
+        }
+    }
+}
+
+async fn ask_once(request: wire::Move, asker: &Asker, fds: &[OwnedFd], desk: &Desk) -> Result<Moved, Failure> {
     let remote = asker.number();
     let number = if request.pid == 0 { remote.unwrap_or(asker.pid) } else { request.pid };
     let pid = Pid::new(number).filter(|p| p.get() > 1);
     let pid = pid.ok_or_else(|| failure(libc::EINVAL, format!("{number} is no process that can move")))?;
-    if remote == Some(number) {
-        await_ghost(pid, asker.node(), desk).await?;
+    let place = settled(pid, remote == Some(number), desk).await;
+    let local = place.is_none();
+    // A node speaks for its own processes only.
+    let its_own = asker.node().is_none_or(|speaks| place == Some(speaks));
+    if remote == Some(number) && (local || !its_own) {
+        return Err(failure(libc::ESRCH, format!("process {pid} of a node has no ghost here")));
     }
     let unreadable = |e: bproc_sys::Error| failure(e.errno(), format!("process {pid} cannot be read: {e}"));
     let handle = PidFd::open(pid).map_err(unreadable)?;
@@ -127,8 +166,7 @@ pub async fn ask(request: wire::Move, asker: &Asker, fds: Vec<OwnedFd>, desk: &D
     if process.stat().map_err(unreadable)?.state == b'Z' {
         return Err(failure(libc::ESRCH, format!("process {pid} has ended")));
     }
-    let children: Vec<_> =
-        process.children().map_err(unreadable)?.into_iter().filter_map(|c| caller::relative(c.get())).collect();
+    let children = children_of(&process).map_err(unreadable)?;
     let to = (request.node >= 0).then_some(NodeId(request.node));
     let facts = MoveFacts {
         pid,
@@ -141,40 +179,47 @@ pub async fn ask(request: wire::Move, asker: &Asker, fds: Vec<OwnedFd>, desk: &D
         relatives: caller.relatives,
         children: children.iter().filter_map(|r| Pid::new(r.pid)).collect(),
     };
-    let ending = |_| failure(libc::EAGAIN, "the agent is ending; try again");
-    let (answer, place) = oneshot::channel();
-    desk.facts.send(Fact::Client(ClientFact::Where(pid, answer))).await.ok();
-    let local = place.await.map_err(ending)?.is_none();
-    if local && to.is_some() && (asker.uid == 0 || asker.uid == caller.owner) {
+    let ending = |_| failure(libc::ECONNRESET, "the agent is ending; try again");
+    let mut stdio = Vec::new();
+    let mine = asker.uid == 0 || asker.uid == caller.owner;
+    if local && to.is_some() && mine {
         mover::survey(pid.get(), request.flags, request.files as u32).await.map_err(|f| refused(pid, f))?;
+    }
+    let mut home = Vec::new();
+    if request.listed {
+        let streams = listed_streams(pid, &request, fds, &spec, desk).await?;
+        (spec.streams, spec.stdio_token, home) = (streams.streams, streams.token, streams.fds);
+        stdio = bproc_mover::send::stdio(pid.get());
+    } else if local && to.is_some() && mine {
         let streams = own_streams(pid, request.socket != 0, desk).await?;
-        (spec.streams, spec.stdio_token) = (streams.streams, streams.token);
+        (spec.streams, spec.stdio_token, stdio) = (streams.streams, streams.token, streams.stdio);
     }
-    let token = spec.stdio_token.clone();
     let (answer, receiver) = oneshot::channel();
-    let asked = Asked { facts, spec, children, request, handle, answer };
+    let asked = Asked { facts, spec, stdio, home, children, request, handle, answer };
     desk.facts.send(Fact::Client(ClientFact::Move(Box::new(asked)))).await.ok();
-    let result = receiver.await.map_err(ending).and_then(|r| r);
-    if result.is_err() && !token.is_empty() {
-        desk.iod.forget(&token).await;
-    }
-    result
+    receiver.await.map_err(ending).and_then(|r| r)
 }
 
-/// A process that was forked on its node a moment ago may be quicker than its ghost. A node speaks for its own
-/// processes only.
-async fn await_ghost(pid: Pid, speaks: Option<NodeId>, desk: &Desk) -> Result<(), Failure> {
-    for _ in 0..GHOST_LOOKS {
-        let (answer, place) = oneshot::channel();
-        desk.facts.send(Fact::Client(ClientFact::Where(pid, answer))).await.ok();
-        let place = place.await.ok().flatten();
-        let known = place.is_some_and(|node| speaks.is_none_or(|speaks| speaks == node));
-        if known && Process::open(pid).is_ok() {
-            return Ok(());
+/// Where a process is (0: the one that asks), when no move of it is under way; none: on the master.
+pub async fn whereabouts(pid: i32, asker: &Asker, desk: &Desk) -> Option<NodeId> {
+    let remote = asker.number();
+    let number = if pid == 0 { remote.unwrap_or(asker.pid) } else { pid };
+    settled(Pid::new(number)?, remote == Some(number), desk).await
+}
+
+async fn settled(pid: Pid, on_node: bool, desk: &Desk) -> Option<NodeId> {
+    let (answer, place) = oneshot::channel();
+    desk.facts.send(Fact::Client(ClientFact::Settled { pid, on_node, answer })).await.ok();
+    match tokio::time::timeout(SETTLE, place).await {
+        Ok(place) => place.ok().flatten(),
+        Err(_) => {
+            // The core decides by what it knows.
+            tracing::warn!(%pid, "where it is does not settle");
+            let (answer, place) = oneshot::channel();
+            desk.facts.send(Fact::Client(ClientFact::Where(pid, answer))).await.ok();
+            place.await.ok().flatten()
         }
-        tokio::time::sleep(GHOST_PAUSE).await;
     }
-    Err(failure(libc::ESRCH, format!("process {pid} of a node has no ghost here")))
 }
 
 fn refused(pid: Pid, f: Failure) -> Failure {
@@ -190,7 +235,11 @@ async fn own_streams(pid: Pid, cooperative: bool, desk: &Desk) -> Result<Streams
     let mut all = Streams::default();
     let mut ends = Vec::new();
     for number in 0..3 {
-        let Ok(end) = pidfd.get_fd(number) else { continue };
+        let Ok(end) = pidfd.get_fd(number) else {
+            all.stdio.push(Vec::new());
+            continue;
+        };
+        all.stdio.push(link_of(&end));
         let input = number == 0;
         let mut stream = Stream { fd: number, input, ..Stream::default() };
         if (input && cooperative) || is_null(&end) {
@@ -205,9 +254,60 @@ async fn own_streams(pid: Pid, cooperative: bool, desk: &Desk) -> Result<Streams
         let broken = |e: String| failure(libc::EIO, format!("the stdio service of the master: {e}"));
         let token = Token::random().map_err(|e| broken(e.to_string()))?;
         let forwarded: Vec<(i32, bool)> = forwarded(&all.streams);
-        let expected = desk.iod.expect(token.as_bytes(), &forwarded, ends, false, pid).await;
+        let expected = desk.iod.expect_held(token.as_bytes(), &forwarded, ends, pid).await;
         expected.map_err(|e| broken(format!("{e:#}")))?;
         all.token = token.as_bytes().to_vec();
+    }
+    Ok(all)
+}
+
+/// The descriptors that a process asked to have where it goes.
+async fn listed_streams(
+    pid: Pid,
+    request: &wire::Move,
+    fds: &[OwnedFd],
+    spec: &SpawnSpec,
+    desk: &Desk,
+) -> Result<Streams, Failure> {
+    let broken = |e: String| failure(libc::EIO, format!("the stdio service of the master: {e}"));
+    let mut numbers = BTreeSet::new();
+    let odd = |s: &Stream| s.fd < 0 || s.fd == request.socket || s.kind() == Kind::Same;
+    if request.streams.iter().any(|s| odd(s) || !numbers.insert(s.fd)) {
+        return Err(failure(libc::EINVAL, "a list of descriptors that makes no sense"));
+    }
+    let wanted = forwarded(&request.streams);
+    if wanted.len() != fds.len() {
+        let text = format!("{} streams to forward, but {} descriptors came", wanted.len(), fds.len());
+        return Err(failure(libc::EINVAL, text));
+    }
+    let copies: Result<Vec<OwnedFd>, _> = fds.iter().map(OwnedFd::try_clone).collect();
+    let copies = copies.map_err(|e| failure(e.raw_os_error().unwrap_or(libc::EMFILE), e.to_string()))?;
+    let mut all = Streams { streams: request.streams.clone(), ..Streams::default() };
+    if request.node >= 0 {
+        if !copies.is_empty() {
+            let token = Token::random().map_err(|e| broken(e.to_string()))?;
+            desk.iod
+                .expect(token.as_bytes(), &wanted, copies, false, pid)
+                .await
+                .map_err(|e| broken(format!("{e:#}")))?;
+            all.token = token.as_bytes().to_vec();
+        }
+        return Ok(all);
+    }
+    let mut copies = copies.into_iter();
+    for stream in &request.streams {
+        let fd = match stream.kind() {
+            Kind::Forward => copies.next(),
+            Kind::Null => {
+                let null = std::fs::File::options().read(true).write(true).open("/dev/null");
+                Some(
+                    null.map_err(|e| failure(e.raw_os_error().unwrap_or(libc::EIO), format!("/dev/null: {e}")))?.into(),
+                )
+            }
+            Kind::File => Some(crate::stdio::open_file(stream, spec).await?),
+            Kind::Closed | Kind::Same => None,
+        };
+        all.fds.extend(fd.map(|fd| (stream.fd, fd)));
     }
     Ok(all)
 }
@@ -217,26 +317,36 @@ fn forwarded(streams: &[Stream]) -> Vec<(i32, bool)> {
 }
 
 fn is_null(fd: &OwnedFd) -> bool {
+    link_of(fd) == b"/dev/null"
+}
+
+/// What a descriptor leads to, as /proc tells.
+fn link_of(fd: &OwnedFd) -> Vec<u8> {
     use std::os::fd::AsRawFd;
-    std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).is_ok_and(|path| path.as_os_str() == "/dev/null")
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    link.map(|l| l.into_os_string().into_encoded_bytes()).unwrap_or_default()
 }
 
 impl Actor {
     pub(super) fn move_asked(&mut self, asked: Asked, out: &mut Vec<Action>) {
         let pid = asked.facts.pid;
-        if self.moving.contains_key(&pid) {
-            let _ = asked.answer.send(Err(effects::failure(Refusal::Busy(pid))));
-            return;
-        }
-        let Ok(token) = Token::random() else {
-            let _ = asked.answer.send(Err(failure(libc::EIO, "no random numbers for a token")));
-            return;
+        let token = match Token::random() {
+            _ if self.moving.contains_key(&pid) => Err(effects::failure(Refusal::Busy(pid))),
+            token => token.map_err(|error| failure(libc::EIO, format!("no random numbers for a token: {error}"))),
+        };
+        let token = match token {
+            Ok(token) => token,
+            Err(failure) => {
+                let _ = asked.answer.send(Err(failure));
+                return self.settle_streams(asked.spec.stdio_token, false);
+            }
         };
         let ask = Ask(self.next_ask);
         self.next_ask += 1;
         self.asks.insert(ask, Waiting { pid, answer: Waits::Move(asked.answer) });
         let going = Going {
             spec: asked.spec,
+            stdio: asked.stdio,
             children: asked.children,
             request: asked.request,
             handle: asked.handle,
@@ -245,18 +355,52 @@ impl Actor {
             address: String::new(),
             token: token.as_bytes().to_vec(),
             mover: None,
-            fds: Vec::new(),
+            fds: asked.home,
             leaving: false,
             ready: false,
             moved: Moved::default(),
         };
+        let stays = self.core.whereabouts(pid) == asked.facts.to;
         self.moving.insert(pid, going);
+        if stays && let Some(going) = self.moving.get_mut(&pid) {
+            // Nothing of what was prepared is used.
+            let token = std::mem::take(&mut going.spec.stdio_token);
+            self.settle_streams(token, false);
+        }
         self.core.move_asked(ask, asked.facts, out);
     }
 
     /// The end of a move. What it took.
-    pub(super) fn move_ended(&mut self, pid: Pid) -> Moved {
-        self.moving.remove(&pid).map(|g| g.moved).unwrap_or_default()
+    pub(super) fn move_ended(&mut self, pid: Pid, well: bool) -> Moved {
+        let Some(going) = self.moving.remove(&pid) else { return Moved::default() };
+        self.settle_streams(going.spec.stdio_token, well);
+        going.moved
+    }
+
+    /// The streams that were prepared for a process are its own from now on, or nobody's.
+    fn settle_streams(&self, token: Vec<u8>, well: bool) {
+        let iod = self.iod.clone();
+        if token.is_empty() {
+            return;
+        }
+        tokio::spawn(async move {
+            match well {
+                true => iod.open(Some(&token)).await,
+                false => drop(iod.forget(&token).await),
+            }
+        });
+    }
+
+    /// Tells those who wait for it that a process is where it is.
+    pub(super) fn answer_settled(&mut self) {
+        let settled = |core: &bproc_core::master::Master, (pid, on_node, _): &mut (Pid, bool, _)| {
+            core.is_settled(*pid) && (!*on_node || core.whereabouts(*pid).is_some())
+        };
+        let core = &self.core;
+        for (pid, _, answer) in self.settling.extract_if(.., |waiting| settled(core, waiting)) {
+            let _ = answer.send(core.whereabouts(pid));
+        }
+        self.settling.retain(|(_, _, answer)| !answer.is_closed());
     }
 
     /// What a node says of a move.
@@ -265,7 +409,8 @@ impl Actor {
         let r#move = match &body {
             Body::Surveyed(m) => m.r#move,
             Body::Receiving(m) => m.r#move,
-            Body::Frozen(m) => Some(*m),
+            Body::Frozen(m) => m.r#move,
+            Body::Adopted(m) => m.r#move,
             Body::Arrived(m) => m.r#move,
             Body::Departed(m) => m.r#move,
             _ => None,
@@ -281,7 +426,7 @@ impl Actor {
                     let f = refused(pid, f);
                     self.core.surveyed(pid, id, Err(Refusal::Failed(node, f.number, f.message)), out);
                 }
-                None => self.prepare_streams(pid, id, said.streams),
+                None => self.prepare_streams(pid, id, said.streams, out),
             },
             Body::Receiving(said) => {
                 let address = self.config.nodes.iter().find(|n| n.number == node.0).map(|n| n.addr);
@@ -290,11 +435,15 @@ impl Actor {
                 }
                 self.core.receiving(pid, id, result(said.failure), out);
             }
-            Body::Frozen(_) => self.core.frozen(pid, id, out),
+            Body::Frozen(said) => {
+                let children = said.changed.then(|| self.other_children(pid, said.children));
+                self.core.frozen(pid, id, children, out);
+            }
+            Body::Adopted(said) => self.core.adopted_children(pid, id, result(said.failure), out),
             Body::Arrived(said) => self.core.arrived(pid, id, result(said.failure), out),
             Body::Departed(said) => {
                 if let Some(going) = self.moving.get_mut(&pid) {
-                    going.moved = Moved { frozen_ns: said.frozen_ns, bytes: said.bytes };
+                    going.moved = Moved { frozen_ns: said.frozen_ns, bytes: said.bytes, arrived: false };
                 }
                 let departed = match said.failure {
                     _ if said.in_doubt => Departed::InDoubt,
@@ -307,9 +456,22 @@ impl Actor {
         }
     }
 
+    /// It has these children now.
+    fn other_children(&mut self, pid: Pid, children: Vec<bproc_proto::Relative>) -> Vec<Pid> {
+        let pids = children.iter().filter_map(|c| Pid::new(c.pid)).collect();
+        if let Some(going) = self.moving.get_mut(&pid) {
+            going.children = children;
+        }
+        pids
+    }
+
     /// The streams of a process that leaves a node, for where it goes.
-    fn prepare_streams(&self, pid: Pid, id: MoveId, told: Vec<link::ForwardedStream>) {
+    fn prepare_streams(&mut self, pid: Pid, id: MoveId, told: Vec<link::ForwardedStream>, out: &mut Vec<Action>) {
         let Some(going) = self.moving.get(&pid) else { return };
+        if going.request.listed {
+            // It has told them itself.
+            return self.core.surveyed(pid, id, Ok(()), out);
+        }
         let (facts, iod, home) = (self.facts.clone(), self.iod.clone(), going.to.is_none());
         let cooperative = going.request.socket != 0;
         tokio::spawn(async move {
@@ -365,6 +527,7 @@ impl Actor {
             fallback: Some(mover::stand_in(&self.ghost, &self.ghost_socket, Role::Ghost)),
             wait: true,
             drop_files: going.request.files != 0,
+            only_given: going.request.listed,
         };
         let (facts, gate) = (self.facts.clone(), self.gate.clone());
         let (from, token) = (mover::peer(going.from.map_or(-1, |node| node.0)), going.token.clone());
@@ -394,6 +557,8 @@ impl Actor {
             files: going.request.files as u32,
             flags: going.request.flags,
             stand_in: Some(mover::stand_in(&self.ghost, &self.ghost_socket, Role::Ghost)),
+            children: going.children.iter().map(|c| c.pid).collect(),
+            stdio: going.stdio.clone(),
         };
         let (gate, address, token) = (self.gate.clone(), going.address.clone(), going.token.clone());
         let to = mover::peer(going.to.map_or(-1, |node| node.0));
@@ -417,8 +582,12 @@ impl Actor {
     pub(super) fn take_ghost(&mut self, pid: Pid) {
         let Some(mover) = self.moving.get(&pid).and_then(|g| g.mover.clone()) else { return };
         let (ghost, keeper) = (self.ghosts.get(&pid).cloned(), self.keeper.clone());
+        let reaps = self.reaps.remove(&pid).unwrap_or_default();
         self.kernel.remove_ghost(pid);
         tokio::spawn(async move {
+            for reap in reaps {
+                let _ = reap.await;
+            }
             if let Some(ghost) = ghost {
                 // It is no child of itself: the answer only tells that all commands before were carried out.
                 let _ = ghost.call(op::REAP, pid.get().into(), 0, vec![]).await;
@@ -452,7 +621,11 @@ impl Actor {
                 going.address = host_port(&master_host(&self.stdio_address), port);
                 self.core.receiving(pid, id, Ok(()), out);
             }
-            Said::Report(Report::Frozen(_)) => self.core.frozen(pid, id, out),
+            Said::Report(Report::Frozen(changed)) => {
+                let now = changed.then(|| Process::open(pid).and_then(|p| children_of(&p)).unwrap_or_default());
+                let children = now.map(|now| self.other_children(pid, now));
+                self.core.frozen(pid, id, children, out);
+            }
             Said::Report(Report::Ready(_)) => {
                 going.ready = true;
                 self.tell_mover(pid, Task::Proceed(true));
@@ -466,7 +639,7 @@ impl Actor {
                     (true, 0) => self.core.arrived(pid, id, Ok(()), out),
                     (true, _) => self.core.arrived(pid, id, Err(refusal), out),
                     (false, 0) => {
-                        going.moved = Moved { frozen_ns: done.frozen_ns, bytes: done.bytes };
+                        going.moved = Moved { frozen_ns: done.frozen_ns, bytes: done.bytes, arrived: false };
                         self.core.departed(pid, id, Departed::Gone { stand_in: !done.no_stand_in }, out);
                     }
                     (false, _) => self.core.departed(pid, id, Departed::Failed(refusal), out),

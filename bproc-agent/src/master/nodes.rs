@@ -179,7 +179,12 @@ impl Actor {
                     self.core.signal_from_node(node, pid, signal.siginfo, out);
                 }
             }
-            Body::Surveyed(_) | Body::Receiving(_) | Body::Frozen(_) | Body::Arrived(_) | Body::Departed(_) => {
+            Body::Surveyed(_)
+            | Body::Receiving(_)
+            | Body::Frozen(_)
+            | Body::Adopted(_)
+            | Body::Arrived(_)
+            | Body::Departed(_) => {
                 self.move_event(node, body, out);
             }
             Body::LowLease(_) => self.core.low_lease(node, out),

@@ -49,6 +49,7 @@ impl Actor {
             ClientFact::Where(pid, answer) => {
                 let _ = answer.send(self.core.whereabouts(pid));
             }
+            ClientFact::Settled { pid, on_node, answer } => self.settling.push((pid, on_node, answer)),
             ClientFact::Move(asked) => self.move_asked(*asked, out),
             ClientFact::SetNode { change, uid, gids, answer } => {
                 let result = self.set_node(change, uid, &gids);

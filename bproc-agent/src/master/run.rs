@@ -119,6 +119,8 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         next_ask: 1,
         specs: HashMap::new(),
         moving: HashMap::new(),
+        settling: Vec::new(),
+        reaps: HashMap::new(),
         ghost: ghost_path,
         ghost_exe,
         ghost_socket: socket_path,

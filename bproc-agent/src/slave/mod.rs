@@ -81,13 +81,15 @@ pub enum Fact {
     /// An order was carried out.
     Done(u64),
     /// What can be said of a process that is to move.
-    Surveyed(wire::Surveyed),
+    Surveyed(wire::Surveyed, Vec<Vec<u8>>),
     /// A process that is to come has a body, or cannot have one.
     RoomMade(wire::Move, Result<moving::Room, Failure>),
     /// From a mover.
     Mover(wire::Move, Said),
     /// Look once more whether all forks of a process that stands still are known.
-    LookForChildren(wire::Move, u32),
+    LookForChildren(wire::Move, bool, u32),
+    /// The children of a process that is going to come have their skeletons, or cannot.
+    Adopted(wire::Move, Result<(), Failure>),
     /// What a process that is about to go wrote is out, or cannot get out.
     MayGo(wire::Move, bool),
     /// The space with this inode number has lost its init: it is gone.
@@ -163,8 +165,8 @@ pub struct Actor {
     heard: Instant,
     /// Halves of moves under way, by pid.
     halves: HashMap<i32, Half>,
-    /// Tokens of the streams of processes that are going to go.
-    tokens_of_moves: HashMap<i32, Vec<Vec<u8>>>,
+    /// The streams of processes that are going to go.
+    streams_of_moves: HashMap<i32, moving::Leaving>,
     /// Orders to go that wait until signals ordered before are delivered.
     departures: VecDeque<(u64, wire::Depart)>,
     /// Processes that ended while their stand-ins were being made, with their status.
@@ -212,7 +214,9 @@ impl Actor {
                     }
                 }
                 () = tokio::time::sleep_until(self.owed.due()), if self.owed.any() => self.settle_acknowledgement(),
-                _ = tick.tick(), if self.to_master.is_none() || !self.table.is_empty() => self.look_around().await,
+                _ = tick.tick(), if self.to_master.is_none() || !self.table.is_empty() => {
+                    self.look_around().await;
+                }
             }
         }
     }
@@ -289,10 +293,11 @@ impl Actor {
             }
             Fact::Flushed(exited) => self.tell(event::Body::Exited(exited)),
             Fact::Done(number) => self.done(number),
-            Fact::Surveyed(said) => self.surveyed(said),
+            Fact::Surveyed(said, stdio) => self.surveyed(said, stdio),
             Fact::RoomMade(r#move, result) => self.room_made(r#move, result),
             Fact::Mover(r#move, said) => self.mover(r#move, said),
-            Fact::LookForChildren(r#move, looks) => self.is_frozen(r#move, looks),
+            Fact::LookForChildren(r#move, changed, looks) => self.is_frozen(r#move, changed, looks),
+            Fact::Adopted(r#move, result) => self.adopted(r#move, result),
             Fact::MayGo(r#move, flushed) => self.may_go(r#move, flushed),
             Fact::Stop => {}
         }
@@ -358,6 +363,10 @@ impl Actor {
         self.settle_acknowledgement();
         if let event::Body::Exited(exited) = &body {
             self.table.told_end(exited.pid, exited.status);
+            if let Some(token) = self.table.token(exited.pid) {
+                let spawner = self.spawner.clone();
+                tokio::spawn(async move { spawner.iod.over(&token).await });
+            }
         }
         if let event::Body::Reaped(_) = body {
             self.end_dead_leaders();

@@ -23,6 +23,9 @@ const FLUSH: Duration = Duration::from_secs(5);
 /// Looks for the record of a fork that was made just before the process stood still, a millisecond apart.
 const LOOKS: u32 = 200;
 
+/// The forwarded streams of a process, and what its descriptors 0 to 2 lead to.
+pub(super) type Leaving = (Vec<wire::ForwardedStream>, Vec<Vec<u8>>);
+
 /// One half of a move, on this node.
 #[derive(Debug)]
 pub struct Half {
@@ -31,8 +34,10 @@ pub struct Half {
     /// The process, its body or its stand-in.
     handle: Option<PidFd>,
     mover: Option<Mover>,
-    /// Source: the tokens of its streams.
-    tokens: Vec<Vec<u8>>,
+    /// Source: its streams.
+    streams: Vec<wire::ForwardedStream>,
+    /// Source: what was sent ahead to its input is to come back.
+    recall: bool,
     /// Target: who it is.
     spec: Option<Box<bproc_proto::SpawnSpec>>,
     /// Target: built, and told to go on. Source: allowed to go.
@@ -49,6 +54,16 @@ pub struct Room {
     member: Member,
     fds: Vec<(i32, OwnedFd)>,
     order: Box<wire::Receive>,
+}
+
+impl Half {
+    /// Tokens and numbers of the inputs that the process takes along.
+    fn inputs(&self) -> Vec<(Vec<u8>, i32)> {
+        let input = |s: &&wire::ForwardedStream| self.recall && s.input;
+        let mut inputs: Vec<_> = self.streams.iter().filter(input).map(|s| (s.token.clone(), s.stream)).collect();
+        inputs.dedup();
+        inputs
+    }
 }
 
 fn failed(number: i32, message: impl Into<String>) -> Failure {
@@ -68,18 +83,18 @@ impl Actor {
                     Err(failure) => Err(failure),
                 },
             };
-            let (failure, streams) = match result {
-                Ok(streams) => (None, streams),
-                Err(failure) => (Some(failure), Vec::new()),
+            let (failure, (streams, stdio)) = match result {
+                Ok(found) => (None, found),
+                Err(failure) => (Some(failure), Default::default()),
             };
-            facts.send(Fact::Surveyed(wire::Surveyed { r#move: Some(r#move), failure, streams })).await.ok();
+            let said = wire::Surveyed { r#move: Some(r#move), failure, streams };
+            facts.send(Fact::Surveyed(said, stdio)).await.ok();
         });
     }
 
-    pub(super) fn surveyed(&mut self, said: wire::Surveyed) {
+    pub(super) fn surveyed(&mut self, said: wire::Surveyed, stdio: Vec<Vec<u8>>) {
         if let (Some(r#move), None) = (said.r#move, &said.failure) {
-            let tokens: BTreeSet<Vec<u8>> = said.streams.iter().map(|s| s.token.clone()).collect();
-            self.tokens_of_moves.insert(r#move.pid, tokens.into_iter().collect());
+            self.streams_of_moves.insert(r#move.pid, (said.streams.clone(), stdio));
         }
         self.tell(event::Body::Surveyed(said));
     }
@@ -126,13 +141,15 @@ impl Actor {
             fallback: Some(self.stand_in()),
             wait: false,
             drop_files: room.order.drop_files,
+            only_given: room.order.only_streams,
         };
         let half = Half {
             r#move,
             host_pid: room.member.host_pid,
             handle: checked::member(room.member.host_pid, r#move.pid),
             mover: None,
-            tokens: Vec::new(),
+            streams: Vec::new(),
+            recall: false,
             spec: Some(Box::new(spec)),
             committed: false,
             leaving: false,
@@ -174,21 +191,29 @@ impl Actor {
             let departed = wire::Departed { r#move: Some(r#move), failure, ..Default::default() };
             return self.tell(event::Body::Departed(departed));
         };
-        let task =
-            Send { pid: host_pid, keys: None, files: order.files, flags: order.flags, stand_in: Some(self.stand_in()) };
+        let (streams, stdio) = self.streams_of_moves.remove(&r#move.pid).unwrap_or_default();
+        let task = Send {
+            pid: host_pid,
+            keys: None,
+            files: order.files,
+            flags: order.flags,
+            stand_in: Some(self.stand_in()),
+            children: order.children.into_iter().map(|pid| self.host_of(pid)).collect(),
+            stdio,
+        };
         let (gate, address) = (self.gate.clone(), super::link::reachable(&order.address, &self.stdio_address));
         let going = async move {
             let (conn, keys) = mover::dial_target(&gate, &address, mover::peer(order.to), &order.token).await?;
             Ok((Task::Send(Send { keys, ..task }), vec![conn]))
         };
-        let tokens = self.tokens_of_moves.remove(&r#move.pid).unwrap_or_default();
         let handle = checked::member(host_pid, r#move.pid);
         let half = Half {
             r#move,
             host_pid,
             handle,
             mover: None,
-            tokens,
+            streams,
+            recall: order.recall,
             spec: None,
             committed: false,
             leaving: false,
@@ -213,7 +238,7 @@ impl Actor {
                 let port = port.into();
                 self.tell(event::Body::Receiving(wire::Receiving { r#move: Some(r#move), failure: None, port }));
             }
-            Said::Report(Report::Frozen(_)) => self.is_frozen(r#move, 0),
+            Said::Report(Report::Frozen(changed)) => self.is_frozen(r#move, changed, 0),
             // Without a link the master would not know; what it does not know has not been.
             Said::Report(Report::Ready(_)) if self.to_master.is_none() => {
                 self.tell_mover(Some(r#move), Task::Proceed(false));
@@ -253,29 +278,76 @@ impl Actor {
         }
     }
 
-    /// What it did before it stood still has been told once its children are known.
-    pub(super) fn is_frozen(&mut self, r#move: wire::Move, looks: u32) {
+    /// What it did before it stood still has been told once its children are known, and the ends of those that it has
+    /// reaped. `changed`: the mover waits, since they are not those that the target knows of.
+    pub(super) fn is_frozen(&mut self, r#move: wire::Move, changed: bool, looks: u32) {
         let Some(half) = self.halves.get(&r#move.pid).filter(|h| h.r#move == r#move) else { return };
         let children = Pid::new(half.host_pid).and_then(|p| Process::open(p).ok()).and_then(|p| p.children().ok());
-        let inner = |host: Pid| Process::open(host).ok()?.status().ok()?.ns_pids.last().copied();
+        let look = |host: Pid| super::space::look_at(host, None, self.ghost_exe);
+        let children: Vec<_> = children.unwrap_or_default().into_iter().filter_map(look).collect();
         let known = |pid: i32| self.table.is_here(pid) || self.family.get(pid).is_some();
-        let all = children.unwrap_or_default().into_iter().filter_map(inner).all(known);
+        let all = children.iter().all(|c| known(c.pid)) && self.table.knows_ends_of_children(r#move.pid);
         if all || looks >= LOOKS {
-            return self.tell(event::Body::Frozen(r#move));
+            for reaped in self.table.sweep() {
+                self.tell(reaped);
+            }
+            let children = children.into_iter().filter(|_| changed).map(|c| bproc_proto::Relative {
+                pid: c.pid,
+                ppid: c.ppid,
+                pgid: c.pgid,
+                sid: c.sid,
+                uid: c.uid,
+                gid: c.gid,
+                comm: c.comm,
+            });
+            let frozen = wire::Frozen { r#move: Some(r#move), changed, children: children.collect() };
+            return self.tell(event::Body::Frozen(frozen));
         }
         let facts = self.facts.clone();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(1)).await;
-            facts.send(Fact::LookForChildren(r#move, looks + 1)).await.ok();
+            facts.send(Fact::LookForChildren(r#move, changed, looks + 1)).await.ok();
         });
     }
 
-    /// What it writes on from elsewhere must come after what it wrote here.
+    /// Pid on this machine of a process or skeleton; 0: nobody has the number.
+    fn host_of(&self, pid: i32) -> i32 {
+        let member = || self.family.get(pid).map(|m| m.host_pid);
+        self.table.host_pid(pid).map(Pid::get).or_else(member).unwrap_or(0)
+    }
+
+    /// A process that is going to come has these children now.
+    pub(super) fn adopt_children(&mut self, order: wire::Children) {
+        let Some(r#move) = order.r#move else { return };
+        // As those that it was known to have before.
+        let named = self.named.entry(Naming::room(Some(r#move))).or_default();
+        named.extend(order.children.iter().map(|c| c.pid));
+        let natives = order.children.iter().map(|c| c.pid).filter(|pid| self.table.is_here(*pid)).collect();
+        let (spawner, facts) = (self.spawner.clone(), self.facts.clone());
+        tokio::spawn(async move {
+            let result = spawner.make_children(r#move.pid, &order.children, &natives).await;
+            let result = match result {
+                Ok(()) => spawner.end_others(r#move.pid, &order.children).await,
+                failed => failed,
+            };
+            facts.send(Fact::Adopted(r#move, result)).await.ok();
+        });
+    }
+
+    pub(super) fn adopted(&mut self, r#move: wire::Move, result: Result<(), Failure>) {
+        self.tell(event::Body::Adopted(wire::Adopted { r#move: Some(r#move), failure: result.err() }));
+    }
+
+    /// What it writes on from elsewhere must come after what it wrote here; what it has not read here it reads there.
     fn flush_before_going(&mut self, r#move: wire::Move) {
         let Some(half) = self.halves.get(&r#move.pid) else { return };
-        let (tokens, spawner, facts) = (half.tokens.clone(), self.spawner.clone(), self.facts.clone());
+        let tokens: BTreeSet<Vec<u8>> = half.streams.iter().map(|s| s.token.clone()).collect();
+        let (inputs, spawner, facts) = (half.inputs(), self.spawner.clone(), self.facts.clone());
         tokio::spawn(async move {
             let all = async {
+                for (token, stream) in inputs {
+                    spawner.iod.recall(&token, stream).await;
+                }
                 for token in tokens {
                     spawner.iod.flush(&token, FLUSH).await;
                 }
@@ -327,6 +399,14 @@ impl Actor {
         }
         // Until now nobody would have reaped its children.
         self.no_longer_named(Naming::room(Some(r#move)));
+        if !target {
+            let (inputs, spawner, gone) = (half.inputs(), self.spawner.clone(), failure.is_none());
+            tokio::spawn(async move {
+                for (token, stream) in inputs {
+                    spawner.iod.settle(&token, stream, gone).await;
+                }
+            });
+        }
         let r#move = Some(r#move);
         let (frozen_ns, bytes) = (done.frozen_ns, done.bytes);
         self.tell(match target {
@@ -399,17 +479,7 @@ impl Spawner {
         } else {
             self.settle(spec.pid, op::SETPGID, spec.pgid).await?;
         }
-        for child in order.children.iter().filter(|c| !natives.contains(&c.pid)) {
-            if self.family.get(child.pid).is_some() {
-                continue;
-            }
-            let skeleton = self.family.clone_by(spec.pid, child.pid).await?;
-            skeleton.ghost.tell(op::CREDS, child.uid.into(), child.gid.into(), vec![]);
-            skeleton.ghost.tell(op::NAME, 0, 0, child.comm.clone());
-            // A session or group that is not here cannot be joined; the number stays with the others.
-            let (op, pgid) = if child.sid == child.pid { (op::SETSID, 0) } else { (op::SETPGID, child.pgid) };
-            let _ = self.settle(child.pid, op, pgid).await;
-        }
+        self.make_children(spec.pid, &order.children, &natives).await?;
         let (ends, forwarded) = self.streams(spec).await?;
         let attached = match self.attach(spec, forwarded, stdio_address).await {
             Ok(answer) => answer.await.map_err(anyhow::Error::from),
@@ -426,12 +496,52 @@ impl Spawner {
         Ok(Room { member, fds, order })
     }
 
+    /// Skeletons of a process's children that are elsewhere.
+    async fn make_children(
+        &self,
+        parent: i32,
+        children: &[bproc_proto::Relative],
+        natives: &BTreeSet<i32>,
+    ) -> Result<(), Failure> {
+        for child in children.iter().filter(|c| !natives.contains(&c.pid)) {
+            if self.family.get(child.pid).is_some() {
+                continue;
+            }
+            let skeleton = self.family.clone_by(parent, child.pid).await?;
+            skeleton.ghost.tell(op::CREDS, child.uid.into(), child.gid.into(), vec![]);
+            skeleton.ghost.tell(op::NAME, 0, 0, child.comm.clone());
+            // A session or group that is not here cannot be joined; the number stays with the others.
+            let (op, pgid) = if child.sid == child.pid { (op::SETSID, 0) } else { (op::SETPGID, child.pgid) };
+            let _ = self.settle(child.pid, op, pgid).await;
+        }
+        Ok(())
+    }
+
+    /// Skeletons of children that a process has no more are gone before it comes, and reaped.
+    async fn end_others(&self, parent: i32, children: &[bproc_proto::Relative]) -> Result<(), Failure> {
+        let Some(stand_in) = self.family.get(parent) else { return Ok(()) };
+        let inner = |host: Pid| Process::open(host).ok()?.status().ok()?.ns_pids.last().copied();
+        for _ in 0..LOOKS {
+            let there = Pid::new(stand_in.host_pid).and_then(|p| Process::open(p).ok()).and_then(|p| p.children().ok());
+            let there = there.unwrap_or_default().into_iter().filter_map(inner);
+            let others: Vec<i32> = there.filter(|pid| !children.iter().any(|c| c.pid == *pid)).collect();
+            if others.is_empty() {
+                return Ok(());
+            }
+            for skeleton in others.iter().filter_map(|pid| self.family.get(*pid)) {
+                skeleton.ghost.tell(op::EXIT, 0, 0, vec![]);
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Err(failed(libc::EAGAIN, format!("node {}: children that process {parent} has no more do not go", self.node)))
+    }
+
     /// The standard streams of a process that are forwarded.
-    fn streams_of(&self, host_pid: i32, strict: bool) -> Result<Vec<wire::ForwardedStream>, Failure> {
+    fn streams_of(&self, host_pid: i32, strict: bool) -> Result<Leaving, Failure> {
         let mut all = Vec::new();
-        for fd in 0..3 {
-            let Ok(link) = std::fs::read_link(format!("/proc/{host_pid}/fd/{fd}")) else { continue };
-            let link = link.to_string_lossy().into_owned();
+        let stdio = bproc_mover::send::stdio(host_pid);
+        for (fd, link) in (0..).zip(&stdio).filter(|(_, link)| !link.is_empty()) {
+            let link = String::from_utf8_lossy(link).into_owned();
             let inode = link.strip_prefix("pipe:[").and_then(|l| l.strip_suffix(']')).and_then(|n| n.parse().ok());
             let known = inode.and_then(|inode| self.pipe(inode));
             match known {
@@ -443,6 +553,6 @@ impl Spawner {
                 None => {}
             }
         }
-        Ok(all)
+        Ok((all, stdio))
     }
 }

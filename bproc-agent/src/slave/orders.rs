@@ -5,7 +5,7 @@ use super::{Actor, Fact, run};
 use bproc_common::ghost::op;
 use bproc_core::lease::Block;
 use bproc_core::slave::Cursor;
-use bproc_mover::wire::Task;
+use bproc_mover::wire::{Empty, Task};
 use bproc_proto::link::{self as wire, event, order};
 use bproc_proto::{Failure, SpawnSpec};
 use std::collections::BTreeSet;
@@ -30,6 +30,8 @@ impl Actor {
                     let _ = bproc_sys::terminal::resize_of(host, size);
                 }
             }
+            Some(order::Body::Children(order)) => self.adopt_children(order),
+            Some(order::Body::GoOn(r#move)) => self.tell_mover(Some(r#move), Task::Begin(Empty {})),
             Some(order::Body::Decide(order)) => self.tell_mover(order.r#move, Task::Decide(order.moved)),
             Some(order::Body::Cancel(r#move)) => self.tell_mover(Some(r#move), Task::Proceed(false)),
             Some(order::Body::Lease(lease)) => self.lease(Block { start: lease.start, length: lease.length }),

@@ -141,7 +141,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         patience,
         heard: Instant::now(),
         halves: HashMap::new(),
-        tokens_of_moves: HashMap::new(),
+        streams_of_moves: HashMap::new(),
         departures: VecDeque::new(),
         ended_early: HashMap::new(),
         listen: from.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),

@@ -141,6 +141,10 @@ impl Family {
                 Err(failure) if insist && failure.number == libc::EEXIST => tokio::time::sleep(PAUSE).await,
                 other => return other,
             }
+            // It went a moment ago, and comes back: its stand-in was about to connect.
+            if let Some(stand_in) = self.get(pid) {
+                return Ok(stand_in);
+            }
         }
         self.clone_by(by, pid).await
     }
@@ -450,20 +454,8 @@ impl Spawner {
     }
 
     async fn file(&self, stream: &bproc_proto::Stream, spec: &SpawnSpec) -> Result<OwnedFd, Failure> {
-        let path = String::from_utf8_lossy(&stream.path).into_owned();
-        let node = self.node;
-        let credentials = spec.credentials.clone().unwrap_or_default();
-        let (bytes, flags, mode) = (stream.path.clone(), stream.flags as i32, stream.mode & !spec.umask);
-        let cwd = spec.cwd.clone();
-        // With the user's rights, and not on a thread that others wait for: the file system may be slow.
-        let opened = tokio::task::spawn_blocking(move || {
-            bproc_sys::as_user::open(credentials.euid, credentials.egid, &credentials.groups, &cwd, &bytes, flags, mode)
-        });
-        match opened.await {
-            Ok(Ok(fd)) => Ok(fd),
-            Ok(Err(error)) => Err(failed(error.errno(), format!("node {node}: {path}: {error}"))),
-            Err(error) => Err(failed(libc::EIO, format!("node {node}: {path}: {error}"))),
-        }
+        let opened = crate::stdio::open_file(stream, spec).await;
+        opened.map_err(|f| failed(f.number, format!("node {}: {}", self.node, f.message)))
     }
 }
 

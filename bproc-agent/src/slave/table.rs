@@ -48,6 +48,8 @@ pub(super) struct Entry {
     pub(super) adopted: bool,
     /// Its streams at the stdio service; empty for none.
     pub(super) token: Vec<u8>,
+    /// The master has replayed its end, before anyone here held its zombie.
+    pub(super) forgotten: bool,
     /// No process of this node: the skeleton of one that has ended elsewhere, which its parent here is to reap.
     pub(super) stand_in: bool,
 }
@@ -214,7 +216,7 @@ impl Table {
                 *end = Some((status, rusage.to_vec()));
                 Ended::Known
             }
-            State::Ended if entry.stand_in => {
+            State::Ended if entry.stand_in || entry.forgotten => {
                 self.entries.remove(&pid);
                 Ended::Reap
             }
@@ -247,7 +249,10 @@ impl Table {
 
     /// The master has replayed the end. Returns who holds the zombie.
     pub fn forget(&mut self, pid: i32) -> Option<i32> {
-        let held_by = self.entries.get(&pid).filter(|e| e.state == State::Ended)?.held_by?;
+        let entry = self.entries.get_mut(&pid).filter(|e| e.state == State::Ended)?;
+        // Its parent went on elsewhere, and the stand-in of that one has not told of it yet.
+        entry.forgotten = entry.held_by.is_none();
+        let held_by = entry.held_by?;
         self.entries.remove(&pid);
         Some(held_by)
     }

@@ -2,12 +2,25 @@
 
 use super::space::Found;
 use super::table::{Entry, State, Table, start_of};
+use bproc_common::id::Pid;
 use bproc_proto::SpawnSpec;
+use bproc_sys::process::Process;
 
 impl Table {
     /// Pid here of a process that runs.
     pub fn running(&self, pid: i32) -> Option<i32> {
         self.entries.get(&pid).filter(|e| e.state == State::Running && e.host_pid > 0).map(|e| e.host_pid)
+    }
+
+    /// Is all that its children did known? They were forked here; one that is gone or a zombie has its record on the
+    /// way.
+    pub fn knows_ends_of_children(&self, pid: i32) -> bool {
+        let lives = |e: &Entry| {
+            let stat = Pid::new(e.host_pid).and_then(|p| Process::open(p).ok()).and_then(|p| p.stat().ok());
+            stat.is_some_and(|s| !matches!(s.state, b'Z' | b'X'))
+        };
+        let natural = |e: &&Entry| e.ppid == pid && e.state == State::Running && e.held_by.is_none() && e.host_pid > 0;
+        self.entries.values().filter(natural).all(lives)
     }
 
     /// A process that runs here in person.

@@ -155,7 +155,7 @@ fn request<'fd>(
         let source = match (route, end) {
             (Route::Pipe, Some(end)) => Source::Forward(end.as_fd()),
             (Route::File(path, flags), _) => {
-                Source::File { path: path.clone(), flags: flags.bits() as u32, mode: 0o666 }
+                Source::File { path: path.clone(), flags: flags.bits() as u32, mode: 0o666, offset: 0 }
             }
             (Route::Output, _) => Source::Same(1),
             _ => Source::Null,

@@ -118,7 +118,10 @@ impl Master {
                 self.start_decided(pid, out);
             }
             // One that has moved, or failed to: its ghost was nobody's for a moment.
-            Some(process) if result.is_ok() => process.made = true,
+            Some(process) if result.is_ok() => {
+                (process.made, process.unheld) = (true, false);
+                process.tell_queue(pid, out);
+            }
             Some(_) => self.ghost_gone(pid, out),
             None => {}
         }
@@ -375,9 +378,7 @@ impl Master {
             // It may have been on its way home, or away, and nobody's when the former agent ended.
             out.push(Action::Hold(pid));
         }
-        for command in process.queue.drain(..) {
-            out.push(Action::Ghost(pid, command));
-        }
+        process.tell_queue(pid, out);
     }
 
     /// The connection of a ghost broke; it will come again if it lives.
@@ -474,8 +475,11 @@ impl Master {
         if let Some(node) = process_node(&self.processes, pid) {
             self.order(node, Order::Forget(pid), out);
         }
-        self.processes.remove(&pid);
+        let parent = self.processes.remove(&pid).and_then(|p| p.parent);
         out.push(Action::UntrackSignals(pid));
+        if let Some(parent) = parent {
+            self.take_ghost(parent, out);
+        }
     }
 }
 

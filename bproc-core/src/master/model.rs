@@ -117,6 +117,10 @@ pub enum Order {
     Receive(Pid, MoveId),
     /// Send it away.
     Depart(Pid, MoveId),
+    /// It comes with other children than were told.
+    Children(Pid, MoveId),
+    /// The target has them.
+    GoOn(Pid, MoveId),
     /// It runs at the target (true), or never will.
     Decide(Pid, MoveId, bool),
     /// It does not come.
@@ -172,6 +176,8 @@ pub enum Action {
     SendFromHere(Pid, MoveId),
     /// Its source stands still: the ghost obeys what it was told, is let go by the keeper and becomes the process.
     TakeGhost(Pid, MoveId),
+    /// The target of a process of the master's own knows its children.
+    GoOnHere(Pid, MoveId),
     /// A process of the master's own may go, or not.
     ProceedHere(Pid, MoveId, bool),
     /// What became of a move that the master's own mover is in doubt about.
@@ -285,6 +291,9 @@ pub(super) struct Process {
     pub made: bool,
     /// The keeper holds its ghost. (One that is stopped cannot connect.)
     pub held: bool,
+    /// Its ghost is being made of a process that goes, or the other way round, and the keeper does not hold it yet: a child
+    /// that it made now would not be held either.
+    pub unheld: bool,
     /// Commands for the ghost until it connects.
     pub queue: VecDeque<GhostCommand>,
     /// Newest signal of the ghost that was passed on.
@@ -322,6 +331,7 @@ impl Process {
             connected: false,
             made: false,
             held: false,
+            unheld: false,
             queue: VecDeque::new(),
             signals: 0,
             signals_before: 0,
@@ -359,10 +369,17 @@ impl Process {
         if self.at_gate || self.ghost_gone {
             return;
         }
-        if self.connected {
+        if self.connected && !self.unheld {
             out.push(Action::Ghost(pid, command));
         } else {
             self.queue.push_back(command);
+        }
+    }
+
+    /// Tells the ghost what has waited for it.
+    pub(super) fn tell_queue(&mut self, pid: Pid, out: &mut Vec<Action>) {
+        if self.connected && !self.unheld {
+            out.extend(self.queue.drain(..).map(|command| Action::Ghost(pid, command)));
         }
     }
 

@@ -80,8 +80,12 @@ pub(super) struct Move {
     phase: Phase,
     arrived: Option<Result<(), Refusal>>,
     departed: Option<Departed>,
+    /// It stands still.
+    frozen: bool,
     /// The ghost that it is built into has been given to the target's half.
     taken: bool,
+    /// The target has yet to learn which children it has now; the source waits.
+    adopting: bool,
     /// Number and siginfo of signals that wait for its arrival.
     signals: Vec<(u32, Vec<u8>)>,
     kill: bool,
@@ -122,7 +126,9 @@ impl Master {
             phase: Phase::Surveying,
             arrived: None,
             departed: None,
+            frozen: false,
             taken: false,
+            adopting: false,
             signals: Vec::new(),
             kill: false,
         };
@@ -172,12 +178,72 @@ impl Master {
         }
     }
 
-    /// The process stands still at the source, and all that it did before has been told.
-    pub fn frozen(&mut self, pid: Pid, id: MoveId, out: &mut Out) {
+    /// The process stands still at the source, and all that it did before has been told. Its children, if they are
+    /// others than were known when the move began: then the source waits until the target has them too.
+    pub fn frozen(&mut self, pid: Pid, id: MoveId, children: Option<Vec<Pid>>, out: &mut Out) {
         let Some(m) = self.in_phase(pid, id, Phase::Sending) else { return };
-        if m.facts.to.is_none() && !m.taken {
+        m.frozen = true;
+        let to = m.facts.to;
+        if let Some(children) = children {
+            m.facts.children.clone_from(&children);
+            match to {
+                Some(node) if m.arrived.is_none() => {
+                    m.adopting = true;
+                    for child in children {
+                        self.speak_for(child, node, out);
+                    }
+                    self.order(node, Order::Children(pid, id), out);
+                }
+                // The ghost's children are what the process's are.
+                _ => self.go_on(pid, id, out),
+            }
+        }
+        self.take_ghost(pid, out);
+    }
+
+    /// The ghost becomes the process when every child that this has reaped is gone from among the ghost's, too.
+    pub(super) fn take_ghost(&mut self, pid: Pid, out: &mut Out) {
+        let unreaped = || self.processes.values().any(|p| p.parent == Some(pid) && p.reap && p.end.is_some());
+        let wanted = |m: &Move| m.facts.to.is_none() && m.frozen && !m.taken;
+        if !self.moves.get(&pid).is_some_and(wanted) || unreaped() {
+            return;
+        }
+        if let Some(m) = self.moves.get_mut(&pid) {
             m.taken = true;
-            out.push(Action::TakeGhost(pid, id));
+            out.push(Action::TakeGhost(pid, m.id));
+        }
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.unheld = true;
+        }
+    }
+
+    /// The target has skeletons of the children that the process has, or cannot have.
+    pub fn adopted_children(&mut self, pid: Pid, id: MoveId, result: Result<(), Refusal>, out: &mut Out) {
+        let Some(m) = self.in_phase(pid, id, Phase::Sending).filter(|m| m.adopting) else { return };
+        m.adopting = false;
+        match result {
+            Ok(()) => self.go_on(pid, id, out),
+            Err(refusal) => {
+                // The source tells its end of it, the target that nothing comes.
+                out.push(Action::Trouble(format!("the children of process {pid} at its target: {refusal:?}")));
+                self.stay(pid, id, out);
+            }
+        }
+    }
+
+    /// The source need not wait any more.
+    fn go_on(&mut self, pid: Pid, id: MoveId, out: &mut Out) {
+        match self.moves.get(&pid).and_then(|m| m.from) {
+            Some(node) => self.order(node, Order::GoOn(pid, id), out),
+            None => out.push(Action::GoOnHere(pid, id)),
+        }
+    }
+
+    /// The source is to give up.
+    fn stay(&mut self, pid: Pid, id: MoveId, out: &mut Out) {
+        match self.moves.get(&pid).and_then(|m| m.from) {
+            Some(node) => self.order(node, Order::Cancel(pid, id), out),
+            None => out.push(Action::ProceedHere(pid, id, false)),
         }
     }
 
@@ -189,7 +255,7 @@ impl Master {
         let lost = matches!(m.arrived, Some(Err(_)));
         let (to, parent) = (m.facts.to, m.facts.parent);
         if !lost {
-            self.processes.insert(pid, Process::new(to, parent));
+            self.processes.insert(pid, Process { unheld: true, ..Process::new(to, parent) });
         }
         out.push(Action::ProceedHere(pid, id, !lost));
     }
@@ -253,6 +319,11 @@ impl Master {
                     Some(node) => self.order(node, Order::Decide(pid, id, moved), out),
                     None => out.push(Action::DecideHere(pid, id, moved)),
                 }
+            }
+            // It waits for a target that is no more.
+            (Some(Err(_)), None) if m.adopting => {
+                m.adopting = false;
+                self.stay(pid, id, out);
             }
             // The target notices by itself; this is quicker, and works when nothing was ever sent.
             (None, Some(Departed::Failed(_) | Departed::Lost(_))) => match to {
@@ -423,6 +494,13 @@ impl Master {
             process.signals_before += process.signals;
             process.signals = 0;
         }
+    }
+
+    /// Nothing about where it is, or its ghost, is under way. True for the master's own, too.
+    pub fn is_settled(&self, pid: Pid) -> bool {
+        let ready =
+            |p: &Process| matches!(p.phase, Life::Running) && p.connected && !p.unheld && p.made && p.orphan.is_none();
+        !self.moves.contains_key(&pid) && self.processes.get(&pid).is_none_or(|p| p.end.is_some() || ready(p))
     }
 
     /// The node that a process is on; none on the master, and for one that nobody knows.

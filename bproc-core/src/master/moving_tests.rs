@@ -103,7 +103,11 @@ fn from_the_master_to_a_node() {
     m.ghost_connected(pid(P), Some(pid(2)), &mut out);
     out.clear();
     m.reaped(pid(CHILD), &mut out);
-    assert_eq!(out, [Action::Ghost(pid(P), GhostCommand::Reap(pid(CHILD)))]);
+    // Not before the keeper holds it: nobody would hold a child that it made.
+    assert_eq!(out, []);
+    m.held(pid(P), Ok(()), &mut out);
+    let told = [GhostCommand::Name(b"prog".to_vec()), GhostCommand::Reap(pid(CHILD))];
+    assert_eq!(out, told.map(|command| Action::Ghost(pid(P), command)));
 }
 
 #[test]
@@ -211,7 +215,7 @@ fn home_into_the_ghost() {
     assert!(out.contains(&Action::ReceiveHere(pid(P), id)));
     m.receiving(pid(P), id, Ok(()), &mut out);
     out.clear();
-    m.frozen(pid(P), id, &mut out);
+    m.frozen(pid(P), id, None, &mut out);
     assert_eq!(out, [Action::TakeGhost(pid(P), id)]);
     m.ghost_disconnected(pid(P));
     m.ghost_signal(pid(P), 1, siginfo(10), &mut out);
@@ -232,7 +236,7 @@ fn a_homecoming_that_fails_gives_the_ghost_back() {
     let mut out = vec![];
     m.ghost_signal(pid(P), 1, siginfo(10), &mut out);
     let id = under_way(&mut m, None, &mut out);
-    m.frozen(pid(P), id, &mut out);
+    m.frozen(pid(P), id, None, &mut out);
     m.ghost_disconnected(pid(P));
     m.arrived(pid(P), id, Err(failed()), &mut out);
     m.departed(pid(P), id, Departed::Failed(failed()), &mut out);
@@ -281,4 +285,48 @@ fn refusals() {
     let mut out = vec![];
     under_way(&mut m, None, &mut out);
     assert_eq!(answer(&mut m, facts(None)), Err(Refusal::Busy(pid(P))));
+}
+
+#[test]
+fn other_children_than_were_told() {
+    for well in [true, false] {
+        let mut m = on_a();
+        let mut out = vec![];
+        let id = under_way(&mut m, Some(B), &mut out);
+        out.clear();
+        m.frozen(pid(P), id, Some(vec![pid(CHILD + 1)]), &mut out);
+        assert_eq!(orders(&out), [(B, Order::Children(pid(P), id))]);
+        assert!(out.contains(&Action::Watch(pid(CHILD + 1))));
+        out.clear();
+        if well {
+            m.adopted_children(pid(P), id, Ok(()), &mut out);
+            assert_eq!(orders(&out), [(A, Order::GoOn(pid(P), id))]);
+        } else {
+            m.arrived(pid(P), id, Err(failed()), &mut out);
+            assert_eq!(orders(&out), [(A, Order::Cancel(pid(P), id))]);
+            m.departed(pid(P), id, Departed::Failed(failed()), &mut out);
+            assert_eq!(m.node_of(pid(P)), Some(A));
+        }
+    }
+}
+
+#[test]
+fn the_ghost_is_taken_when_it_has_reaped_what_the_process_has() {
+    let mut m = on_a();
+    let mut out = vec![];
+    let child = Child { pid: pid(CHILD), uid: 5, gid: 5 };
+    m.forked(A, Some(pid(P)), child, &mut out);
+    m.cloned(pid(CHILD), Ok(()), &mut out);
+    m.ghost_connected(pid(CHILD), Some(pid(P)), &mut out);
+    m.adopted(pid(CHILD), Some(pid(P)));
+    let id = under_way(&mut m, None, &mut out);
+    m.exited(pid(CHILD), 0, &mut out);
+    m.reaped(pid(CHILD), &mut out);
+    out.clear();
+    m.frozen(pid(P), id, None, &mut out);
+    assert_eq!(out, []);
+    m.ghost_gone(pid(CHILD), &mut out);
+    let reap = out.iter().position(|a| *a == Action::Ghost(pid(P), GhostCommand::Reap(pid(CHILD))));
+    let take = out.iter().position(|a| *a == Action::TakeGhost(pid(P), id));
+    assert!(reap.is_some() && reap < take, "{out:?}");
 }

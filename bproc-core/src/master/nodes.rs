@@ -53,7 +53,14 @@ impl Master {
                 // What the former agent had begun cannot be begun again: the streams may have been used. Its answers may
                 // have been lost with it: what runs tells.
                 n.orders.withdraw(|order| {
-                    matches!(order, Order::Spawn(_) | Order::Survey(..) | Order::Receive(..) | Order::Depart(..))
+                    matches!(
+                        order,
+                        Order::Spawn(_)
+                            | Order::Survey(..)
+                            | Order::Receive(..)
+                            | Order::Depart(..)
+                            | Order::Children(..)
+                    )
                 });
                 let there: HashSet<Pid> = hello.inventory.into_iter().map(|(pid, _)| pid).collect();
                 let open = self.processes.iter().filter(|(_, p)| p.node == Some(node) && p.is_unanswered());

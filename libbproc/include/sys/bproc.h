@@ -123,7 +123,11 @@ int bproc_vexecmove_io(int n, const int *nodes, int *pids, struct bproc_io_t *io
 /* exec with the master's files. On the master: execve. From a node: ENOSYS in this version. */
 int bproc_execve(const char *cmd, char *const argv[], char *const envp[]);
 
-/* Moving a running process. All of these fail with ENOSYS in this version. */
+/* The caller goes on on a node, or a child of its own does. bproc_move: 0 where it has come to; -1: it is where it was. Open
+ * files do not go along, but for output; input comes from /dev/null. With an io list exactly the descriptors in it are
+ * open afterwards. To the node where one is: bproc_move does nothing, bproc_rfork is fork. bproc_rfork: the child's pid, 0 in the
+ * child; when it fails there is no child. bproc_vrfork: n for the parent, the rank (0 to n-1) for the children; pids[i] as
+ * for bproc_vexecmove. */
 int bproc_move(int node);
 int _bproc_move(int node, int flags);
 int bproc_move_io(int node, struct bproc_io_t *io, int iolen);

@@ -218,7 +218,7 @@ fn spread(nodes: &[c_int], pids: &mut [c_int], program: &Program, setup: &Setup)
     }
     for pid in pids.iter_mut().filter(|pid| **pid > 0) {
         // Killed on the way: nobody would ever hear of it.
-        if sys::reap_if_signalless(*pid) {
+        if sys::reap_signalless(*pid) {
             *pid = -libc::EINTR;
         }
     }

@@ -20,7 +20,7 @@ enum Origin {
     Null,
     Own(BorrowedFd<'static>),
     Closed,
-    File { path: Vec<u8>, flags: u32, mode: u32 },
+    File { path: Vec<u8>, flags: u32, mode: u32, offset: i64 },
     Socket(usize),
 }
 
@@ -103,6 +103,19 @@ impl Setup {
         Ok(Origin::Socket(self.sockets.len() - 1))
     }
 
+    /// Descriptors that go along with a request.
+    pub(super) fn forwarded(&self) -> Vec<BorrowedFd<'_>> {
+        let fd = |s: Stream<'_>| if let Source::Forward(_) = s.source { Some(s.fd) } else { None };
+        let numbers: Vec<c_int> = self.streams().into_iter().filter_map(fd).collect();
+        let place = |fd: c_int| self.sockets.iter().find(|s| s.fd == fd).map(|s| s.place.as_fd());
+        numbers.into_iter().filter_map(place).collect()
+    }
+
+    /// The highest number in it.
+    pub(super) fn highest(&self) -> c_int {
+        self.all.iter().map(|(fd, _)| *fd).max().unwrap_or(0)
+    }
+
     /// A list was given, if an empty one.
     pub(super) fn is_listed(&self) -> bool {
         self.listed
@@ -115,7 +128,9 @@ impl Setup {
                 Origin::Null => Source::Null,
                 Origin::Own(own) => Source::Forward(*own),
                 Origin::Closed => Source::Closed,
-                Origin::File { path, flags, mode } => Source::File { path: path.clone(), flags: *flags, mode: *mode },
+                Origin::File { path, flags, mode, offset } => {
+                    Source::File { path: path.clone(), flags: *flags, mode: *mode, offset: *offset }
+                }
                 Origin::Socket(at) => match self.sockets.get(*at) {
                     Some(socket) => Source::Forward(socket.place.as_fd()),
                     None => Source::Closed,
@@ -172,9 +187,8 @@ fn file(file: &IoFile) -> Result<Origin> {
     if path.len() == file.name.len() {
         return Err(libc::ENAMETOOLONG);
     }
-    if file.offset != 0 {
-        // No way to tell the node yet.
-        return Err(libc::ENOSYS);
+    if file.offset < 0 {
+        return Err(libc::EINVAL);
     }
-    Ok(Origin::File { path, flags: file.flags as u32, mode: file.mode as u32 })
+    Ok(Origin::File { path, flags: file.flags as u32, mode: file.mode as u32, offset: file.offset })
 }

@@ -5,7 +5,7 @@
 //! the question and the answer nothing takes memory, for a child that was cloned must not.
 
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use bproc_proto::client::{Move, Request, r#move, request};
@@ -20,14 +20,18 @@ use super::{Number, Result, answer, done, export, nodes};
 use crate::client::socket_path;
 use crate::error::Error;
 use crate::frame::{HEAD, PACKET_MAX, Packet};
-use crate::{reply, sys};
+use crate::reply::Where;
+use crate::{Client, reply, spawn, sys};
 
 /// Flags of the calls that have none: program and others travel as data.
 const FLAGS: c_int = 6;
 const ALL_FLAGS: c_int = 7;
 
 /// A request ready to go.
-struct Going {
+struct Going<'s> {
+    /// The list of an `_io` call.
+    setup: Option<&'s Setup>,
+    fds: Vec<BorrowedFd<'s>>,
     packet: Packet,
     path: PathBuf,
     /// Where the connection is to be, here and there.
@@ -35,30 +39,36 @@ struct Going {
     buffer: Vec<u8>,
 }
 
-impl Going {
-    fn new(node: c_int, flags: c_int) -> Result<Going> {
+impl<'s> Going<'s> {
+    fn new(node: c_int, flags: c_int, setup: Option<&'s Setup>) -> Result<Going<'s>> {
         if flags & !ALL_FLAGS != 0 {
             return Err(libc::EINVAL);
         }
         let node = nodes::target(node)?;
-        let place = sys::reserve().map_err(|e| e.raw_os_error().unwrap_or(libc::EMFILE))?;
+        let place =
+            sys::reserve(setup.map_or(0, Setup::highest)).map_err(|e| e.raw_os_error().unwrap_or(libc::EMFILE))?;
         let body = Move {
             pid: 0,
             node,
             flags: flags as u32,
             files: r#move::Files::StdioOnly.into(),
             socket: place.as_raw_fd(),
-            ..Move::default()
+            streams: setup.iter().flat_map(|s| s.streams()).map(|s| spawn::stream(&s)).collect(),
+            listed: setup.is_some(),
         };
         let request = Request { body: Some(request::Body::Move(body)) };
         let packet = Packet::new(&request.encode_to_vec()).map_err(|e| e.errno())?;
-        Ok(Going { packet, path: socket_path(), place, buffer: vec![0; PACKET_MAX] })
+        let fds = setup.map(Setup::forwarded).unwrap_or_default();
+        Ok(Going { setup, fds, packet, path: socket_path(), place, buffer: vec![0; PACKET_MAX] })
     }
 
     /// Goes. Takes no memory. The caller has blocked all signals: an interrupted wait could not be told from an answer.
-    fn go(&mut self) -> std::result::Result<(), Number> {
+    fn go(&mut self) -> std::result::Result<Where, Number> {
+        if let Some(setup) = self.setup {
+            setup.connect()?;
+        }
         let conn = connect(&self.path, &self.place)?;
-        self.packet.send(&conn, &[]).map_err(|_| libc::EPROTO)?;
+        self.packet.send(&conn, &self.fds).map_err(|_| libc::EPROTO)?;
         let got = conn.recv(&mut self.buffer).map_err(|e| e.raw_os_error().unwrap_or(libc::EPROTO))?;
         let reply = self.buffer.get(HEAD..got.len).filter(|_| !got.truncated).ok_or(libc::EPROTO)?;
         reply::parse_moved(reply)
@@ -73,17 +83,20 @@ fn connect(path: &Path, place: &OwnedFd) -> std::result::Result<ManuallyDrop<Con
     Ok(sys::conn_at(place))
 }
 
-fn go(node: c_int, flags: c_int) -> Result<()> {
-    let mut going = Going::new(node, flags)?;
+fn go(node: c_int, flags: c_int, setup: Option<Setup>) -> Result<()> {
+    let mut going = Going::new(node, flags, setup.as_ref())?;
     let blocked = AllBlocked::new();
-    let result = going.go();
+    let place = going.go();
+    drop(going);
     drop(blocked);
-    result
+    place.map(|place| leave(setup, place))
 }
 
-/// Lists of descriptors are not carried by moves of running processes.
-fn unlisted(setup: Result<Setup>) -> Result<()> {
-    setup.and(Err(libc::ENOSYS))
+/// What a list holds open is not there where the process has come to: its numbers are others' now.
+fn leave(setup: Option<Setup>, place: Where) {
+    if place == Where::There {
+        std::mem::forget(setup);
+    }
 }
 
 /// What a child that failed tells its parent.
@@ -96,18 +109,37 @@ struct Failed {
 
 /// What a fork returns.
 enum Side {
-    /// In the child of this number.
-    Child(usize),
+    /// In the child of this number, which heard that here.
+    Child(usize, Where),
     Parent,
 }
 
 /// A child for each node. `pids` gets a pid or a negative number for each.
-fn fork(nodes: &[c_int], pids: &mut [c_int], flags: c_int) -> Result<Side> {
+fn fork(nodes: &[c_int], pids: &mut [c_int], flags: c_int, setup: Option<&Setup>) -> Result<Side> {
+    let here = Client::connect()?.whoami()?.node.0;
     let (hear, tell) = std::io::pipe().map_err(|e| e.raw_os_error().unwrap_or(libc::EMFILE))?;
     let (hear, tell) = (OwnedFd::from(hear), OwnedFd::from(tell));
     for (rank, (node, pid)) in nodes.iter().zip(pids.iter_mut()).enumerate() {
-        let mut going = match Going::new(*node, flags) {
-            Ok(going) => going,
+        let going = match nodes::target(*node) {
+            Ok(node) if node == here => match setup {
+                None => Ok(None),
+                // Only who comes anew gets a list.
+                Some(_) => Err(libc::ENOSYS),
+            },
+            Ok(_) => Going::new(*node, flags, setup).map(Some),
+            Err(number) => Err(number),
+        };
+        let mut going = match going {
+            Ok(Some(going)) => going,
+            Ok(None) => {
+                // It stays.
+                match sys::fork() {
+                    Ok(0) => return Ok(Side::Child(rank, Where::Here)),
+                    Ok(child) => *pid = child,
+                    Err(error) => *pid = -error.raw_os_error().unwrap_or(libc::EAGAIN),
+                }
+                continue;
+            }
             Err(number) => {
                 *pid = -number;
                 continue;
@@ -116,13 +148,18 @@ fn fork(nodes: &[c_int], pids: &mut [c_int], flags: c_int) -> Result<Side> {
         let blocked = AllBlocked::new();
         match sys::fork_without_signal() {
             Ok(0) => {
-                if let Err(number) = going.go() {
-                    sys::tell_and_exit(&tell, &Failed { rank: rank as c_int, number });
+                match going.go() {
+                    Ok(Where::There) => {}
+                    // It was asked to go elsewhere: the parent has gone there meanwhile, as it seems.
+                    Ok(Where::Here) => {
+                        sys::tell_and_exit(&tell, &Failed { rank: rank as c_int, number: libc::EAGAIN });
+                    }
+                    Err(number) => sys::tell_and_exit(&tell, &Failed { rank: rank as c_int, number }),
                 }
                 // These were left behind.
                 std::mem::forget((hear, tell));
-                drop(blocked);
-                return Ok(Side::Child(rank));
+                drop((going, blocked));
+                return Ok(Side::Child(rank, Where::There));
             }
             Ok(child) => *pid = child,
             Err(error) => *pid = -error.raw_os_error().unwrap_or(libc::EAGAIN),
@@ -140,17 +177,33 @@ fn fork(nodes: &[c_int], pids: &mut [c_int], flags: c_int) -> Result<Side> {
     }
     for pid in pids.iter_mut().filter(|pid| **pid > 0) {
         // Killed on the way: nobody would ever hear of it.
-        if sys::reap_if_signalless(*pid) {
+        if sys::reap_signalless(*pid) {
             *pid = -libc::EINTR;
         }
     }
+    settle(pids);
     Ok(Side::Parent)
 }
 
-fn rfork(node: c_int, flags: c_int) -> Result<c_int> {
+/// Returns when the master knows where they are: its children are quicker than the news of them.
+fn settle(pids: &[c_int]) {
+    let mut client = Client::connect();
+    for pid in pids.iter().filter(|pid| **pid > 0) {
+        let asked = client.as_mut().map_err(|e| e.number).and_then(|c| c.settled(*pid).map_err(|e| e.number));
+        if asked.is_err() {
+            // Without an agent nobody knows, and nobody asks.
+            return;
+        }
+    }
+}
+
+fn rfork(node: c_int, flags: c_int, setup: Option<Setup>) -> Result<c_int> {
     let mut pids = [0];
-    match fork(&[node], &mut pids, flags)? {
-        Side::Child(_) => Ok(0),
+    match fork(&[node], &mut pids, flags, setup.as_ref())? {
+        Side::Child(_, place) => {
+            leave(setup, place);
+            Ok(0)
+        }
         Side::Parent if pids[0] < 0 => Err(-pids[0]),
         Side::Parent => Ok(pids[0]),
     }
@@ -158,7 +211,7 @@ fn rfork(node: c_int, flags: c_int) -> Result<c_int> {
 
 /// # Safety
 /// `nodes` and `pids` have `n` numbers.
-unsafe fn vrfork(n: c_int, nodes: *const c_int, pids: *mut c_int, flags: c_int) -> Result<c_int> {
+unsafe fn vrfork(n: c_int, nodes: *const c_int, pids: *mut c_int, flags: c_int, setup: Option<Setup>) -> Result<c_int> {
     let len = usize::try_from(n).map_err(|_| libc::EINVAL)?;
     if len == 0 {
         return Ok(0);
@@ -170,79 +223,93 @@ unsafe fn vrfork(n: c_int, nodes: *const c_int, pids: *mut c_int, flags: c_int) 
     let nodes = unsafe { std::slice::from_raw_parts(nodes, len) }.to_vec();
     // SAFETY: as above.
     let pids = unsafe { std::slice::from_raw_parts_mut(pids, len) };
-    match fork(&nodes, pids, flags)? {
-        Side::Child(rank) => Ok(rank as c_int),
-        Side::Parent => Ok(n),
+    match fork(&nodes, pids, flags, setup.as_ref()) {
+        Ok(Side::Child(rank, place)) => {
+            leave(setup, place);
+            Ok(rank as c_int)
+        }
+        Ok(Side::Parent) => Ok(n),
+        Err(number) => {
+            pids.fill(-number);
+            Err(number)
+        }
     }
 }
 
+/// # Safety
+/// As [`Setup::listed`].
+unsafe fn list(io: *const Io, iolen: c_int) -> Result<Option<Setup>> {
+    // SAFETY: as the caller promises.
+    unsafe { Setup::listed(io, iolen) }.map(Some)
+}
+
 unsafe extern "C" fn bproc_move(node: c_int) -> c_int {
-    done(go(node, FLAGS))
+    done(go(node, FLAGS, None))
 }
 
 unsafe extern "C" fn _bproc_move(node: c_int, flags: c_int) -> c_int {
-    done(go(node, flags))
+    done(go(node, flags, None))
 }
 
-unsafe extern "C" fn bproc_move_io(_node: c_int, io: *const Io, iolen: c_int) -> c_int {
+unsafe extern "C" fn bproc_move_io(node: c_int, io: *const Io, iolen: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    done(unlisted(unsafe { Setup::listed(io, iolen) }))
+    done(unsafe { list(io, iolen) }.and_then(|setup| go(node, FLAGS, setup)))
 }
 
-unsafe extern "C" fn _bproc_move_io(_node: c_int, io: *const Io, iolen: c_int, _flags: c_int) -> c_int {
+unsafe extern "C" fn _bproc_move_io(node: c_int, io: *const Io, iolen: c_int, flags: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    done(unlisted(unsafe { Setup::listed(io, iolen) }))
+    done(unsafe { list(io, iolen) }.and_then(|setup| go(node, flags, setup)))
 }
 
 unsafe extern "C" fn bproc_rfork(node: c_int) -> c_int {
-    answer(rfork(node, FLAGS))
+    answer(rfork(node, FLAGS, None))
 }
 
 unsafe extern "C" fn _bproc_rfork(node: c_int, flags: c_int) -> c_int {
-    answer(rfork(node, flags))
+    answer(rfork(node, flags, None))
 }
 
-unsafe extern "C" fn bproc_rfork_io(_node: c_int, io: *const Io, iolen: c_int) -> c_int {
+unsafe extern "C" fn bproc_rfork_io(node: c_int, io: *const Io, iolen: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    done(unlisted(unsafe { Setup::listed(io, iolen) }))
+    answer(unsafe { list(io, iolen) }.and_then(|setup| rfork(node, FLAGS, setup)))
 }
 
-unsafe extern "C" fn _bproc_rfork_io(_node: c_int, io: *const Io, iolen: c_int, _flags: c_int) -> c_int {
+unsafe extern "C" fn _bproc_rfork_io(node: c_int, io: *const Io, iolen: c_int, flags: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    done(unlisted(unsafe { Setup::listed(io, iolen) }))
+    answer(unsafe { list(io, iolen) }.and_then(|setup| rfork(node, flags, setup)))
 }
 
 unsafe extern "C" fn bproc_vrfork(n: c_int, nodes: *const c_int, pids: *mut c_int) -> c_int {
     // SAFETY: as the caller promises.
-    answer(unsafe { vrfork(n, nodes, pids, FLAGS) })
+    answer(unsafe { vrfork(n, nodes, pids, FLAGS, None) })
 }
 
 unsafe extern "C" fn _bproc_vrfork(n: c_int, nodes: *const c_int, pids: *mut c_int, flags: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    answer(unsafe { vrfork(n, nodes, pids, flags) })
+    answer(unsafe { vrfork(n, nodes, pids, flags, None) })
 }
 
 unsafe extern "C" fn bproc_vrfork_io(
-    _n: c_int,
-    _nodes: *const c_int,
-    _pids: *mut c_int,
+    n: c_int,
+    nodes: *const c_int,
+    pids: *mut c_int,
     io: *const Io,
     iolen: c_int,
 ) -> c_int {
     // SAFETY: as the caller promises.
-    done(unlisted(unsafe { Setup::listed(io, iolen) }))
+    answer(unsafe { list(io, iolen) }.and_then(|setup| unsafe { vrfork(n, nodes, pids, FLAGS, setup) }))
 }
 
 unsafe extern "C" fn _bproc_vrfork_io(
-    _n: c_int,
-    _nodes: *const c_int,
-    _pids: *mut c_int,
+    n: c_int,
+    nodes: *const c_int,
+    pids: *mut c_int,
     io: *const Io,
     iolen: c_int,
-    _flags: c_int,
+    flags: c_int,
 ) -> c_int {
     // SAFETY: as the caller promises.
-    done(unlisted(unsafe { Setup::listed(io, iolen) }))
+    answer(unsafe { list(io, iolen) }.and_then(|setup| unsafe { vrfork(n, nodes, pids, flags, setup) }))
 }
 
 export!(

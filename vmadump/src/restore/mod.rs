@@ -99,6 +99,8 @@ pub struct RestoreOptions<'a> {
     pub facts: Option<Facts>,
     /// Other files in the image may be missing here: they are closed in the process then.
     pub drop_missing_fds: bool,
+    /// The process gets the given descriptors and none of the image's.
+    pub only_given_fds: bool,
     /// For [`Body::Into`]: what the body executes first, to gain the rights that building a process needs (a set-user-id
     /// program that does nothing: it never runs an instruction).
     pub elevate: Option<crate::Program<'a>>,
@@ -133,7 +135,10 @@ impl Restorer {
         // A body of no particular number is made while the image is still on its way.
         let early = if options.body == Body::Any { Some(Target::new(options)?) } else { None };
         let mut reader = Reader::new(source)?;
-        let image = reader.image().clone();
+        let mut image = reader.image().clone();
+        if options.only_given_fds {
+            image.fds.clear();
+        }
         let facts = options.facts.clone().unwrap_or_else(Facts::here);
         let wishes = Wishes { owner: options.owner.clone(), keep_creds: options.keep_creds, ..Wishes::default() };
         let plan = plan(&image, &facts, &wishes)?;

@@ -1,0 +1,127 @@
+//! Who reads an input: one stream at a time. When a process moves, what was sent ahead to its old place and not read there
+//! comes back, and the stream to its new place begins with it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use crate::end::{Held, Sink, Source};
+
+/// What was read from a descriptor and has reached no process.
+#[derive(Default)]
+pub(crate) struct Ahead {
+    unread: VecDeque<Bytes>,
+    /// The descriptor is at its end.
+    ended: bool,
+}
+
+/// The right to read a descriptor, in the order in which it was asked for.
+pub(crate) type Turn = Arc<Mutex<Ahead>>;
+/// It is mine.
+pub(crate) type MyTurn = OwnedMutexGuard<Ahead>;
+
+/// Reads a descriptor in its turn.
+pub(crate) struct Reader {
+    turn: MyTurn,
+    source: Option<Source>,
+    /// Of a file: to go back in it, and to begin again.
+    file: Option<OwnedFd>,
+}
+
+impl Reader {
+    pub(crate) fn new(turn: MyTurn, fd: OwnedFd) -> io::Result<Reader> {
+        let file = is_file(&fd).then(|| fd.try_clone()).transpose()?;
+        let source = if turn.ended { None } else { Some(Source::new(fd, Held::Shared)?) };
+        Ok(Reader { turn, source, file })
+    }
+
+    /// See [`Source::reads_in_threads`].
+    pub(crate) fn reads_in_threads(&self) -> bool {
+        self.source.as_ref().is_some_and(Source::reads_in_threads)
+    }
+
+    /// The next bytes; empty at the end. May be interrupted without loss.
+    pub(crate) async fn read(&mut self) -> io::Result<Bytes> {
+        if let Some(bytes) = self.turn.unread.pop_front() {
+            return Ok(bytes);
+        }
+        let Some(source) = &mut self.source else { return Ok(Bytes::new()) };
+        let got = source.read().await;
+        if !matches!(&got, Ok(bytes) if !bytes.is_empty()) {
+            self.source = None;
+            self.turn.ended = true;
+        }
+        got
+    }
+
+    /// Takes back what was sent ahead. A file is gone back in, so that whoever comes next finds it as it left it.
+    pub(crate) async fn take_back(&mut self, returned: Vec<Bytes>) {
+        if let Some(source) = &mut self.source
+            && let Some(read) = source.pending().await
+        {
+            self.turn.unread.push_back(read);
+        }
+        for bytes in returned.into_iter().rev().filter(|b| !b.is_empty()) {
+            self.turn.unread.push_front(bytes);
+        }
+        let Some(file) = &self.file else { return };
+        let all: usize = self.turn.unread.iter().map(Bytes::len).sum();
+        // SAFETY: no pointers.
+        let went = all > 0 && unsafe { libc::lseek(file.as_raw_fd(), -(all as libc::off_t), libc::SEEK_CUR) } >= 0;
+        if !went {
+            return;
+        }
+        self.turn.unread.clear();
+        self.turn.ended = false;
+        if self.source.is_none() {
+            self.source = file.try_clone().and_then(|fd| Source::new(fd, Held::Shared)).ok();
+        }
+    }
+}
+
+fn is(fd: &OwnedFd, kinds: &[libc::mode_t]) -> bool {
+    nix::sys::stat::fstat(fd).is_ok_and(|stat| kinds.contains(&(stat.st_mode & libc::S_IFMT)))
+}
+
+fn is_file(fd: &OwnedFd) -> bool {
+    is(fd, &[libc::S_IFREG])
+}
+
+/// An input for a process that comes home. What a pipe or a socket has given already cannot be put back: it gets a pipe
+/// of its own, with a task that fills it.
+pub(crate) fn come_home(turn: Turn, fd: OwnedFd) -> io::Result<OwnedFd> {
+    if !is(&fd, &[libc::S_IFIFO, libc::S_IFSOCK]) {
+        return Ok(fd);
+    }
+    let (reader, writer) = io::pipe()?;
+    let sink = Sink::new(writer.into(), Held::Ours)?;
+    tokio::spawn(async move {
+        let turn = tokio::select! {
+            turn = turn.lock_owned() => turn,
+            () = sink.broken() => return,
+        };
+        let mut reader = match Reader::new(turn, fd) {
+            Ok(reader) => reader,
+            Err(error) => return tracing::debug!(%error, "the input of a process that came home"),
+        };
+        loop {
+            let data = tokio::select! {
+                data = reader.read() => data,
+                () = sink.broken() => return,
+            };
+            match data {
+                Ok(data) if !data.is_empty() => {
+                    if sink.write_all(data).await.is_err() {
+                        return;
+                    }
+                }
+                _ => return,
+            }
+        }
+    });
+    Ok(reader.into())
+}
