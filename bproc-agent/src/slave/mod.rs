@@ -214,7 +214,7 @@ impl Actor {
                     }
                 }
                 () = tokio::time::sleep_until(self.owed.due()), if self.owed.any() => self.settle_acknowledgement(),
-                _ = tick.tick(), if self.to_master.is_none() || !self.table.is_empty() => {
+                _ = tick.tick(), if self.to_master.is_none() || !self.table.is_empty() || !self.dead_leaders.is_empty() => {
                     self.look_around().await;
                 }
             }
@@ -222,6 +222,7 @@ impl Actor {
     }
 
     async fn look_around(&mut self) {
+        self.end_dead_leaders();
         let some = self.table.some_after(self.looked_at, LOOKS_A_SECOND);
         self.looked_at = some.last().copied().unwrap_or(0);
         self.look_at(some);

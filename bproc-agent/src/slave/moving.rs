@@ -416,6 +416,7 @@ impl Actor {
         if let Some((status, raw)) = end {
             self.end_after_output(pid, status, raw);
         }
+        self.end_dead_leaders();
     }
 
     /// A process that has a skeleton here has ended: the skeleton ends the same way, for a parent that waits here.
