@@ -60,7 +60,8 @@ int main(void) {
     CHECK(bproc_move(0) == 0);
     CHECK(bproc_move(1, BPROC_DUMP_ALL) == 0);
     CHECK(bproc_currnode() == 1);
-    CHECK(ended(pid) == 17 << 8 && children == 1);
+    // One that ends while its parent is on its way may be told at both ends.
+    CHECK(ended(pid) == 17 << 8 && children >= 1);
 
     // Children of a process on a node: here, and elsewhere.
     CHECK((pid = fork()) >= 0);
