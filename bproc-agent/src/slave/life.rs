@@ -47,6 +47,7 @@ impl Actor {
         self.halves.clear();
         self.departures.clear();
         self.ended_early.clear();
+        self.unconnected.clear();
         self.table = Table::default();
         self.blocks = Blocks::default();
         self.events.reset();

@@ -169,6 +169,8 @@ pub struct Actor {
     streams_of_moves: HashMap<i32, moving::Leaving>,
     /// Orders to go that wait until signals ordered before are delivered.
     departures: VecDeque<(u64, wire::Depart)>,
+    /// Processes that have gone, and whose stand-ins have not connected yet.
+    unconnected: BTreeSet<i32>,
     /// Processes that ended while their stand-ins were being made, with their status.
     ended_early: HashMap<i32, i32>,
     /// Where processes come in.
@@ -493,6 +495,7 @@ impl Actor {
                 }
                 let member = Member { ghost, host_pid };
                 self.family.connected(pid.get(), member.clone());
+                self.unconnected.remove(&pid.get());
                 if let (Role::Skeleton, Some(status)) = (role, self.ended_early.remove(&pid.get())) {
                     self.relative_ended(pid.get(), status);
                 }

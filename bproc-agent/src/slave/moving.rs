@@ -397,6 +397,9 @@ impl Actor {
             // A process that was stopped leaves a stand-in that is; on a node nobody looks at that, and it must hear.
             let _ = handle.sigqueue(libc::SIGCONT, crate::ghosts::WAKE);
         }
+        if !runs_here && !done.no_stand_in && self.family.get(pid).is_none() {
+            self.unconnected.insert(pid);
+        }
         // Until now nobody would have reaped its children.
         self.no_longer_named(Naming::room(Some(r#move)));
         if !target {
@@ -430,7 +433,7 @@ impl Actor {
             return;
         }
         let Some(skeleton) = self.family.get(pid) else {
-            if self.halves.contains_key(&pid) {
+            if self.halves.contains_key(&pid) || self.unconnected.contains(&pid) {
                 // It is about to connect.
                 self.ended_early.insert(pid, status);
             }

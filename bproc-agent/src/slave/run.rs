@@ -143,6 +143,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         halves: HashMap::new(),
         streams_of_moves: HashMap::new(),
         departures: VecDeque::new(),
+        unconnected: BTreeSet::new(),
         ended_early: HashMap::new(),
         listen: from.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         gate: gate.clone(),
