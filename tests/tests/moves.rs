@@ -150,7 +150,10 @@ fn c_program(cluster: &Cluster) -> Result<()> {
 }
 
 fn threads(cluster: &Cluster) -> Result<()> {
-    let program = compile(cluster, &root().join("vmadump/tests/programs/threads.c"), &MANY, false)?;
+    // Where everything is slow it is on the way for longer.
+    let slow = patience(Duration::from_secs(1)) > Duration::from_secs(1);
+    let flags = if slow { ["-DROUNDS=300", MANY[1]] } else { MANY };
+    let program = compile(cluster, &root().join("vmadump/tests/programs/threads.c"), &flags, false)?;
     around(cluster, Command::new(program).arg("8"), &AROUND)
 }
 
