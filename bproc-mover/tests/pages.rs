@@ -138,6 +138,7 @@ fn carry(mib: usize, sealed: bool) -> Done {
     target.tell(Task::Proceed(true), &[]);
     expect(&source, |r| matches!(r, Report::Committing(_)));
     source.tell(Task::Proceed(true), &[]);
+    expect(&source, |r| matches!(r, Report::Leaving(_)));
     let Report::Done(arrived) = target.hear() else { panic!("not the end") };
     let Report::Done(done) = source.hear() else { panic!("not the end") };
     assert_eq!((arrived.number, done.number), (0, 0), "{} {}", arrived.message, done.message);

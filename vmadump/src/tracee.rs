@@ -343,7 +343,8 @@ pub(crate) fn leave_call(mut regs: Regs) -> Regs {
         };
         if again {
             regs[reg::RAX] = nr as u64;
-            regs[reg::RIP] -= 2;
+            // An image may say anything.
+            regs[reg::RIP] = regs[reg::RIP].wrapping_sub(2);
         } else if regs[reg::RAX] as i64 == RESTART_BLOCK {
             regs[reg::RAX] = -i64::from(libc::EINTR) as u64;
         }
