@@ -4,7 +4,7 @@
 //! - this file: facts of ghosts, keeper and kernel, and the clocks · [`run`]: start-up
 //! - [`clients`]: the local socket · [`caller`]: who asks · `office`: what clients ask
 //! - [`link`]: the gRPC service for nodes · `nodes`: what they say
-//! - [`travel`]: programs that travel · `effects`: performs what the core decided · `moving`: its part in moves
+//! - [`travel`]: programs that travel · `effects`: performs what the core decided · `moving`: its part in moves · `streams`: of processes that move
 
 mod api;
 mod attributes;
@@ -16,6 +16,7 @@ mod moving;
 mod nodes;
 mod office;
 pub mod run;
+mod streams;
 pub mod travel;
 
 use crate::ghosts::{self, Ghost};
@@ -66,7 +67,7 @@ pub enum Fact {
     /// From a mover of the master's own.
     Mover(Pid, MoveId, Said),
     /// What was prepared for a move beside the task: the streams.
-    Prepared(Pid, MoveId, Result<moving::Streams, Failure>),
+    Prepared(Pid, MoveId, Result<streams::Streams, Failure>),
     /// The start script of a node ended.
     NodeReady(NodeId, bool),
     /// Read the configuration again.

@@ -4,6 +4,7 @@
 use super::clients::{Asker, ClientFact, Desk};
 use super::effects;
 use super::link::named;
+use super::streams::{Streams, carry_streams, listed_streams, own_streams};
 use super::{Actor, Fact, Waiting, Waits, caller};
 use crate::checked;
 use crate::mover::{self, Mover, Said};
@@ -14,12 +15,10 @@ use bproc_core::master::{Action, Ask, Order, Refusal};
 use bproc_mover::wire::{Empty, Owner, Receive, Report, Send, Task};
 use bproc_proto::client::{self as wire, Moved};
 use bproc_proto::link::{self, ToNode, event, order, to_node};
-use bproc_proto::stream::Kind;
-use bproc_proto::{Failure, SpawnSpec, Stream};
+use bproc_proto::{Failure, SpawnSpec};
 use bproc_stdio::wire::Token;
 use bproc_sys::pidfd::PidFd;
 use bproc_sys::process::Process;
-use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use tokio::sync::oneshot;
 
@@ -42,18 +41,6 @@ pub struct Asked {
     request: wire::Move,
     handle: PidFd,
     answer: oneshot::Sender<Result<Moved, Failure>>,
-}
-
-/// Streams of a process for its new place.
-#[derive(Debug, Default)]
-pub struct Streams {
-    /// For a node: as a spawn has them, and their name.
-    streams: Vec<Stream>,
-    token: Vec<u8>,
-    /// For the master: the descriptors themselves.
-    fds: Vec<(i32, OwnedFd)>,
-    /// What 0 to 2 of the process lead to, for one of the master's own.
-    stdio: Vec<Vec<u8>>,
 }
 
 /// What the agent keeps of a move.
@@ -130,7 +117,7 @@ pub fn in_space(host_pid: i32) -> Option<i32> {
     if status.ns_pids.len() < 2 { None } else { status.ns_pids.last().copied() }
 }
 
-fn failure(number: i32, message: impl Into<String>) -> Failure {
+pub fn failure(number: i32, message: impl Into<String>) -> Failure {
     Failure { number, message: message.into() }
 }
 
@@ -225,106 +212,6 @@ async fn settled(pid: Pid, on_node: bool, desk: &Desk) -> Option<NodeId> {
 fn refused(pid: Pid, f: Failure) -> Failure {
     let why = f.message.strip_prefix("refused: ").unwrap_or(&f.message);
     failure(f.number, format!("process {pid} cannot move: {why}"))
-}
-
-/// The standard streams of a process of the master's own, handed to the stdio service for its node. What is no more
-/// than /dev/null here is so there.
-async fn own_streams(pid: Pid, cooperative: bool, desk: &Desk) -> Result<Streams, Failure> {
-    let unreadable = |e: bproc_sys::Error| failure(e.errno(), format!("process {pid} cannot be read: {e}"));
-    let pidfd = PidFd::open(pid).map_err(unreadable)?;
-    let mut all = Streams::default();
-    let mut ends = Vec::new();
-    for number in 0..3 {
-        let Ok(end) = pidfd.get_fd(number) else {
-            all.stdio.push(Vec::new());
-            continue;
-        };
-        all.stdio.push(link_of(&end));
-        let input = number == 0;
-        let mut stream = Stream { fd: number, input, ..Stream::default() };
-        if (input && cooperative) || is_null(&end) {
-            stream.set_kind(Kind::Null);
-        } else {
-            stream.set_kind(Kind::Forward);
-            ends.push(end);
-        }
-        all.streams.push(stream);
-    }
-    if !ends.is_empty() {
-        let broken = |e: String| failure(libc::EIO, format!("the stdio service of the master: {e}"));
-        let token = Token::random().map_err(|e| broken(e.to_string()))?;
-        let forwarded: Vec<(i32, bool)> = forwarded(&all.streams);
-        let expected = desk.iod.expect_held(token.as_bytes(), &forwarded, ends, pid).await;
-        expected.map_err(|e| broken(format!("{e:#}")))?;
-        all.token = token.as_bytes().to_vec();
-    }
-    Ok(all)
-}
-
-/// The descriptors that a process asked to have where it goes.
-async fn listed_streams(
-    pid: Pid,
-    request: &wire::Move,
-    fds: &[OwnedFd],
-    spec: &SpawnSpec,
-    desk: &Desk,
-) -> Result<Streams, Failure> {
-    let broken = |e: String| failure(libc::EIO, format!("the stdio service of the master: {e}"));
-    let mut numbers = BTreeSet::new();
-    let odd = |s: &Stream| s.fd < 0 || s.fd == request.socket || s.kind() == Kind::Same;
-    if request.streams.iter().any(|s| odd(s) || !numbers.insert(s.fd)) {
-        return Err(failure(libc::EINVAL, "a list of descriptors that makes no sense"));
-    }
-    let wanted = forwarded(&request.streams);
-    if wanted.len() != fds.len() {
-        let text = format!("{} streams to forward, but {} descriptors came", wanted.len(), fds.len());
-        return Err(failure(libc::EINVAL, text));
-    }
-    let copies: Result<Vec<OwnedFd>, _> = fds.iter().map(OwnedFd::try_clone).collect();
-    let copies = copies.map_err(|e| failure(e.raw_os_error().unwrap_or(libc::EMFILE), e.to_string()))?;
-    let mut all = Streams { streams: request.streams.clone(), ..Streams::default() };
-    if request.node >= 0 {
-        if !copies.is_empty() {
-            let token = Token::random().map_err(|e| broken(e.to_string()))?;
-            desk.iod
-                .expect(token.as_bytes(), &wanted, copies, false, pid)
-                .await
-                .map_err(|e| broken(format!("{e:#}")))?;
-            all.token = token.as_bytes().to_vec();
-        }
-        return Ok(all);
-    }
-    let mut copies = copies.into_iter();
-    for stream in &request.streams {
-        let fd = match stream.kind() {
-            Kind::Forward => copies.next(),
-            Kind::Null => {
-                let null = std::fs::File::options().read(true).write(true).open("/dev/null");
-                Some(
-                    null.map_err(|e| failure(e.raw_os_error().unwrap_or(libc::EIO), format!("/dev/null: {e}")))?.into(),
-                )
-            }
-            Kind::File => Some(crate::stdio::open_file(stream, spec).await?),
-            Kind::Closed | Kind::Same => None,
-        };
-        all.fds.extend(fd.map(|fd| (stream.fd, fd)));
-    }
-    Ok(all)
-}
-
-fn forwarded(streams: &[Stream]) -> Vec<(i32, bool)> {
-    streams.iter().filter(|s| s.kind() == Kind::Forward).map(|s| (s.fd, s.input)).collect()
-}
-
-fn is_null(fd: &OwnedFd) -> bool {
-    link_of(fd) == b"/dev/null"
-}
-
-/// What a descriptor leads to, as /proc tells.
-fn link_of(fd: &OwnedFd) -> Vec<u8> {
-    use std::os::fd::AsRawFd;
-    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    link.map(|l| l.into_os_string().into_encoded_bytes()).unwrap_or_default()
 }
 
 impl Actor {
@@ -661,40 +548,6 @@ impl Actor {
             }
         }
     }
-}
-
-async fn carry_streams(
-    iod: &crate::stdio::Iod,
-    told: Vec<link::ForwardedStream>,
-    home: bool,
-    cooperative: bool,
-) -> Result<Streams, Failure> {
-    let broken = |e: String| failure(libc::EIO, format!("the stdio service of the master: {e}"));
-    let mut all = Streams::default();
-    let told: Vec<_> = told.into_iter().filter(|s| !(cooperative && s.input)).collect();
-    let from: Vec<_> = told.iter().map(|s| (s.token.clone(), s.stream, s.input)).collect();
-    if cooperative && home {
-        let null = std::fs::File::options().read(true).write(true).open("/dev/null");
-        all.fds.push((0, null.map_err(|e| broken(e.to_string()))?.into()));
-    } else if cooperative {
-        let mut null = Stream { input: true, ..Stream::default() };
-        null.set_kind(Kind::Null);
-        all.streams.push(null);
-    }
-    if from.is_empty() {
-        return Ok(all);
-    }
-    if home {
-        let fds = iod.take(&from).await.map_err(|e| broken(format!("{e:#}")))?;
-        all.fds.extend(told.iter().map(|s| s.fd).zip(fds));
-        return Ok(all);
-    }
-    let token = Token::random().map_err(|e| broken(e.to_string()))?;
-    let fds = told.iter().map(|s| s.fd).collect();
-    iod.share(&from, token.as_bytes(), fds).await.map_err(|e| broken(format!("{e:#}")))?;
-    all.token = token.as_bytes().to_vec();
-    all.streams.extend(told.iter().map(|s| Stream { fd: s.fd, input: s.input, ..Stream::default() }));
-    Ok(all)
 }
 
 /// The address under which nodes reach this machine.
