@@ -173,7 +173,10 @@ fn a_users_ghost_clones_by_file_capability_and_cannot_be_read() {
     const USER: u32 = 65534;
     let listener = Listener::new();
     let program = listener.directory().join("bproc-ghost");
-    std::fs::copy(binary(), &program).expect("copy");
+    // By another process: while this one has it open for writing, a child that some other test forks has too, and then
+    // it cannot be executed.
+    let copied = std::process::Command::new("cp").arg(binary()).arg(&program).status().expect("cp");
+    assert!(copied.success(), "cp: {copied}");
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("chmod");
     // vfs_cap_data: revision 2 and effective; permitted and inheritable, low words then high.
     let words: [u32; 5] = [0x0200_0001, 0, 0, 1 << (CHECKPOINT_RESTORE - 32), 0];

@@ -10,6 +10,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bproc_common::id::Pid;
 use bproc_common::keeper::{KeeperMsg, ev, op};
@@ -21,6 +22,14 @@ use bproc_sys::seqpacket::Conn;
 
 /// Seconds after which the whole test process is killed.
 const LIMIT: u32 = 120;
+
+/// Held while a keeper is started and while a child is forked: a child that executes nothing would keep what the start
+/// waits to see closed.
+static FORKS: Mutex<()> = Mutex::new(());
+
+fn one_fork() -> MutexGuard<'static, ()> {
+    FORKS.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A running keeper with its socket in a directory of its own.
 pub(crate) struct Keeper {
@@ -40,6 +49,7 @@ impl Keeper {
         std::fs::create_dir_all(&dir).unwrap();
         let socket = dir.join("s");
         let argv = [OsStr::new("bproc-keeper"), OsStr::new("--socket"), socket.as_os_str()];
+        let alone = one_fork();
         let pidfd = spawn_detached(&Helper {
             path: Path::new(env!("CARGO_BIN_EXE_bproc-keeper")),
             argv: &argv,
@@ -48,6 +58,7 @@ impl Keeper {
             life: Life::Tied,
         })
         .unwrap();
+        drop(alone);
         Keeper { pidfd, dir }
     }
 
@@ -169,8 +180,11 @@ impl Agent {
 /// the test's thread.
 pub(crate) fn child(body: impl FnOnce() -> i32) -> Pid {
     let parent = std::process::id() as i32;
+    let alone = one_fork();
     // SAFETY: the child makes plain system calls and ends by _exit.
     let pid = unsafe { libc::fork() };
+    // In the child too, which may fork.
+    drop(alone);
     if pid == 0 {
         // SAFETY: no pointers.
         unsafe {
