@@ -3,10 +3,11 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use nix::unistd::{Whence, lseek};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::end::{Held, Sink, Source};
@@ -70,9 +71,7 @@ impl Reader {
         }
         let Some(file) = &self.file else { return };
         let all: usize = self.turn.unread.iter().map(Bytes::len).sum();
-        // SAFETY: no pointers.
-        let went = all > 0 && unsafe { libc::lseek(file.as_raw_fd(), -(all as libc::off_t), libc::SEEK_CUR) } >= 0;
-        if !went {
+        if all == 0 || lseek(file, -(all as libc::off_t), Whence::SeekCur).is_err() {
             return;
         }
         self.turn.unread.clear();

@@ -170,6 +170,18 @@ impl Cluster {
         command
     }
 
+    /// The same on a node's machine, outside of its space.
+    ///
+    /// # Errors
+    /// The node has no machine of its own.
+    pub fn command_on(&self, node: i32, program: &str) -> Result<Command> {
+        let machine =
+            self.machine(Role::Node(node)).with_context(|| format!("node {node} is no machine of its own"))?;
+        let mut command = self.command(program);
+        machine.inhabit(&mut command);
+        Ok(command)
+    }
+
     /// bpsh with these arguments and this input.
     ///
     /// # Errors

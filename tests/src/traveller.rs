@@ -26,6 +26,14 @@ impl Traveller {
     /// # Errors
     /// It cannot be started.
     pub fn start(command: &mut Command) -> Result<Traveller> {
+        Traveller::start_with_input(command.stdin(Stdio::null()))
+    }
+
+    /// Starts it with the input that the command has.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_with_input(command: &mut Command) -> Result<Traveller> {
         // SAFETY: only sets the close-on-exec flag of what whoever started the tests left open.
         unsafe {
             command.pre_exec(|| {
@@ -33,7 +41,7 @@ impl Traveller {
                 Ok(())
             });
         }
-        let mut child = tie(command).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let mut child = tie(command).stdout(Stdio::piped()).spawn()?;
         let output = BufReader::new(child.stdout.take().context("it has an output")?);
         Ok(Traveller { child, output })
     }
@@ -109,6 +117,32 @@ pub fn go(cluster: &Cluster, pid: i32, node: &str) -> Result<()> {
     let there = place(cluster, pid)?;
     ensure!(there == node, "it is on {there} instead of {node}");
     Ok(())
+}
+
+/// The way around: to nodes, between them, home, and out again.
+pub const AROUND: [&str; 10] = ["0", "1", "master", "2", "0", "master", "1", "2", "1", "master"];
+
+/// Moves a self-checking program on its way at each `round` line; it must end with `done` and 42.
+///
+/// # Errors
+/// It did not move, or not go on right.
+pub fn around(cluster: &Cluster, command: &mut Command, way: &[&str]) -> Result<()> {
+    let mut program = Traveller::start(command)?;
+    let mut way = way.iter();
+    loop {
+        let line = program.line()?;
+        if !line.starts_with("round") {
+            ensure!(line == "done", "{line}");
+            break;
+        }
+        if let Some(node) = way.next() {
+            go(cluster, program.pid(), node).with_context(|| format!("at {line}"))?;
+        }
+    }
+    ensure!(way.next().is_none(), "the program ended too soon");
+    let (rest, status) = program.end()?;
+    ensure!((rest.as_str(), status) == ("", 42 << 8), "{rest:?}, status {status:#x}");
+    cluster.quiet()
 }
 
 /// Compiles a C program of this checkout into the cluster's directory; with `library`, against the cluster's C library.

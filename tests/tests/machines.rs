@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use bproc_tests::cluster::{Cluster, Options, apart, signal_to};
 use bproc_tests::run::finish;
 use bproc_tests::runner::{self, Test};
-use bproc_tests::traveller::{Traveller, compile, go, place};
+use bproc_tests::traveller::{AROUND, Traveller, around, compile, go, place};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65534;
@@ -61,36 +61,21 @@ fn programs(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
-/// The way around: to nodes, between them, home, and out again.
-const AROUND: [&str; 10] = ["0", "1", "master", "2", "0", "master", "1", "2", "1", "master"];
-
-/// Moves a self-checking program at each `round` line; it must end with `done` and 42.
-fn around(cluster: &Cluster, command: &mut Command) -> Result<()> {
-    let mut program = Traveller::start(command)?;
-    let mut way = AROUND.iter();
-    loop {
-        let line = program.line()?;
-        if !line.starts_with("round") {
-            ensure!(line == "done", "{line}");
-            break;
-        }
-        if let Some(node) = way.next() {
-            go(cluster, program.pid(), node).with_context(|| format!("at {line}"))?;
-        }
-    }
-    ensure!(way.next().is_none(), "the program ended too soon");
-    let (rest, status) = program.end()?;
-    ensure!((rest.as_str(), status) == ("", 42 << 8), "{rest:?}, status {status:#x}");
-    cluster.quiet()
-}
-
 fn moves(cluster: &Cluster) -> Result<()> {
-    around(cluster, &mut Command::new(compile(cluster, "vmadump/tests/programs/all.c", &["-DROUNDS=400"], false)?))
+    around(
+        cluster,
+        &mut Command::new(compile(cluster, "vmadump/tests/programs/all.c", &["-DROUNDS=400"], false)?),
+        &AROUND,
+    )
 }
 
 fn threads(cluster: &Cluster) -> Result<()> {
     let flags = ["-DROUNDS=60", "-DPAUSE=100000"];
-    around(cluster, Command::new(compile(cluster, "vmadump/tests/programs/threads.c", &flags, false)?).arg("8"))
+    around(
+        cluster,
+        Command::new(compile(cluster, "vmadump/tests/programs/threads.c", &flags, false)?).arg("8"),
+        &AROUND,
+    )
 }
 
 /// A user's process, killed at last.
@@ -102,6 +87,38 @@ fn a_user(cluster: &Cluster) -> Result<()> {
     }
     program.child.kill()?;
     ensure!(program.end()?.1 == libc::SIGKILL, "its end");
+    cluster.quiet()
+}
+
+/// Root of a node's machine, who is no process of the space, moves what is there and nothing else.
+fn root_of_a_node(cluster: &Cluster) -> Result<()> {
+    let outside = |node, arguments: &[&str]| finish(cluster.command_on(node, "bpmove")?.args(arguments), b"", LIMIT);
+    let control = |mode| -> Result<()> {
+        let done = finish(cluster.command("bpctl").args(["-S", "0", "-m", mode]), b"", LIMIT)?;
+        ensure!(done.status == 0, "{done:?}");
+        Ok(())
+    };
+    let homebody = Traveller::start(Command::new("/bin/sleep").arg("100"))?;
+    let user = Traveller::start(Command::new("/bin/sleep").arg("100").uid(NOBODY).gid(NOBODY))?;
+    let (home, away) = (homebody.pid().to_string(), user.pid().to_string());
+    for node in ["0", "1"] {
+        let done = outside(0, &[&home, node])?;
+        ensure!(done.status == 1 && done.err().contains("ask on the master"), "{done:?}");
+    }
+    go(cluster, user.pid(), "1")?;
+    let done = outside(0, &[&away, "0"])?;
+    ensure!(done.status == 1 && done.err().contains("speaks for its own only"), "{done:?}");
+    let done = outside(1, &[&away, "2"])?;
+    ensure!(done.status == 0 && place(cluster, user.pid())? == "2", "{done:?}");
+    // Not where its user may not be.
+    control("100")?;
+    let done = outside(2, &[&away, "0"])?;
+    ensure!(done.status == 1 && place(cluster, user.pid())? == "2", "{done:?}");
+    control("111")?;
+    for mut one in [homebody, user] {
+        one.child.kill()?;
+        ensure!(one.end()?.1 == libc::SIGKILL, "its end");
+    }
     cluster.quiet()
 }
 
@@ -158,6 +175,7 @@ fn main() -> ExitCode {
         Test::new("threads_ten_times_around", threads),
         Test::new("a_user_other_than_root", a_user),
         Test::new("calls_from_nodes", calls),
+        Test::new("root_of_a_node", root_of_a_node),
     ];
     if !std::env::args().any(|word| word == "--list") && !matches!(apart::leave(), Ok(true)) {
         println!("skipped: networks of one's own need root, `ip` and veth");

@@ -2,142 +2,24 @@
 //! refusals.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use bproc_tests::cluster::{Cluster, Role, eventually, signal_to};
-use bproc_tests::run::{Finished, finish, patience, tie};
+use bproc_tests::run::{finish, patience};
 use bproc_tests::runner::{self, Test};
+use bproc_tests::traveller::{AROUND, Traveller, around, compile, go, try_move};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65534;
-/// The way around: to nodes, between them, home, and out again.
-const AROUND: [&str; 10] = ["0", "1", "master", "2", "0", "master", "1", "2", "1", "master"];
-
-fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-}
 
 /// So many rounds that the program outlasts its travels.
 const MANY: [&str; 2] = ["-DROUNDS=60", "-DPAUSE=100000"];
 
-/// Compiles a C program into the cluster's directory; with `library`, against the C library of the cluster.
-fn compile(cluster: &Cluster, source: &Path, flags: &[&str], library: bool) -> Result<PathBuf> {
-    let name = source.file_stem().context("a source has a name")?.to_string_lossy().into_owned();
-    let program = cluster.dir().join(format!("log/{name}{}", flags.concat()));
-    let mut gcc = Command::new("gcc");
-    gcc.args(["-O1", "-g", "-Wall", "-Wextra", "-pthread", "-D_GNU_SOURCE"])
-        .args(flags)
-        .arg("-o")
-        .arg(&program)
-        .arg(source);
-    if library {
-        let stage = root().join("target/bproc");
-        gcc.arg("-I").arg(stage.join("include")).arg("-L").arg(stage.join("lib")).arg("-lbproc");
-        gcc.arg(format!("-Wl,-rpath,{}", stage.join("lib").display()));
-    }
-    let done = finish(&mut gcc, b"", LIMIT)?;
-    ensure!(done.status == 0, "gcc {name}: {}", done.err());
-    Ok(program)
-}
-
-/// A program whose output we read while it moves.
-struct Traveller {
-    child: Child,
-    output: BufReader<ChildStdout>,
-}
-
-impl Traveller {
-    fn start(command: &mut Command) -> Result<Traveller> {
-        Traveller::start_with_input(command.stdin(Stdio::null()))
-    }
-
-    /// With the input that the command has.
-    fn start_with_input(command: &mut Command) -> Result<Traveller> {
-        // SAFETY: only sets the close-on-exec flag of what whoever started the tests left open.
-        unsafe {
-            command.pre_exec(|| {
-                libc::syscall(libc::SYS_close_range, 3, u32::MAX, 4);
-                Ok(())
-            });
-        }
-        let mut child = tie(command).stdout(Stdio::piped()).spawn()?;
-        let output = BufReader::new(child.stdout.take().context("it has an output")?);
-        Ok(Traveller { child, output })
-    }
-
-    fn pid(&self) -> i32 {
-        self.child.id() as i32
-    }
-
-    fn line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        ensure!(!line.is_empty(), "the program ended: {:?}", self.child.try_wait()?);
-        Ok(line.trim_end().to_owned())
-    }
-
-    /// Lines up to this one.
-    fn until(&mut self, wanted: &str) -> Result<()> {
-        while self.line()? != wanted {}
-        Ok(())
-    }
-
-    /// The rest of its output, and its wait status.
-    fn end(mut self) -> Result<(String, i32)> {
-        let mut rest = String::new();
-        self.output.read_to_string(&mut rest)?;
-        Ok((rest, self.child.wait()?.into_raw()))
-    }
-}
-
-impl Drop for Traveller {
-    fn drop(&mut self) {
-        // It has ended, unless a test failed.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn try_move(cluster: &Cluster, pid: i32, node: &str) -> Result<Finished> {
-    finish(cluster.command("bpmove").args([&pid.to_string(), node]), b"", LIMIT)
-}
-
-fn go(cluster: &Cluster, pid: i32, node: &str) -> Result<()> {
-    let done = try_move(cluster, pid, node)?;
-    ensure!(done.status == 0, "to {node}: {}", done.err());
-    let listed = cluster.client()?.processes().map_err(|e| anyhow::anyhow!("{e}"))?;
-    let there = listed.iter().find(|p| p.pid == pid).map_or("master".to_owned(), |p| p.node.to_string());
-    ensure!(there == node, "it is on {there} instead of {node}");
-    Ok(())
-}
-
-/// Moves a self-checking program at each `round` line; it must end with `done` and 42.
-fn around(cluster: &Cluster, command: &mut Command, way: &[&str]) -> Result<()> {
-    let mut program = Traveller::start(command)?;
-    let mut way = way.iter();
-    loop {
-        let line = program.line()?;
-        if !line.starts_with("round") {
-            ensure!(line == "done", "{line}");
-            break;
-        }
-        if let Some(node) = way.next() {
-            go(cluster, program.pid(), node).with_context(|| format!("at {line}"))?;
-        }
-    }
-    ensure!(way.next().is_none(), "the program ended too soon");
-    let (rest, status) = program.end()?;
-    ensure!((rest.as_str(), status) == ("", 42 << 8), "{rest:?}, status {status:#x}");
-    cluster.quiet()
-}
-
 fn c_program(cluster: &Cluster) -> Result<()> {
-    let source = root().join("vmadump/tests/programs/all.c");
     let mut way = &AROUND[..];
     // SAFETY: PR_TIMER_CREATE_RESTORE_IDS_GET takes no pointer and changes nothing.
     if unsafe { libc::prctl(77, 2, 0, 0, 0) } < 0 {
@@ -146,14 +28,14 @@ fn c_program(cluster: &Cluster) -> Result<()> {
         );
         way = &["0", "1", "2"];
     }
-    around(cluster, &mut Command::new(compile(cluster, &source, &["-DROUNDS=400"], false)?), way)
+    around(cluster, &mut Command::new(compile(cluster, "vmadump/tests/programs/all.c", &["-DROUNDS=400"], false)?), way)
 }
 
 fn threads(cluster: &Cluster) -> Result<()> {
     // Where everything is slow it is on the way for longer.
     let slow = patience(Duration::from_secs(1)) > Duration::from_secs(1);
     let flags = if slow { ["-DROUNDS=300", MANY[1]] } else { MANY };
-    let program = compile(cluster, &root().join("vmadump/tests/programs/threads.c"), &flags, false)?;
+    let program = compile(cluster, "vmadump/tests/programs/threads.c", &flags, false)?;
     around(cluster, Command::new(program).arg("8"), &AROUND)
 }
 
@@ -386,7 +268,7 @@ fn streams(cluster: &Cluster) -> Result<()> {
 
 /// What a process has not read when it moves it reads where it goes, byte for byte.
 fn input(cluster: &Cluster) -> Result<()> {
-    let reader = compile(cluster, &root().join("tests/programs/reader.c"), &[], false)?;
+    let reader = compile(cluster, "tests/programs/reader.c", &[], false)?;
     let mib = std::env::var("BPROC_TEST_MIB").ok().and_then(|n| n.parse().ok()).unwrap_or(50usize).max(8);
     let mut state = 88172645463325252u64;
     let bytes: Vec<u8> = (0..mib << 17)
@@ -467,7 +349,7 @@ fn library(cluster: &Cluster) -> Result<()> {
     let dir = cluster.dir().join("log");
     for (name, arguments) in [("moving.c", &[][..]), ("moving_io.c", &[dir])] {
         for dialect in ["-std=c11", "-std=gnu17", "-xc++"] {
-            let source = root().join("tests/programs").join(name);
+            let source = format!("tests/programs/{name}");
             let program = compile(cluster, &source, &[dialect], true)?;
             let mut command = Command::new(&program);
             let program = Traveller::start(cluster.environment(command.args(arguments)))?;

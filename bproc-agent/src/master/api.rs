@@ -99,10 +99,13 @@ fn unexpected() -> Status {
     Status::internal("the agent answered something else; this is a fault of its own")
 }
 
+fn not_signalled(number: i32, pid: Pid, error: &bproc_sys::Error) -> Status {
+    status(error.errno(), format!("signal {number} to process {pid}: {error}"))
+}
+
 /// kill(2) with the rights of `uid`, of a process that is on a node.
-fn signal(pid: Pid, number: i32, uid: u32) -> Result<(), Status> {
-    let failed = |error: bproc_sys::Error| status(error.errno(), format!("signal {number} to process {pid}: {error}"));
-    let handle = PidFd::open(pid).map_err(failed)?;
+fn signal(handle: &PidFd, pid: Pid, number: i32, uid: u32) -> Result<(), Status> {
+    let failed = |error: bproc_sys::Error| not_signalled(number, pid, &error);
     // Its ghost has its user's ids. As in kill(2): the sender's is its real or its saved one.
     let owners = Process::open(pid).and_then(|p| p.status()).map_err(failed)?.uids;
     if uid != 0 && uid != owners.real && uid != owners.saved {
@@ -182,14 +185,18 @@ impl Space for Api {
         if !(0..=64).contains(&asked.signal) {
             return Err(status(libc::EINVAL, format!("{} is no signal: 0 to 64", asked.signal)));
         }
+        let nowhere = || status(libc::ESRCH, format!("process {pid} is on no node; bpstat -p lists those that are"));
+        // Before it is asked where it is: a number that is used again in between is somebody else's.
+        let handle = match PidFd::open(pid) {
+            Err(error) if error.errno() == libc::ESRCH => return Err(nowhere()),
+            handle => handle.map_err(|error| not_signalled(asked.signal, pid, &error))?,
+        };
         let (answer, place) = oneshot::channel();
         self.desk.facts.send(Fact::Client(ClientFact::Where(pid, answer))).await.ok();
         match place.await {
             Err(_) => Err(status(libc::EAGAIN, "the agent is ending; try again")),
-            Ok(None) => {
-                Err(status(libc::ESRCH, format!("process {pid} is on no node; bpstat -p lists those that are")))
-            }
-            Ok(Some(_)) => signal(pid, asked.signal, asker.uid).map(|()| Response::new(wire::Done {})),
+            Ok(None) => Err(nowhere()),
+            Ok(Some(_)) => signal(&handle, pid, asked.signal, asker.uid).map(|()| Response::new(wire::Done {})),
         }
     }
 }

@@ -216,6 +216,10 @@ pub(super) fn failure(refusal: Refusal) -> Failure {
         ),
         Refusal::Busy(pid) => (libc::EBUSY, format!("process {pid} is being moved already")),
         Refusal::NotYours(pid) => (libc::EPERM, format!("process {pid} belongs to another user")),
+        Refusal::Unvouched(pid, node) => (
+            libc::EPERM,
+            format!("process {pid} is not on node {node}, which speaks for its own only; ask on the master"),
+        ),
         Refusal::Ended(pid) => (libc::ESRCH, format!("process {pid} has ended")),
         Refusal::CannotHold(pid, number) => {
             (number, format!("the keeper cannot hold process {pid} (errno {number}); is a debugger attached to it?"))

@@ -10,7 +10,7 @@ use crate::checked;
 use crate::mover::{self, Mover, Said};
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::{NodeId, Pid};
-use bproc_core::master::moving::{Departed, MoveFacts, MoveId};
+use bproc_core::master::moving::{Departed, MoveFacts, MoveId, Speaker};
 use bproc_core::master::{Action, Ask, Order, Refusal};
 use bproc_mover::wire::{Empty, Owner, Receive, Report, Send, Task};
 use bproc_proto::client::{self as wire, Moved};
@@ -141,7 +141,7 @@ async fn ask_once(request: wire::Move, asker: &Asker, fds: &[OwnedFd], desk: &De
     let place = settled(pid, remote == Some(number), desk).await;
     let local = place.is_none();
     // A node speaks for its own processes only.
-    let its_own = asker.node().is_none_or(|speaks| place == Some(speaks));
+    let its_own = asker.node().is_none_or(|node| place == Some(node));
     if remote == Some(number) && (local || !its_own) {
         return Err(failure(libc::ESRCH, format!("process {pid} of a node has no ghost here")));
     }
@@ -155,12 +155,14 @@ async fn ask_once(request: wire::Move, asker: &Asker, fds: &[OwnedFd], desk: &De
     }
     let children = children_of(&process).map_err(unreadable)?;
     let to = (request.node >= 0).then_some(NodeId(request.node));
+    let speaker = speaker(asker, desk).await;
     let facts = MoveFacts {
         pid,
         parent: caller.parent,
         to,
         uid: asker.uid,
-        gids: asker.gids(),
+        gids: if speaker.is_some() { caller.gids } else { asker.gids() },
+        speaker,
         owner: caller.owner,
         comm: caller.comm,
         relatives: caller.relatives,
@@ -168,7 +170,7 @@ async fn ask_once(request: wire::Move, asker: &Asker, fds: &[OwnedFd], desk: &De
     };
     let ending = |_| failure(libc::ECONNRESET, "the agent is ending; try again");
     let mut stdio = Vec::new();
-    let mine = asker.uid == 0 || asker.uid == caller.owner;
+    let mine = facts.rights(place).is_ok();
     if local && to.is_some() && mine {
         mover::survey(pid.get(), request.flags, request.files as u32).await.map_err(|f| refused(pid, f))?;
     }
@@ -185,6 +187,18 @@ async fn ask_once(request: wire::Move, asker: &Asker, fds: &[OwnedFd], desk: &De
     let asked = Asked { facts, spec, stdio, home, children, request, handle, answer };
     desk.facts.send(Fact::Client(ClientFact::Move(Box::new(asked)))).await.ok();
     receiver.await.map_err(ending).and_then(|r| r)
+}
+
+/// The node that speaks for the asker, and what is known here of him: his ghost, if his number is one's there.
+async fn speaker(asker: &Asker, desk: &Desk) -> Option<Speaker> {
+    let node = asker.node()?;
+    let pid = asker.number().and_then(Pid::new).filter(|pid| pid.get() > 1);
+    let there = match pid {
+        Some(pid) => settled(pid, true, desk).await == Some(node),
+        None => false,
+    };
+    let ghost = pid.filter(|_| there).and_then(|pid| Process::open(pid).ok()?.status().ok());
+    Some(Speaker { node, ghost: ghost.map(|status| status.uids.effective) })
 }
 
 /// Where a process is (0: the one that asks), when no move of it is under way; none: on the master.

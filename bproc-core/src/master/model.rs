@@ -58,6 +58,8 @@ pub enum Refusal {
     NodeDied(NodeId),
     /// It belongs to another user.
     NotYours(Pid),
+    /// A node asks for somebody whom it cannot vouch for, about a process that is not its own.
+    Unvouched(Pid, NodeId),
     /// It has ended or is about to.
     Ended(Pid),
 }

@@ -32,8 +32,10 @@ pub struct MoveFacts {
     pub to: Option<NodeId>,
     /// Effective uid of whoever asks.
     pub uid: u32,
-    /// Effective gid and supplementary groups of whoever asks.
+    /// Effective gid and supplementary groups of whoever asks; if a node speaks for him, those of the process.
     pub gids: BTreeSet<u32>,
+    /// The node that speaks for whoever asks; none: he asks on the master.
+    pub speaker: Option<Speaker>,
     /// User whose process it is.
     pub owner: u32,
     /// Its name.
@@ -42,6 +44,42 @@ pub struct MoveFacts {
     pub relatives: Vec<Pid>,
     /// Its children, zombies too.
     pub children: Vec<Pid>,
+}
+
+/// A node that says who asks there.
+#[derive(Clone, Copy, Debug)]
+pub struct Speaker {
+    /// The node.
+    pub node: NodeId,
+    /// Uid of the asker's ghost, which the master knows by itself; none: no process of the node's space.
+    pub ghost: Option<u32>,
+}
+
+impl MoveFacts {
+    /// By the rights of which user a process that is at `place` moves.
+    ///
+    /// Who is root of a node is root of what runs there, and of nothing else: its word on who asks counts as far as
+    /// the master knows it, and beyond that for the node's own processes, which then go where their user may.
+    ///
+    /// # Errors
+    /// It is not for this asker to move it.
+    pub fn rights(&self, place: Option<NodeId>) -> Result<u32, Refusal> {
+        let may = |uid: u32| uid == 0 || uid == self.owner;
+        let Some(Speaker { node, ghost }) = self.speaker else {
+            return if may(self.uid) { Ok(self.uid) } else { Err(Refusal::NotYours(self.pid)) };
+        };
+        if !may(self.uid) {
+            return Err(Refusal::NotYours(self.pid));
+        }
+        // A process of root's may have become anybody's there; one of a user's that says to be another runs what has
+        // his rights on that node.
+        let known = ghost.map(|uid| if uid == 0 { self.uid } else { uid });
+        match known.filter(|uid| may(*uid)) {
+            Some(uid) => Ok(uid),
+            None if place == Some(node) => Ok(self.owner),
+            None => Err(Refusal::Unvouched(self.pid, node)),
+        }
+    }
 }
 
 /// Names one move.
@@ -101,14 +139,11 @@ impl Master {
         let busy = self.moves.contains_key(&pid)
             || lost_track
             || process.is_some_and(|p| !matches!(p.phase, Life::Running) || p.orphan.is_some());
-        let refusal = if process.is_some_and(|p| p.end.is_some() || p.at_gate || p.ghost_gone) {
-            Some(Refusal::Ended(pid))
-        } else if facts.uid != 0 && facts.uid != facts.owner {
-            Some(Refusal::NotYours(pid))
-        } else if busy {
-            Some(Refusal::Busy(pid))
-        } else {
-            facts.to.and_then(|to| self.refused_by(to, facts.uid, &facts.gids))
+        let refusal = match facts.rights(from) {
+            _ if process.is_some_and(|p| p.end.is_some() || p.at_gate || p.ghost_gone) => Some(Refusal::Ended(pid)),
+            Err(refusal) => Some(refusal),
+            Ok(_) if busy => Some(Refusal::Busy(pid)),
+            Ok(uid) => facts.to.and_then(|to| self.refused_by(to, uid, &facts.gids)),
         };
         if let Some(refusal) = refusal {
             return out.push(Action::Answer(ask, Err(refusal)));

@@ -1,4 +1,4 @@
-use super::moving::{Departed, MoveFacts, MoveId};
+use super::moving::{Departed, MoveFacts, MoveId, Speaker};
 use super::nodes::Attach;
 use super::*;
 use bproc_common::id::Epoch;
@@ -37,6 +37,7 @@ fn facts(to: Option<NodeId>) -> MoveFacts {
         to,
         uid: 5,
         gids: [5].into(),
+        speaker: None,
         owner: 5,
         comm: b"prog".to_vec(),
         relatives: vec![pid(2)],
@@ -329,4 +330,29 @@ fn the_ghost_is_taken_when_it_has_reaped_what_the_process_has() {
     let reap = out.iter().position(|a| *a == Action::Ghost(pid(P), GhostCommand::Reap(pid(CHILD))));
     let take = out.iter().position(|a| *a == Action::TakeGhost(pid(P), id));
     assert!(reap.is_some() && reap < take, "{out:?}");
+}
+
+#[test]
+fn a_node_speaks_for_its_own() {
+    let rights = |node, ghost, uid, place| {
+        let speaker = Some(Speaker { node, ghost });
+        MoveFacts { uid, speaker, ..facts(Some(B)) }.rights(place)
+    };
+    let unvouched = Err(Refusal::Unvouched(pid(P), A));
+    for uid in [0, 5] {
+        // Someone of the machine: what runs there goes where its user may, nothing else moves.
+        assert_eq!(rights(A, None, uid, Some(A)), Ok(5));
+        assert_eq!(rights(A, None, uid, Some(B)), unvouched);
+        assert_eq!(rights(A, None, uid, None), unvouched);
+        // Another user's process with the rights of root, or of this user, which only the node has seen.
+        assert_eq!(rights(A, Some(6), uid, Some(A)), Ok(5));
+        assert_eq!(rights(A, Some(6), uid, None), unvouched);
+        // A process of root's or of this user's.
+        for place in [None, Some(A), Some(B)] {
+            assert_eq!(rights(A, Some(0), uid, place), Ok(uid));
+            assert_eq!(rights(A, Some(5), uid, place), Ok(5));
+        }
+    }
+    assert_eq!(rights(A, Some(0), 6, Some(A)), Err(Refusal::NotYours(pid(P))));
+    assert_eq!(rights(A, Some(6), 6, Some(A)), Err(Refusal::NotYours(pid(P))));
 }
