@@ -324,6 +324,25 @@ fn again_and_again(cluster: &Cluster) -> Result<()> {
     crowd.end(cluster)
 }
 
+/// It dies before it first pings, each time, for longer than a node goes on without a master.
+fn master_dies_young(cluster: &Cluster) -> Result<()> {
+    let mut bpsh =
+        run::tie(cluster.command("bpsh").args(["0", "sh", "-c", "read end; exit 7"])).stdin(Stdio::piped()).spawn()?;
+    eventually("it runs", SOON, || {
+        Ok(if cluster.programs().is_empty() { Err("nothing does".into()) } else { Ok(()) })
+    })?;
+    for _ in 0..6 {
+        crash(cluster, &[Role::Master])?;
+        revive(cluster, &[Role::Master])?;
+        // The time itself is what is tested: a third of the ping time-out is between two pings.
+        std::thread::sleep(run::patience(Duration::from_secs(1)));
+    }
+    drop(bpsh.stdin.take());
+    let status = run::wait(&mut bpsh, SOON)?;
+    ensure!(status == 7, "bpsh ends with {status}");
+    cluster.quiet()
+}
+
 /// For longer than machines may be silent; while the agents answer, nothing is lost by that.
 fn services_have_no_processor(cluster: &Cluster) -> Result<()> {
     let wanted: String = (1..=1_000_000).map(|number| format!("{number}\n")).collect();
@@ -366,6 +385,7 @@ fn main() -> ExitCode {
     }
     tests.extend([
         Test::new("agents_restart_again_and_again", again_and_again),
+        Test::new("the_master_dies_young", master_dies_young),
         Test::new("the_slave_agent_stays_away", slave_stays_away),
         Test::new("the_node_is_cut_off", slave_is_cut_off),
         Test::new("a_stdio_service_has_no_processor", services_have_no_processor),

@@ -334,6 +334,8 @@ impl Actor {
         self.traveller.master_is_at(&welcome.files_address);
         self.traveller.prefetch(&welcome.keep, welcome.keep_size);
         self.patience = Duration::from_secs(welcome.ping_timeout_s.max(2).into());
+        // A master that keeps dying never comes to its first ping.
+        self.renew_lease();
         if self.space.record.master_epoch != welcome.master_epoch {
             self.give_up_moves();
             // Another life of the master's agent counts its orders from 1.
