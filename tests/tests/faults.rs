@@ -137,7 +137,7 @@ impl Case<'_> {
         }
         let mut child = Tied(tie(&mut command).spawn()?);
         let pid = child.0.id() as i32;
-        goes_on(&ticks)?;
+        ensure!(goes_on(&ticks, pid)?, "it ended before it moved");
         if self.way.from != Role::Master {
             go(cluster, pid, &name(self.way.from)).context("to its source")?;
         }
@@ -157,13 +157,12 @@ impl Case<'_> {
         let done = self.settle(asker)?;
         struck?;
         let home = self.where_it_runs(program, pid)?;
-        if let Some(home) = home {
-            goes_on(&ticks)?;
+        // One whose ghost was killed is there for another moment.
+        if let Some(home) = home
+            && goes_on(&ticks, pid)?
+            && self.moves_on(pid, &home)?
+        {
             ensure!(done != 0 || home == name(self.way.to), "bpmove says that it moved, but it runs on {home}");
-            // It is whole: it moves again, and ends as it likes.
-            let next = if home == "2" { "1" } else { "2" };
-            // An agent that has just been started may not have told the master of itself yet.
-            eventually("moving on", LIMIT, || Ok(go(cluster, pid, next).map_err(|error| format!("{error:#}"))))?;
             signal_to(pid, libc::SIGTERM)?;
             let status = child.end()?;
             ensure!(status == 33, "it ended with {status}");
@@ -181,6 +180,16 @@ impl Case<'_> {
             Ok(if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) })
         })?;
         cluster.quiet()
+    }
+
+    /// It is whole: it moves again, unless it ends.
+    fn moves_on(&self, pid: i32, home: &str) -> Result<bool> {
+        let next = if home == "2" { "1" } else { "2" };
+        // An agent that has just been started may not have told the master of itself yet.
+        eventually("moving on", LIMIT, || match go(self.cluster, pid, next) {
+            Err(error) if !ended(pid) => Ok(Err(format!("{error:#}"))),
+            moved => Ok(Ok(moved.is_ok())),
+        })
     }
 
     fn ask(&self, pid: i32) -> Result<Child> {
@@ -261,7 +270,7 @@ impl Case<'_> {
             let there: Vec<Proc> = procs::all().into_iter().filter(|p| p.exe == program).collect();
             let told = place(self.cluster, pid)?;
             match there.as_slice() {
-                [] if Proc::read(pid).is_none_or(|p| p.state == 'Z') => Ok(Ok(None)),
+                [] if ended(pid) => Ok(Ok(None)),
                 [one] => {
                     let on_master = !one.is_inside();
                     let fits =
@@ -287,11 +296,18 @@ impl Case<'_> {
     }
 }
 
-/// Waits until it writes on.
-fn goes_on(ticks: &Path) -> Result<()> {
+fn ended(pid: i32) -> bool {
+    Proc::read(pid).is_none_or(|p| p.state == 'Z')
+}
+
+/// Waits until it writes on, or has ended: then false.
+fn goes_on(ticks: &Path, pid: i32) -> Result<bool> {
     let length = || fs::metadata(ticks).map_or(0, |m| m.len());
     let before = length();
-    eventually("it goes on", LIMIT, || Ok(if length() > before { Ok(()) } else { Err("it stands still".into()) }))
+    eventually("it goes on", LIMIT, || {
+        let ended = ended(pid);
+        Ok(if ended || length() > before { Ok(!ended) } else { Err("it stands still".into()) })
+    })
 }
 
 fn faults(cluster: &Cluster, point: usize) -> Result<()> {
