@@ -3,7 +3,7 @@
 use crate::watched::watched;
 use anyhow::{Context, Result};
 use bproc_bpf::{Config, Control, Monitor, Role};
-use bproc_common::event::Event;
+use bproc_common::event::{Event, Usage};
 use bproc_common::id::Pid;
 use bproc_core::lease::Block;
 use std::path::{Path, PathBuf};
@@ -31,6 +31,8 @@ pub struct Settings {
 pub struct Kernel {
     control: Control,
     reader: JoinHandle<()>,
+    /// What processes used can be told to those who wait for their ghosts.
+    tells_usage: bool,
 }
 
 impl Kernel {
@@ -48,6 +50,7 @@ impl Kernel {
         for feature in monitor.features().iter().filter(|f| !f.attached) {
             tracing::info!(program = feature.name, why = %feature.why, "not on this kernel");
         }
+        let tells_usage = monitor.features().iter().any(|f| f.name == "usage_release" && f.attached);
         let control = monitor.control();
         control.add_keeper(std::process::id()).context("eBPF maps")?;
         let monitor = watched(monitor, Interest::READABLE).context("watching the kernel's events")?;
@@ -56,7 +59,7 @@ impl Kernel {
                 tracing::error!(%error, "the kernel's events cannot be read any more");
             }
         });
-        Ok(Kernel { control, reader })
+        Ok(Kernel { control, reader, tells_usage })
     }
 
     /// Records lost since the load; only ever grows.
@@ -95,6 +98,18 @@ impl Kernel {
     pub fn remove_ghost(&self, pid: Pid) {
         // It is gone from the map already when its end was reported twice.
         let _ = self.control.remove_ghost(pid.get() as u32);
+    }
+
+    /// The process of a ghost that is going to end used this (`struct rusage`).
+    pub fn set_usage(&self, pid: Pid, rusage: &[u8]) {
+        let mut usage = Usage::default();
+        if !self.tells_usage || rusage.len() != size_of::<Usage>() {
+            return;
+        }
+        for (number, bytes) in usage.iter_mut().zip(rusage.as_chunks().0) {
+            *number = u64::from_ne_bytes(*bytes);
+        }
+        self.noted("what a process used", self.control.set_usage(pid.get() as u32, &usage));
     }
 
     /// Report local processes from this pid on.

@@ -3,11 +3,14 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use bproc_common::event::Usage;
 
 use crate::{Error, Result, error::chain};
 
 /// Every map that must outlive the agent.
-pub(crate) const MAPS: [&str; 8] = ["EVENTS", "DROPPED", "SPACES", "GHOSTS", "KEEPERS", "LEASES", "SETTINGS", "EXITED"];
+pub(crate) const MAPS: [&str; 11] = [
+    "EVENTS", "DROPPED", "SPACES", "GHOSTS", "KEEPERS", "LEASES", "SETTINGS", "EXITED", "REMOTE", "CHILDREN", "REAPED",
+];
 
 const BOUNDARY: u32 = 0;
 const SELF_PIDNS: u32 = 1;
@@ -19,8 +22,9 @@ struct Maps {
     leases: HashMap<MapData, u32, u64>,
     settings: Array<MapData, u32>,
     dropped: PerCpuArray<MapData, u64>,
-    /// Held so that a monitor without pins keeps it, too.
-    _exited: Map,
+    remote: HashMap<MapData, u32, Usage>,
+    /// Held so that a monitor without pins keeps them, too.
+    _others: [Map; 3],
 }
 
 /// Sets what is watched; cheap to clone, usable from every thread.
@@ -56,7 +60,8 @@ impl Control {
             leases: open!("LEASES"),
             settings: open!("SETTINGS"),
             dropped: open!("DROPPED"),
-            _exited: take("EXITED")?,
+            remote: open!("REMOTE"),
+            _others: [take("EXITED")?, take("CHILDREN")?, take("REAPED")?],
         };
         Ok(Control { maps: Arc::new(Mutex::new(maps)) })
     }
@@ -158,6 +163,16 @@ impl Control {
     /// As [`Control::add_space`].
     pub fn remove_lease(&self, inum: u32) -> Result<()> {
         gone(self.maps().leases.remove(&inum), "LEASES")
+    }
+
+    /// What the process of a ghost (pid in the initial namespace) used, for whoever waits for the ghost; say it before
+    /// the ghost ends. It is forgotten when the ghost is reaped, which works only where `usage_release` is attached.
+    ///
+    /// # Errors
+    /// As [`Control::add_space`].
+    pub fn set_usage(&self, host_pid: u32, usage: &Usage) -> Result<()> {
+        let done = self.maps().remote.insert(host_pid, usage, 0);
+        done.map_err(fault("REMOTE"))
     }
 
     /// Events lost since the load because nobody read in time: never 0 again

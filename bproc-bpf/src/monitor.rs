@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Part of the pins' name; grows when maps or events change their meaning.
-const ABI: u32 = 1;
+const ABI: u32 = 2;
 /// The ring when nothing else is asked for: 35,000 events.
 const RING_BYTES: u32 = 4 << 20;
 
@@ -38,8 +38,9 @@ pub enum Role {
 }
 
 impl Role {
-    fn is_node(self) -> bool {
-        self != Role::Master
+    /// Whether a machine of this role loads what is for `others`.
+    fn is(self, others: Role) -> bool {
+        self == others || self == Role::Both || others == Role::Both
     }
 }
 
@@ -80,21 +81,26 @@ pub struct Feature {
 enum Kind {
     /// A typed tracepoint; required.
     Trace,
-    /// An LSM hook; done without where the kernel refuses it.
-    Guard,
+    /// An LSM hook, or one that needs a trampoline; done without where the kernel refuses it.
+    Better,
 }
 
-/// Every program: name, hook, kind, and whether only nodes need it.
-const PROGRAMS: [(&str, &str, Kind, bool); 9] = [
-    ("process_fork", "sched_process_fork", Kind::Trace, false),
-    ("signal_generate", "signal_generate", Kind::Trace, false),
-    ("process_exec", "sched_process_exec", Kind::Trace, true),
-    ("process_exit", "sched_process_exit", Kind::Trace, true),
-    ("process_free", "sched_process_free", Kind::Trace, true),
-    ("process_rename", "task_rename", Kind::Trace, true),
-    ("signal_deliver", "signal_deliver", Kind::Trace, true),
-    ("guard_ptrace", "ptrace_access_check", Kind::Guard, false),
-    ("guard_lease", "task_alloc", Kind::Guard, true),
+/// Every program: name, hook, kind, and who needs it.
+const PROGRAMS: [(&str, &str, Kind, Role); 14] = [
+    ("process_fork", "sched_process_fork", Kind::Trace, Role::Both),
+    ("signal_generate", "signal_generate", Kind::Trace, Role::Both),
+    ("process_exec", "sched_process_exec", Kind::Trace, Role::Node),
+    ("process_exit", "sched_process_exit", Kind::Trace, Role::Node),
+    ("process_free", "sched_process_free", Kind::Trace, Role::Node),
+    ("process_rename", "task_rename", Kind::Trace, Role::Node),
+    ("signal_deliver", "signal_deliver", Kind::Trace, Role::Node),
+    ("guard_ptrace", "ptrace_access_check", Kind::Better, Role::Both),
+    ("guard_lease", "task_alloc", Kind::Better, Role::Node),
+    ("usage_release", "release_task", Kind::Better, Role::Master),
+    ("usage_wait4", "__x64_sys_wait4", Kind::Better, Role::Master),
+    ("usage_waitid", "__x64_sys_waitid", Kind::Better, Role::Master),
+    ("usage_getrusage", "__x64_sys_getrusage", Kind::Better, Role::Master),
+    ("usage_times", "__x64_sys_times", Kind::Better, Role::Master),
 ];
 
 /// The loaded programs and their events. What is watched is set through the
@@ -134,7 +140,7 @@ impl Monitor {
     ///
     /// # Errors
     /// When the kernel's BTF, the object, a tracepoint program or the pins fail.
-    /// A refused LSM program is no error; see [`Monitor::features`].
+    /// A refused program that is not needed is no error; see [`Monitor::features`].
     pub fn start(config: &Config) -> Result<Monitor> {
         let bytes = std::fs::read(&config.object)
             .map_err(|error| Error::Object { path: config.object.clone(), why: error.to_string() })?;
@@ -220,14 +226,11 @@ impl Monitor {
             }
         }
         let mut features = Vec::new();
-        for (name, hook, kind, node) in PROGRAMS {
-            if node && !config.role.is_node() {
-                continue;
-            }
+        for (name, hook, kind, _) in PROGRAMS.into_iter().filter(|(.., role)| config.role.is(*role)) {
             let link = match attach(&mut ebpf, name, hook, &btf, set.is_some()) {
                 Ok(link) => link,
-                Err(why) if kind == Kind::Guard => {
-                    tracing::info!(program = name, %why, "the kernel refused an LSM program");
+                Err(why) if kind == Kind::Better => {
+                    tracing::info!(program = name, %why, "the kernel refused a program that is not needed");
                     features.push(Feature { name, attached: false, why });
                     continue;
                 }
@@ -257,10 +260,7 @@ impl Monitor {
     fn reopen(config: &Config, set: &Path) -> Result<Monitor> {
         let links = pins::links(set)?;
         let mut features = Vec::new();
-        for (name, _, kind, node) in PROGRAMS {
-            if node && !config.role.is_node() {
-                continue;
-            }
+        for (name, _, kind, _) in PROGRAMS.into_iter().filter(|(.., role)| config.role.is(*role)) {
             let attached = links.iter().any(|link| link == name);
             if !attached && kind == Kind::Trace {
                 return Err(Error::Program { name, why: "its link is missing among the pins".into() });
@@ -316,25 +316,23 @@ pub(crate) fn kernel_btf() -> Result<Btf> {
 /// Loads and attaches one program; gives its link away when it is to be pinned.
 pub(crate) fn attach(ebpf: &mut Ebpf, name: &str, hook: &str, btf: &Btf, take: bool) -> Result<Option<FdLink>, String> {
     let program = ebpf.program_mut(name).ok_or("it is not in the object; is the object from this build?")?;
+    // Their types have these methods in common, but no trait.
+    macro_rules! attach {
+        ($program:ident) => {{
+            $program.load(hook, btf).map_err(|error| chain(&error))?;
+            let id = $program.attach().map_err(|error| chain(&error))?;
+            if !take {
+                return Ok(None);
+            }
+            let link = $program.take_link(id).map_err(|error| chain(&error))?;
+            Ok(Some(link.into()))
+        }};
+    }
     match program {
-        Program::BtfTracePoint(program) => {
-            program.load(hook, btf).map_err(|error| chain(&error))?;
-            let id = program.attach().map_err(|error| chain(&error))?;
-            if !take {
-                return Ok(None);
-            }
-            let link = program.take_link(id).map_err(|error| chain(&error))?;
-            Ok(Some(link.into()))
-        }
-        Program::Lsm(program) => {
-            program.load(hook, btf).map_err(|error| chain(&error))?;
-            let id = program.attach().map_err(|error| chain(&error))?;
-            if !take {
-                return Ok(None);
-            }
-            let link = program.take_link(id).map_err(|error| chain(&error))?;
-            Ok(Some(link.into()))
-        }
+        Program::BtfTracePoint(program) => attach!(program),
+        Program::FEntry(program) => attach!(program),
+        Program::FExit(program) => attach!(program),
+        Program::Lsm(program) => attach!(program),
         _ => Err("it is of an unexpected type".into()),
     }
 }

@@ -51,6 +51,12 @@ record! {
     }
 }
 
+/// `struct rusage` of 64-bit kernels: user and system time in seconds and microseconds, then [`USAGE_MAX_RSS`], then counts.
+pub type Usage = [u64; 18];
+
+/// Where a [`Usage`] has the most memory that was resident, in KiB.
+pub const USAGE_MAX_RSS: usize = 4;
+
 record! {
     /// Where the running kernel keeps what the eBPF programs read: byte offsets
     /// that user space takes from the kernel's BTF and sets before the load.

@@ -2,7 +2,7 @@
 //!
 //! Tracepoints report what happens to the processes of registered pid
 //! namespaces and to registered ghosts; the LSM programs in [`guard`] also
-//! refuse. Offsets into the kernel's structures come from user space, which
+//! refuse, and where fexit programs load, [`usage`] tells parents what their children used on nodes. Offsets into the kernel's structures come from user space, which
 //! loads only the programs that its role and the kernel allow.
 #![no_std]
 #![no_main]
@@ -12,6 +12,7 @@
 mod guard;
 mod maps;
 mod task;
+mod usage;
 
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, task_struct},

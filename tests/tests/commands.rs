@@ -284,6 +284,26 @@ fn ghosts_are_guarded(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// `time` of a shell tells what a program on a node used, where the kernel takes the programs for it.
+fn time_of_children(cluster: &Cluster) -> Result<()> {
+    const PROGRAM: &str = "usage_release";
+    if !cluster.attached().contains(PROGRAM) {
+        println!("skipped: this kernel refuses the fexit program {PROGRAM}");
+        return Ok(());
+    }
+    let busy = r"i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; times";
+    let mut bash = cluster.command("bash");
+    let done = finish(bash.args(["-c", r#"TIMEFORMAT=%U; time bpsh 0 sh -c "$0""#, busy]), b"", LIMIT)?;
+    // "0m0.51s 0m0.02s": what the shell on the node says of itself.
+    let (out, err) = (done.out(), done.err());
+    let own = out.split_whitespace().next().and_then(|t| t.strip_prefix("0m")?.strip_suffix('s')?.parse::<f64>().ok());
+    let told: Option<f64> = err.trim().parse().ok();
+    let (Some(own), Some(told)) = (own, told) else { anyhow::bail!("{done:?}") };
+    ensure!(own > 0.05 && told >= own * 0.95 && told < own * 1.5 + 0.3, "it used {own} s, and time says {told}");
+    println!("EXERCISED cluster: time tells what a program on a node used");
+    cluster.quiet()
+}
+
 fn scripts(cluster: &Cluster) -> Result<()> {
     let path = cluster.dir().join("log/script");
     fs::write(&path, "#!/bin/sh\necho \"$0 $1 $#\"\n")?;
@@ -340,6 +360,7 @@ fn main() -> ExitCode {
         Test::new("processes_in_the_list", processes_in_the_list),
         Test::new("ghosts_look_like_their_processes", ghosts_look_like_their_processes),
         Test::new("ghosts_are_guarded", ghosts_are_guarded),
+        Test::new("time_of_children", time_of_children),
         Test::new("scripts", scripts),
         Test::new("time_option", time_option),
         Test::new("attributes_of_nodes", attributes_of_nodes),

@@ -148,6 +148,9 @@ impl Actor {
             }
             Body::Exited(exited) => {
                 if let Some(pid) = pid(exited.pid) {
+                    if let Some(rusage) = &exited.rusage {
+                        self.kernel.set_usage(pid, &rusage.raw);
+                    }
                     self.core.exited(pid, exited.status, out);
                 }
             }
