@@ -44,6 +44,8 @@ pub struct Master {
     relatives: HashMap<Pid, BTreeSet<NodeId>>,
     leases: Leases,
     recovering: bool,
+    /// Nodes that a former master had, and that have not said what runs there; `None` when that is not known.
+    awaited: Option<BTreeSet<NodeId>>,
     moves: HashMap<Pid, moving::Move>,
     last_move: u64,
     /// Children on the master of processes that have gone, and their parents.
@@ -64,6 +66,7 @@ impl Master {
             relatives: HashMap::new(),
             leases,
             recovering,
+            awaited: None,
             moves: HashMap::new(),
             last_move: 0,
             left_behind: HashMap::new(),
@@ -206,6 +209,7 @@ impl Master {
     pub fn cloned(&mut self, child: Pid, result: Result<(), i32>, out: &mut Out) {
         if let Some(parent) = self.cloning.remove(&child)
             && !self.is_cloning(parent)
+            && !self.is_being_taken(parent)
             && self.processes.get(&parent).is_some_and(|p| p.ghost_stopped.is_some() && p.can_act())
         {
             out.push(Action::Freeze(parent));
@@ -333,6 +337,7 @@ impl Master {
         } else if matches!(process.phase, Phase::Running) {
             self.kill_remote(pid, out);
         }
+        self.let_strangers_go(out);
     }
 
     /// Keeper: the ghost is gone.
@@ -371,10 +376,11 @@ impl Master {
             }
             self.processes.insert(pid, Process::inherited(parent));
         }
+        let taken = self.is_being_taken(pid);
         let Some(process) = self.processes.get_mut(&pid) else { return };
         (process.connected, process.made) = (true, true);
         process.parent = parent;
-        if self.recovering && process.inherited {
+        if self.recovering && process.inherited && !taken {
             // It may have been on its way home, or away, and nobody's when the former agent ended.
             out.push(Action::Hold(pid));
         }

@@ -300,8 +300,8 @@ pub(super) struct Process {
     pub queue: VecDeque<GhostCommand>,
     /// Newest signal of the ghost that was passed on.
     pub signals: u32,
-    /// Signals of former ghosts: those of this one are counted on from here.
-    pub signals_before: u32,
+    /// Highest number of a signal that its ghost is known to have given.
+    pub counted: u32,
     /// Signals that came while the node was not known: number and siginfo.
     pub early_signals: Vec<(u32, Vec<u8>)>,
     pub ghost_stopped: Option<Stopped>,
@@ -336,7 +336,7 @@ impl Process {
             unheld: false,
             queue: VecDeque::new(),
             signals: 0,
-            signals_before: 0,
+            counted: 0,
             early_signals: Vec::new(),
             ghost_stopped: None,
             stopped_there: false,

@@ -239,16 +239,20 @@ impl Master {
     /// The ghost becomes the process when every child that this has reaped is gone from among the ghost's, too.
     pub(super) fn take_ghost(&mut self, pid: Pid, out: &mut Out) {
         let unreaped = || self.processes.values().any(|p| p.parent == Some(pid) && p.reap && p.end.is_some());
-        let wanted = |m: &Move| m.facts.to.is_none() && m.frozen && !m.taken;
+        let wanted = |m: &Move| m.facts.to.is_none() && m.frozen && !m.taken && m.arrived.is_none();
         if !self.moves.get(&pid).is_some_and(wanted) || unreaped() {
             return;
+        }
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.unheld = true;
+            if process.ghost_stopped.is_some() {
+                // It obeys all the same what it was told before.
+                out.push(Action::Thaw(pid));
+            }
         }
         if let Some(m) = self.moves.get_mut(&pid) {
             m.taken = true;
             out.push(Action::TakeGhost(pid, m.id));
-        }
-        if let Some(process) = self.processes.get_mut(&pid) {
-            process.unheld = true;
         }
     }
 
@@ -340,10 +344,24 @@ impl Master {
                 self.exited(pid, SIGKILL, out);
                 self.reaped(pid, out);
             }
-            // Nobody has it any more: the target died with it.
+            // Nobody has it any more: it died with whoever had it last. Its ghost is one again.
+            (Some(Err(_)), Some(Departed::Gone { .. })) if to.is_none() => {
+                self.move_failed(pid, Refusal::Ended(pid), out);
+                if let Some(left) = from {
+                    self.relatives.entry(pid).or_default().insert(left);
+                    out.push(Action::Watch(pid));
+                }
+                self.exited(pid, SIGKILL, out);
+                self.reaped(pid, out);
+            }
             (Some(Err(_)), Some(Departed::Gone { stand_in })) => {
                 let stand_in = *stand_in;
                 self.moved(pid, stand_in, out);
+                if let Some(to) = to {
+                    // What it was to be built into stands there still.
+                    self.relatives.entry(pid).or_default().insert(to);
+                    out.push(Action::Watch(pid));
+                }
                 self.exited(pid, SIGKILL, out);
                 self.reaped(pid, out);
             }
@@ -470,6 +488,11 @@ impl Master {
         }
     }
 
+    /// Is its ghost about to become the process?
+    pub(super) fn is_being_taken(&self, pid: Pid) -> bool {
+        self.moves.get(&pid).is_some_and(|m| m.taken)
+    }
+
     /// Is it on its way?
     pub(super) fn on_its_way(&self, pid: Pid) -> bool {
         self.moves.get(&pid).is_some_and(|m| m.phase == Phase::Sending)
@@ -523,12 +546,19 @@ impl Master {
         }
     }
 
-    /// The ghost was made anew: it counts its signals from 1 again.
-    pub fn ghost_renewed(&mut self, pid: Pid) {
+    /// A ghost tells up to which number it has counted its signals.
+    pub fn ghost_counts(&mut self, pid: Pid, newest: u32) {
         if let Some(process) = self.processes.get_mut(&pid) {
-            process.signals_before += process.signals;
-            process.signals = 0;
+            process.counted = process.counted.max(newest);
         }
+    }
+
+    /// From where a ghost counts on that becomes one again: beyond all that the former one can have counted to. Its node
+    /// takes a lower number for one that it knows.
+    pub fn counts_from(&self, pid: Pid) -> u32 {
+        /// More than a ghost can send before it has become the process.
+        const GAP: u32 = 1 << 16;
+        self.processes.get(&pid).map_or(0, |process| process.counted.saturating_add(GAP))
     }
 
     /// Nothing about where it is, or its ghost, is under way. True for the master's own, too.

@@ -4,7 +4,7 @@ use super::model::{Action, Node, Order, Phase, Process, Refusal, View};
 use super::{LOST, Master, Out};
 use crate::lease::Block;
 use bproc_common::id::{Epoch, NodeId, Pid};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 /// What a node says of itself when it attaches.
 #[derive(Clone, Debug)]
@@ -116,8 +116,36 @@ impl Master {
         for block in blocks {
             self.order(node, Order::Lease(block), out);
         }
+        if let Some(awaited) = &mut self.awaited {
+            awaited.remove(&node);
+        }
+        self.let_strangers_go(out);
         out.push(Action::NodesChanged);
         Ok(0)
+    }
+
+    /// A former master had these nodes: when each of them has said what runs there, nothing else does.
+    pub fn await_nodes(&mut self, nodes: impl IntoIterator<Item = NodeId>) {
+        self.awaited = Some(nodes.into_iter().collect()).filter(|nodes: &BTreeSet<_>| !nodes.is_empty());
+    }
+
+    /// Has this node yet to say what runs there?
+    pub fn is_awaited(&self, node: NodeId) -> bool {
+        self.awaited.as_ref().is_some_and(|nodes| nodes.contains(&node))
+    }
+
+    /// Those at the gate whom no node knows: they were to become programs, and were told why not.
+    pub(super) fn let_strangers_go(&mut self, out: &mut Out) {
+        if !self.recovering || self.awaited.as_ref().is_none_or(|nodes| !nodes.is_empty()) {
+            return;
+        }
+        let unknown = |p: &Process| p.inherited && p.node.is_none() && p.at_gate && p.end.is_none();
+        let mut pids: Vec<Pid> = self.processes.iter().filter(|(_, p)| unknown(p)).map(|(pid, _)| *pid).collect();
+        pids.sort_unstable();
+        for pid in pids {
+            self.exited(pid, LOST, out);
+            self.reaped(pid, out);
+        }
     }
 
     /// Answers to SIGCONTs that were carried out may have been lost with a former agent; its successor tells how all stand.
@@ -193,6 +221,7 @@ impl Master {
     /// a ghost is killed. What was started meanwhile is not concerned: its ghost may be about to connect.
     pub fn recovered(&mut self, ghosts: &HashSet<Pid>, out: &mut Out) {
         self.recovering = false;
+        self.awaited = None;
         let mut pids: Vec<_> = self.processes.keys().copied().collect();
         pids.sort_unstable();
         for pid in pids {

@@ -38,7 +38,7 @@ impl Master {
             return;
         }
         process.signals = number;
-        let number = process.signals_before + number;
+        process.counted = process.counted.max(number);
         let Some(node) = process.node else {
             process.early_signals.push((number, siginfo));
             return;
@@ -52,7 +52,7 @@ impl Master {
     pub(super) fn forward_signal(&mut self, pid: Pid, node: NodeId, number: u32, siginfo: Vec<u8>, out: &mut Out) {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         if process.end.is_some() {
-            process.tell(pid, GhostCommand::Ack(number.saturating_sub(process.signals_before)), out);
+            process.tell(pid, GhostCommand::Ack(number), out);
             return;
         }
         let signal = signal_of(&siginfo);
@@ -88,8 +88,8 @@ impl Master {
 
     /// Keeper: the ghost stopped. Unless it did so because it was told to (`own`), someone stopped it: pass it on.
     pub fn ghost_stopped(&mut self, pid: Pid, own: bool, out: &mut Out) {
-        if self.is_cloning(pid) {
-            // What it was told to make before is made all the same.
+        if self.is_cloning(pid) || self.is_being_taken(pid) {
+            // What it was told before is done all the same.
             out.push(Action::Thaw(pid));
         }
         let Some(process) = self.processes.get_mut(&pid) else { return };
@@ -139,6 +139,8 @@ impl Master {
     /// A process on a node signals one that is not there.
     pub fn signal_from_node(&mut self, from: NodeId, target: Pid, siginfo: Vec<u8>, out: &mut Out) {
         match self.processes.get(&target).map(|p| p.node) {
+            // Also what came to it in its last moment there, or to its stand-in before all of the move is told.
+            Some(_) if self.on_its_way(target) => drop(self.hold_signal(target, 0, siginfo)),
             Some(Some(node)) if node != from => {
                 self.order(node, Order::Signal { pid: target, number: 0, siginfo }, out);
             }
@@ -161,7 +163,7 @@ impl Master {
                 && number > 0
                 && let Some(process) = self.processes.get_mut(&pid)
             {
-                process.tell(pid, GhostCommand::Ack(number.saturating_sub(process.signals_before)), out);
+                process.tell(pid, GhostCommand::Ack(number), out);
             }
         }
     }

@@ -483,3 +483,28 @@ fn a_kill_told_before_the_ghost_is_made_ends_it() {
     m.ghost_connected(pid(1000), Some(pid(50)), &mut out);
     assert_eq!(out, [Action::Ghost(pid(1000), GhostCommand::Die(9))]);
 }
+
+#[test]
+fn a_start_that_no_node_knows_is_let_go_when_all_have_spoken() {
+    let gone = |out: &[Action]| out.contains(&Action::Release(pid(50)));
+    for first_at_gate in [true, false] {
+        let nodes = [(0, Node::new(0o111, 0, 0)), (1, Node::new(0o111, 0, 0))];
+        let (mut m, mut out) = (Master::new(nodes, Leases::new(1000, 5000, 100), true), vec![]);
+        m.await_nodes([NodeId(0), NodeId(1)]);
+        m.adopted(pid(50), None);
+        m.adopted(pid(51), None);
+        if first_at_gate {
+            m.at_gate(pid(50), &mut out);
+        }
+        m.attach(NodeId(0), hello(1, vec![]), "up", &mut out).unwrap();
+        assert!(m.is_awaited(NodeId(1)) && !gone(&out));
+        m.attach(NodeId(1), hello(2, vec![pid(51)]), "up", &mut out).unwrap();
+        if !first_at_gate {
+            m.at_gate(pid(50), &mut out);
+        }
+        // The other one runs.
+        m.at_gate(pid(51), &mut out);
+        assert!(gone(&out) && !out.contains(&Action::Release(pid(51))));
+        assert_eq!(orders(&out).last(), Some(&Order::Kill(pid(51))));
+    }
+}

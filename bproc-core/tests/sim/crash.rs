@@ -6,6 +6,7 @@ impl World {
     /// The agent of a node is killed, and the next one looks at what is there.
     pub(super) fn crash_node(&mut self, node: usize) {
         self.unlink(node as i32);
+        self.orphan_movers(Some(node));
         let m = &mut self.machines[node];
         let open = m.starting.values().chain(m.held.iter().map(|(number, _, _)| number)).filter(|n| **n > 0).min();
         m.orders_seen = open.map_or(m.orders_seen, |first| m.orders_seen.min(first - 1));
@@ -24,7 +25,8 @@ impl World {
         let there = self.machines[node].processes.iter().filter(|(_, p)| !p.gone);
         let mut again = Vec::new();
         for (p, process) in there {
-            again.extend(process.parent.map(|parent| Event::Forked(parent, *p)));
+            let parent = process.parent.filter(|parent| self.machines[node].processes.contains_key(parent));
+            again.extend(parent.map(|parent| Event::Forked(parent, *p)));
             let stands = if process.stopped { Event::Stopped(*p, 19) } else { Event::Continued(*p) };
             again.extend(process.ended.is_none().then_some(stands));
             again.extend(process.ended.map(|status| Event::Exited(*p, status)));
@@ -35,9 +37,22 @@ impl World {
     /// The master's agent is killed, and the next one finds keeper, ghosts and nodes. Callers get no answer and end.
     pub(super) fn crash_master(&mut self) {
         (0..self.machines.len()).for_each(|node| self.unlink(node as i32));
+        // What a ghost has told is held by nobody else from the moment on in which it is taken.
+        let taken = self.pairs.iter().filter(|pair| !pair.former && pair.begin_target).map(|pair| pair.p);
+        self.may_differ.extend(taken);
+        // What it tells again, another node than the one that had it before may get.
+        let unheard = |g: &Ghost| !g.unacknowledged.is_empty();
+        let again = self.ghosts.iter().filter(|(p, g)| unheard(g) && self.pairs.iter().any(|pair| pair.p == **p));
+        self.may_differ.extend(again.map(|(p, _)| *p));
+        self.taking.clear();
+        self.movers.clear();
+        self.watched.clear();
+        self.orphan_movers(None);
+        self.pairs.iter_mut().for_each(|pair| pair.former = true);
         let leases = Leases::new(10_000, 50_000, 1000);
         let nodes = (0..self.machines.len()).map(|n| (n as i32, Node::new(0o111, 0, 0)));
         self.master = Master::new(nodes, leases, true);
+        self.master.await_nodes((0..self.machines.len()).map(|n| NodeId(n as i32)));
         self.recovering = true;
         for node in 0..self.machines.len() {
             let m = &mut self.machines[node];
@@ -58,7 +73,7 @@ impl World {
         waiting.into_iter().for_each(|p| self.end_ghost(p, Status::Exited(1).to_raw()));
         self.keeper.clear();
         let mut reports = Vec::new();
-        for (p, g) in self.ghosts.iter_mut().filter(|(_, g)| g.gone.is_none()) {
+        for (p, g) in self.ghosts.iter_mut().filter(|(_, g)| g.gone.is_none() && !g.taken) {
             (g.connected, g.thawed) = (false, false);
             g.commands.clear();
             self.keeper.push_back(Word::Adopted(*p));

@@ -68,7 +68,7 @@ impl World {
 
     pub(super) fn word(&mut self, out: &mut Vec<Action>) {
         match self.keeper.pop_front().unwrap() {
-            Word::Held(p) => self.master.held(pid(p), Ok(()), out),
+            Word::Held(p, there) => self.master.held(pid(p), if there { Ok(()) } else { Err(3) }, out),
             Word::Adopted(p) => self.master.adopted(pid(p), None),
             Word::Stopped(p, own) => self.master.ghost_stopped(pid(p), own, out),
             Word::Continued(p) => self.master.ghost_continued(pid(p)),
@@ -81,8 +81,9 @@ impl World {
     pub(super) fn say(&mut self, p: i32, out: &mut Vec<Action>) {
         let dead = self.ghosts.get(&p).is_some_and(|g| g.at_gate.is_some());
         match self.reports.get_mut(&p).and_then(VecDeque::pop_front).unwrap() {
-            Report::Hello(parent) if !dead => {
-                self.ghosts.get_mut(&p).unwrap().connected = true;
+            Report::Hello(parent) if !dead && self.ghosts.contains_key(&p) => {
+                let ghost = self.ghosts.get_mut(&p).unwrap();
+                ghost.connected = true;
                 self.master.ghost_connected(pid(p), Pid::new(parent), out);
             }
             Report::Hello(_) => {}

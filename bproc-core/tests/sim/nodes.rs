@@ -47,7 +47,13 @@ impl World {
             return;
         }
         process.ended = Some(status);
-        let natural = process.parent.is_some();
+        let parent = process.parent;
+        // In person: a parent that has gone elsewhere reaps there.
+        let natural = parent.is_some_and(|parent| self.machines[node].processes.contains_key(&parent));
+        if self.is_leaving(node, p) {
+            // Perhaps it is its stand-in's end: that is told when it is known what became of it.
+            return;
+        }
         self.tell(node, Event::Exited(p, status));
         // Parents reap or not; what one leaves behind is held by the node's init, which waits for the order to forget.
         if natural && self.dice.below(2) == 0 {
@@ -101,6 +107,8 @@ impl World {
                     if stopped {
                         self.tell(node, Event::Stopped(p.get(), 19));
                     }
+                } else if signal == 9 {
+                    self.end(node, p.get(), 9);
                 } else if number > process.newest && process.ended.is_none() {
                     process.newest = number;
                     process.got.push(signal);
@@ -114,9 +122,11 @@ impl World {
                 self.machines[node].processes.entry(p.get()).and_modify(|p| p.gone |= p.ended.is_some());
             }
             Order::RelativeGone(p, _) => {
-                self.machines[node].skeletons.remove(&p.get());
+                if self.machines[node].skeletons.remove(&p.get()) {
+                    self.stand_in_ended(node, p.get());
+                }
             }
-            _ => {}
+            order => self.obey_move(node, order),
         }
     }
 
@@ -151,6 +161,8 @@ impl World {
             Event::Stopped(p, signal) => self.master.stopped(pid(p), signal, out),
             Event::Continued(p) => self.master.continued(pid(p), out),
             Event::Reaped(p) => self.master.reaped(pid(p), out),
+            Event::Killed(p) => self.master.signal_from_node(id, pid(p), siginfo(9), out),
+            Event::Move(p, id, said) => self.hear_of_move(p, id, said, out),
         }
     }
 }
