@@ -122,6 +122,13 @@ impl Iod {
         }
     }
 
+    /// Slave: the stream that a pipe with this inode number belongs to: its token, number and whether it is input.
+    pub async fn stream_of(&self, inode: u64) -> Option<(Vec<u8>, i32, bool)> {
+        let stream = self.client().await.ok()?.stream_of(inode).await.ok()??;
+        let input = stream.kind() == Kind::Input;
+        Some((stream.token, stream.fd, input))
+    }
+
     /// Slave: the process has ended.
     pub async fn over(&self, token: &[u8]) {
         if let (Ok(token), Ok(client)) = (known(token), self.client().await) {

@@ -21,6 +21,8 @@ pub const ENV_PDEATH: &str = "BPROC_PDEATH";
 /// Environment entry `BPROC_LEASE=SECONDS` of an init: without [`op::LEASE`] for this long it ends, and its space with
 /// it. Soon after, the master declares the node dead.
 pub const ENV_LEASE: &str = "BPROC_LEASE";
+/// Environment entry `BPROC_COUNT=N`: signals are numbered from N + 1 on, for one that was a ghost before and is one again.
+pub const ENV_COUNT: &str = "BPROC_COUNT";
 /// Longest packet in bytes: header and payload. Longer payloads travel as memfd.
 pub const MAX_PACKET: usize = 8192;
 

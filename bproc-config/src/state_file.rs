@@ -16,6 +16,11 @@ pub fn render(nodes: &[(bool, IpAddr)]) -> String {
     text
 }
 
+/// Addresses of the nodes that are up, as the text of such a file has it; lines that mean nothing are passed over.
+pub fn up(text: &str) -> Vec<IpAddr> {
+    text.lines().filter_map(|line| line.strip_prefix("1 ")?.trim().parse().ok()).collect()
+}
+
 /// Replaces the file at `path`, readable by all, atomically.
 ///
 /// # Errors

@@ -4,7 +4,7 @@
 use crate::abi::{Action, Prctl, sig};
 use crate::ghost::{Ghost, Start};
 use crate::{command, sys};
-use bproc_common::ghost::{ENV_LEASE, ENV_PDEATH, ENV_ROLE, ENV_SOCKET, Role};
+use bproc_common::ghost::{ENV_COUNT, ENV_LEASE, ENV_PDEATH, ENV_ROLE, ENV_SOCKET, Role};
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_char};
 
@@ -84,6 +84,7 @@ fn read_environment(entries: impl Iterator<Item = &'static [u8]>) -> Option<Star
     let mut socket = None;
     let mut role = Role::Ghost;
     let mut lease_s = 0;
+    let mut count = 0;
     for entry in entries {
         if let Some(path) = value(entry, ENV_SOCKET) {
             socket = Some(path).filter(|p| (1..=sys::SOCKET_PATH).contains(&p.len()));
@@ -91,11 +92,13 @@ fn read_environment(entries: impl Iterator<Item = &'static [u8]>) -> Option<Star
             role = role_of(text)?;
         } else if let Some(text) = value(entry, ENV_LEASE) {
             lease_s = u32::try_from(number(text)?).ok()?;
+        } else if let Some(text) = value(entry, ENV_COUNT) {
+            count = u32::try_from(number(text)?).ok()?;
         } else if let Some(text) = value(entry, ENV_PDEATH) {
             die_with(i32::try_from(number(text)?).ok()?);
         }
     }
-    Some(Start { socket: socket?, role, lease_s })
+    Some(Start { socket: socket?, role, lease_s, count })
 }
 
 fn value(entry: &'static [u8], name: &str) -> Option<&'static [u8]> {

@@ -32,6 +32,8 @@ pub(crate) struct Start {
     pub(crate) role: Role,
     /// Seconds that an init lives without its agent; 0: for ever.
     pub(crate) lease_s: u32,
+    /// Signals that were numbered before.
+    pub(crate) count: u32,
 }
 
 pub(crate) struct Ghost {
@@ -72,6 +74,7 @@ impl Ghost {
     pub(crate) fn start(&mut self, start: &Start) -> Result<(), Errno> {
         self.signals = sys::signalfd(u64::MAX)?;
         self.link.set_path(start.socket);
+        self.queue.count_from(start.count);
         if start.role == Role::Init {
             self.delivered.share();
             self.lease.renew(start.lease_s.saturating_mul(1000))?;

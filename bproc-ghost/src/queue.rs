@@ -21,6 +21,11 @@ impl Queue {
         Queue { ring: [SigInfo::ZERO; ROOM], newest: 0, waiting: 0 }
     }
 
+    /// The first is the one after `newest`.
+    pub(crate) fn count_from(&mut self, newest: u32) {
+        self.newest = newest;
+    }
+
     pub(crate) fn newest(&self) -> u32 {
         self.newest
     }

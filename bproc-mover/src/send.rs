@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use bproc_common::errno::BE_SLAVEDIED;
-use vmadump::capture::{FdPolicy, Frozen, Options, check, freeze};
+use vmadump::capture::{FdPolicy, Frozen, NotExecuted, Options, check, freeze};
 use vmadump::image::{FdKind, Image};
 
 use crate::fault::point;
@@ -72,18 +72,25 @@ pub fn send(agent: &Agent, task: &Send, mut fds: Vec<OwnedFd>) -> Result<Done, F
         return Err(Failure::new(BE_SLAVEDIED, "the target was lost in the last step"));
     }
     let frozen_ns = start.elapsed().as_nanos() as u64;
-    let no_stand_in = !stand_in(frozen, task, &arguments);
+    let (no_stand_in, signal) = stand_in(frozen, task, &arguments);
     point("source-ends");
-    Ok(Done { frozen_ns, bytes, no_stand_in, ..Done::default() })
+    Ok(Done { frozen_ns, bytes, no_stand_in, signal, ..Done::default() })
 }
 
 /// Writes the image and waits for READY.
 fn transfer(frozen: &mut Frozen, from: &mut Incoming, to: &mut Outgoing) -> Result<u64, Failure> {
     let mut out = BufWriter::with_capacity(256 << 10, to);
-    let written = frozen.write_image(&mut out).map_err(Failure::from);
+    let written = frozen.write_image(&mut out);
     let flushed = out.flush().map_err(|e| Failure::link("sending the pages", &e));
     drop(out.into_parts());
     point("source-sent");
+    let written = match written {
+        // The target has something to say perhaps.
+        Err(error @ vmadump::Error::Io { op: "write", .. }) => Err(Failure::from(error)),
+        // It was killed. The target waits for the rest, and sees the end when this one ends.
+        Err(error) => return Err(error.into()),
+        Ok(bytes) => Ok(bytes),
+    };
     let result = written.and_then(|bytes| flushed.map(|()| bytes));
     match (result, hear_ready(from)) {
         (Ok(bytes), Ok(Ok(()))) => Ok(bytes),
@@ -162,22 +169,33 @@ fn arguments(pid: i32) -> Vec<Vec<u8>> {
     text.split(|b| *b == 0).map(<[u8]>::to_vec).collect()
 }
 
-/// The process has gone; what is here becomes its stand-in. False: nothing is left here.
-fn stand_in(frozen: Frozen, task: &Send, arguments: &[Vec<u8>]) -> bool {
+/// It is dead, whoever has yet to reap it.
+fn is_over(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
+/// The process has gone; what is here becomes its stand-in. Whether nothing is left here, and the signal that somebody
+/// sent it meanwhile, if that cannot be read.
+fn stand_in(frozen: Frozen, task: &Send, arguments: &[Vec<u8>]) -> (bool, i32) {
     let Some(program) = &task.stand_in else {
         // Nothing shall stand here. One that was killed meanwhile is gone already.
         let _ = frozen.kill();
-        return false;
+        return (true, 0);
     };
     let argv: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
     let envp: Vec<&[u8]> = program.envp.iter().map(Vec::as_slice).collect();
     match frozen.become_exec(&program.path, &argv, &envp) {
-        Ok(tracee) => tracee.release().is_ok(),
-        Err(failed) => {
-            if let Some(frozen) = failed.frozen {
+        Ok(tracee) => {
+            let signal = if tracee.is_owed_a_stop() { libc::SIGSTOP } else { 0 };
+            (tracee.release().is_err(), signal)
+        }
+        Err(NotExecuted { frozen, .. }) => {
+            let killed = frozen.is_none() || is_over(task.pid);
+            if let Some(frozen) = frozen {
                 let _ = frozen.kill();
             }
-            false
+            (true, if killed { libc::SIGKILL } else { 0 })
         }
     }
 }

@@ -214,4 +214,8 @@ pub struct Done {
     /// Source: the process went, but died on the way to becoming the stand-in.
     #[prost(bool, tag = "5")]
     pub no_stand_in: bool,
+    /// Source: SIGKILL or SIGSTOP that somebody sent to the process here after its image was made; 0 for none. Other
+    /// signals are read by its stand-in.
+    #[prost(sint32, tag = "6")]
+    pub signal: i32,
 }

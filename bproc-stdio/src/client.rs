@@ -331,6 +331,14 @@ impl AsyncIodClient {
         self.call(Body::Settle(Settle { stream: Some(stream), gone }), &[]).await.map(drop)
     }
 
+    /// Slave: the stream of a pipe with this inode number; `None`: of no stream. See [`Body::Pipe`].
+    ///
+    /// # Errors
+    /// The service is lost.
+    pub async fn stream_of(&self, inode: u64) -> Result<Option<StreamName>, IodError> {
+        Ok(self.call(Body::Pipe(inode), &[]).await?.stream)
+    }
+
     /// Slave: the process has ended. See [`Body::Over`].
     ///
     /// # Errors

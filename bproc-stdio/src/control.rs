@@ -267,6 +267,9 @@ impl Control {
                 slave.settle(token(&name.token)?, name.fd, gone);
                 done
             }
+            (Some(Body::Pipe(inode)), Side::Slave(slave)) => {
+                Ok(Reply { stream: slave.pipes.stream(inode), ..Reply::default() })
+            }
             (Some(Body::Over(bytes)), Side::Slave(slave)) => {
                 slave.over(token(&bytes)?);
                 done

@@ -23,6 +23,7 @@ mod launch;
 mod links;
 mod master;
 mod packet;
+mod pipes;
 mod pump;
 mod service;
 mod slave;

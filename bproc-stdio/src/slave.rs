@@ -13,6 +13,7 @@ use tonic::{Code, Status, Streaming};
 
 use crate::end::{Held, Sink, Source, WayBack};
 use crate::links::{Link, Links};
+use crate::pipes::Pipes;
 use crate::pump::{Counters, Ended, Place, QUEUE, count, is_hangup};
 use crate::wire::{Kind, StreamSpec, Token};
 
@@ -45,12 +46,14 @@ struct Process {
 pub(crate) struct Slave {
     links: Links,
     processes: Mutex<HashMap<Token, Process>>,
+    /// Which pipes they are.
+    pub(crate) pipes: Pipes,
     counters: Arc<Counters>,
 }
 
 impl Slave {
     pub(crate) fn new(links: Links, counters: Arc<Counters>) -> Arc<Slave> {
-        Arc::new(Slave { links, processes: Mutex::default(), counters })
+        Arc::new(Slave { links, processes: Mutex::default(), pipes: Pipes::default(), counters })
     }
 
     /// Number of processes with streams.
@@ -80,6 +83,7 @@ impl Slave {
         let (mut flushes, mut inputs) = (Vec::new(), Vec::new());
         let mut calls = JoinSet::new();
         for (spec, fd) in streams {
+            self.pipes.note(token, spec, &fd);
             let told = if matches!(spec.kind(), Kind::Output | Kind::PtyOutput) {
                 let (sender, receiver) = mpsc::channel(4);
                 flushes.push(sender);

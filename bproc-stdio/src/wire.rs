@@ -84,7 +84,7 @@ pub struct Request {
     #[prost(uint64, tag = "1")]
     pub tag: u64,
     /// What is asked.
-    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
+    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16")]
     pub body: Option<Body>,
 }
 
@@ -138,6 +138,9 @@ pub enum Body {
     /// Master: the process of this token, or of any if it is empty, runs on its node: inputs that were held are read.
     #[prost(bytes, tag = "15")]
     Open(Vec<u8>),
+    /// Slave: which stream is the pipe with this inode number the node's end of? An agent that has just begun asks.
+    #[prost(uint64, tag = "16")]
+    Pipe(u64),
 }
 
 /// Names one stream.
@@ -258,6 +261,9 @@ pub struct Reply {
     /// Answer to [`Body::Forget`] on the master: something has passed already, or may have been read.
     #[prost(bool, tag = "6")]
     pub used: bool,
+    /// Answer to [`Body::Pipe`]; absent: of none.
+    #[prost(message, optional, tag = "7")]
+    pub stream: Option<StreamName>,
 }
 
 /// How the service is.

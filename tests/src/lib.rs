@@ -6,10 +6,12 @@
 //! - [`procs`]: who lives, in which name space
 //! - [`pty`]: a person at a terminal
 //! - [`traveller`]: programs that move
+//! - [`midway`]: processes that are caught in the middle of a move
 //! - [`case`]: what a parent sees of its child, natively and through the system
 
 pub mod case;
 pub mod cluster;
+pub mod midway;
 pub mod procs;
 pub mod pty;
 pub mod run;

@@ -1,7 +1,7 @@
 //! What remains when a part of the system is killed in the middle of a hundred running processes.
 
 use std::io::Read;
-use std::process::{Child as Process, ExitCode, Stdio};
+use std::process::{Child as Process, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +9,7 @@ use bproc_tests::case::parent::Child;
 use bproc_tests::cluster::{Cluster, Role, eventually, signal_to};
 use bproc_tests::run;
 use bproc_tests::runner::{self, Test};
+use bproc_tests::traveller::{Traveller, go};
 
 const SOON: Duration = Duration::from_secs(60);
 /// Long enough for a hundred answers on a busy machine.
@@ -366,6 +367,31 @@ fn services_have_no_processor(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// The streams of a process are known to the agent that comes after the one that made them.
+fn moves_after_restarts(cluster: &Cluster) -> Result<()> {
+    const SCRIPT: &str = "$| = 1; for ($n = 0; ; $n++) { print \"$n\\n\"; select(undef, undef, undef, 0.005) }";
+    let mut counter = Traveller::start(Command::new("perl").args(["-e", SCRIPT]))?;
+    let pid = counter.pid();
+    let mut next = 0;
+    for (from, to) in [("0", "1"), ("1", "0"), ("0", "master")] {
+        go(cluster, pid, from)?;
+        let role = Role::Node(from.parse()?);
+        cluster.stop_agent(role, libc::SIGKILL)?;
+        cluster.start_agent(role)?;
+        cluster.wait_up()?;
+        eventually("it moves on", SOON, || Ok(go(cluster, pid, to).map_err(|error| format!("{error:#}"))))?;
+        for _ in 0..100 {
+            let line = counter.line()?;
+            ensure!(line == next.to_string(), "to {to}: {line} instead of {next}");
+            next += 1;
+        }
+    }
+    signal_to(pid, libc::SIGTERM)?;
+    let (_, status) = counter.end()?;
+    ensure!(status == libc::SIGTERM, "it ended with {status}");
+    cluster.quiet()
+}
+
 fn main() -> ExitCode {
     const MASTER: &[Role] = &[Role::Master];
     const SLAVE: &[Role] = &[NODE];
@@ -386,6 +412,7 @@ fn main() -> ExitCode {
     tests.extend([
         Test::new("agents_restart_again_and_again", again_and_again),
         Test::new("the_master_dies_young", master_dies_young),
+        Test::new("a_process_moves_after_restarts", moves_after_restarts),
         Test::new("the_slave_agent_stays_away", slave_stays_away),
         Test::new("the_node_is_cut_off", slave_is_cut_off),
         Test::new("a_stdio_service_has_no_processor", services_have_no_processor),

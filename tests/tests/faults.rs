@@ -4,38 +4,16 @@
 //! a node off.
 
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::process::ExitCode;
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use bproc_tests::cluster::{Cluster, Options, Role, apart, eventually, signal_to};
-use bproc_tests::procs::{self, Proc};
-use bproc_tests::run::{self, tie};
+use bproc_tests::midway::{LIMIT, POINTS, Ticks, WAYS, Way, movers, name, stop_at};
+use bproc_tests::procs::Proc;
 use bproc_tests::runner::{self, Test};
-use bproc_tests::traveller::{compile, go, place};
-
-const LIMIT: Duration = Duration::from_secs(40);
-
-/// In the order in which a move comes by.
-const POINTS: [&str; 15] = [
-    "source-begins",
-    "target-begins",
-    "source-frozen",
-    "source-sent",
-    "target-built",
-    "target-ready",
-    "source-written",
-    "source-may-go",
-    "source-leaves",
-    "source-gone",
-    "target-goes",
-    "target-runs",
-    "target-told",
-    "source-knows",
-    "source-ends",
-];
+use bproc_tests::traveller::{compile, go};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Victim {
@@ -55,34 +33,6 @@ use Victim::{Cable, MastersAgent, SourceAgent, SourceMover, SourceStdio, TargetA
 const VICTIMS: [Victim; 7] =
     [SourceMover, TargetMover, SourceAgent, TargetAgent, MastersAgent, SourceStdio, TargetStdio];
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Way {
-    from: Role,
-    to: Role,
-}
-
-const WAYS: [Way; 3] = [
-    Way { from: Role::Master, to: Role::Node(0) },
-    Way { from: Role::Node(0), to: Role::Node(1) },
-    Way { from: Role::Node(0), to: Role::Master },
-];
-
-fn name(role: Role) -> String {
-    match role {
-        Role::Master => "master".into(),
-        Role::Node(number) => number.to_string(),
-    }
-}
-
-fn movers(cluster: &Cluster) -> Vec<Proc> {
-    let program = cluster.dir().join("libexec/bproc/bproc-mover");
-    procs::all().into_iter().filter(|p| p.exe == program).collect()
-}
-
-fn stop_at(cluster: &Cluster) -> std::path::PathBuf {
-    cluster.dir().join("libexec/bproc/bproc-mover.stop-at")
-}
-
 /// May the process end by this? Who holds a process at its last step, or its ghost on the master while it comes home, takes
 /// it along; its parent sees it killed.
 fn may_end(point: &str, victim: Victim, way: Way) -> bool {
@@ -96,24 +46,6 @@ fn may_end(point: &str, victim: Victim, way: Way) -> bool {
     }
 }
 
-/// Dies with the test.
-struct Tied(Child);
-
-impl Tied {
-    /// Its exit code, or minus the signal.
-    fn end(&mut self) -> Result<i32> {
-        run::wait(&mut self.0, LIMIT)
-    }
-}
-
-impl Drop for Tied {
-    fn drop(&mut self) {
-        // It has ended, unless a test failed.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 struct Case<'c> {
     cluster: &'c Cluster,
     point: &'c str,
@@ -124,43 +56,22 @@ struct Case<'c> {
 
 impl Case<'_> {
     fn run(&self, program: &Path) -> Result<()> {
-        let (cluster, ticks) = (self.cluster, self.cluster.dir().join("log/ticks.txt"));
-        let _ = fs::remove_file(&ticks);
-        let mut command = Command::new(program);
-        command.arg(&ticks).arg(self.threads).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        // SAFETY: only sets the close-on-exec flag of what whoever started the tests left open.
-        unsafe {
-            command.pre_exec(|| {
-                libc::syscall(libc::SYS_close_range, 3, u32::MAX, 4);
-                Ok(())
-            });
-        }
-        let mut child = Tied(tie(&mut command).spawn()?);
-        let pid = child.0.id() as i32;
-        ensure!(goes_on(&ticks, pid)?, "it ended before it moved");
-        if self.way.from != Role::Master {
-            go(cluster, pid, &name(self.way.from)).context("to its source")?;
-        }
-        fs::write(stop_at(cluster), self.point)?;
-        let mut asker = self.ask(pid)?;
-        let stopped = eventually("a mover stops at the point", LIMIT, || {
-            if let Some(status) = asker.try_wait()? {
-                bail!("bpmove ended before: {status}");
-            }
-            Ok(movers(cluster).into_iter().find(|m| m.state == 'T').ok_or_else(|| "none does".to_owned()))
-        })?;
+        let cluster = self.cluster;
+        let mut child = Ticks::start(cluster, program, self.threads)?;
+        let pid = child.pid();
+        child.begin(self.way)?;
+        let (asker, stopped) = child.hold(self.point, self.way)?;
         let struck = self.strike(&stopped);
         if struck.is_err() {
             // It would hold the process for ever.
             let _ = signal_to(stopped.pid, libc::SIGKILL);
         }
-        let done = self.settle(asker)?;
+        let done = child.settle(asker)?;
         struck?;
-        let home = self.where_it_runs(program, pid)?;
         // One whose ghost was killed is there for another moment.
-        if let Some(home) = home
-            && goes_on(&ticks, pid)?
-            && self.moves_on(pid, &home)?
+        if let Some(home) = child.place()?
+            && child.goes_on()?
+            && self.moves_on(&child, &home)?
         {
             ensure!(done != 0 || home == name(self.way.to), "bpmove says that it moved, but it runs on {home}");
             signal_to(pid, libc::SIGTERM)?;
@@ -171,36 +82,18 @@ impl Case<'_> {
             ensure!(status == -libc::SIGKILL, "it ended with {status}");
             ensure!(may_end(self.point, self.victim, self.way), "it was killed");
         }
-        let text = fs::read_to_string(&ticks)?;
-        for (i, line) in text.lines().enumerate() {
-            ensure!(line == i.to_string(), "it ran twice: {line} at line {i}");
-        }
-        eventually("no mover is left", LIMIT, || {
-            let left = movers(cluster);
-            Ok(if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) })
-        })?;
-        cluster.quiet()
+        child.ran_once()?;
+        Ticks::nothing_is_left(cluster)
     }
 
     /// It is whole: it moves again, unless it ends.
-    fn moves_on(&self, pid: i32, home: &str) -> Result<bool> {
+    fn moves_on(&self, child: &Ticks<'_>, home: &str) -> Result<bool> {
         let next = if home == "2" { "1" } else { "2" };
         // An agent that has just been started may not have told the master of itself yet.
-        eventually("moving on", LIMIT, || match go(self.cluster, pid, next) {
-            Err(error) if !ended(pid) => Ok(Err(format!("{error:#}"))),
+        eventually("moving on", LIMIT, || match go(self.cluster, child.pid(), next) {
+            Err(error) if !child.has_ended() => Ok(Err(format!("{error:#}"))),
             moved => Ok(Ok(moved.is_ok())),
         })
-    }
-
-    fn ask(&self, pid: i32) -> Result<Child> {
-        let log = fs::File::create(self.cluster.dir().join("log/asker"))?;
-        let mut command = self.cluster.command("bpmove");
-        let to = name(self.way.to);
-        Ok(tie(command.args([&pid.to_string(), &to]))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()?)
     }
 
     /// The fault, with the mover that stands at the point.
@@ -255,59 +148,6 @@ impl Case<'_> {
             _ => 0,
         }
     }
-
-    /// The end of whoever asked, and of what was started anew.
-    fn settle(&self, mut asker: Child) -> Result<i32> {
-        let done = run::wait(&mut asker, LIMIT).context("bpmove")?;
-        let _ = fs::remove_file(stop_at(self.cluster));
-        self.cluster.wait_up()?;
-        Ok(done)
-    }
-
-    /// The one place where it runs, by what the kernel and what the master says; none when it was killed.
-    fn where_it_runs(&self, program: &Path, pid: i32) -> Result<Option<String>> {
-        eventually("it is in one place", LIMIT, || {
-            let there: Vec<Proc> = procs::all().into_iter().filter(|p| p.exe == program).collect();
-            let told = place(self.cluster, pid)?;
-            match there.as_slice() {
-                [] if ended(pid) => Ok(Ok(None)),
-                [one] => {
-                    let on_master = !one.is_inside();
-                    let fits =
-                        one.inner() == pid && on_master == (told == "master") && self.space_of(&told) == one.space;
-                    Ok(if fits { Ok(Some(told)) } else { Err(format!("{one:?}, the master says {told}")) })
-                }
-                more => Ok(Err(format!("{more:?}, the master says {told}"))),
-            }
-        })
-    }
-
-    /// Inode of the pid namespace of a node's processes, or the master's.
-    fn space_of(&self, place: &str) -> u64 {
-        let Ok(node) = place.parse::<i32>() else {
-            return Proc::read(std::process::id() as i32).map_or(0, |p| p.space);
-        };
-        let inits = self.cluster.inits();
-        let of = |p: &&Proc| {
-            let line = fs::read(format!("/proc/{}/cmdline", p.pid)).unwrap_or_default();
-            String::from_utf8_lossy(&line).trim_end_matches('\0').ends_with(&format!("--node {node}"))
-        };
-        inits.iter().find(of).map_or(0, |p| p.space)
-    }
-}
-
-fn ended(pid: i32) -> bool {
-    Proc::read(pid).is_none_or(|p| p.state == 'Z')
-}
-
-/// Waits until it writes on, or has ended: then false.
-fn goes_on(ticks: &Path, pid: i32) -> Result<bool> {
-    let length = || fs::metadata(ticks).map_or(0, |m| m.len());
-    let before = length();
-    eventually("it goes on", LIMIT, || {
-        let ended = ended(pid);
-        Ok(if ended || length() > before { Ok(!ended) } else { Err("it stands still".into()) })
-    })
 }
 
 fn faults(cluster: &Cluster, point: usize) -> Result<()> {

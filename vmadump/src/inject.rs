@@ -81,7 +81,13 @@ pub(crate) fn exec(
         };
         match status {
             Status::Stopped(_, pt::EVENT_EXEC) => return Ok(Outcome::Executed),
-            Status::Stopped(libc::SIGSTOP, 0) => return Ok(Outcome::Failed(-last_result(memory, &batch)? as i32)),
+            Status::Stopped(libc::SIGSTOP, 0) if Tracee::is_end_of_batch(pid)? => {
+                return Ok(Outcome::Failed(-last_result(memory, &batch)? as i32));
+            }
+            Status::Stopped(libc::SIGSTOP, 0) => {
+                leader.owe_stop();
+                pt::cont(pid, 0)?;
+            }
             Status::Stopped(..) => pt::cont(pid, 0)?,
             Status::Exited(_) | Status::Killed(_) => return Err(Error::Gone(pid)),
         }

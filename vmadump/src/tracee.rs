@@ -65,19 +65,10 @@ impl Tracee {
         }))
     }
 
-    /// A thread that has just executed another program and stands in the event of it.
-    pub(crate) fn after_exec(tid: i32) -> Result<Self, Error> {
+    /// A thread that has just executed another program and stands in the event of it. `stop_owed`: see there.
+    pub(crate) fn after_exec(tid: i32, stop_owed: bool) -> Result<Self, Error> {
         let (regs, mask) = (pt::regs(tid)?, pt::mask(tid)?);
-        Ok(Tracee {
-            tid,
-            regs,
-            mask,
-            borrowed: false,
-            at_signal: false,
-            group_stop: false,
-            stop_owed: false,
-            gone: false,
-        })
+        Ok(Tracee { tid, regs, mask, borrowed: false, at_signal: false, group_stop: false, stop_owed, gone: false })
     }
 
     /// Its id.
@@ -98,6 +89,23 @@ impl Tracee {
     /// Was it stopped by job control?
     pub fn in_group_stop(&self) -> bool {
         self.group_stop
+    }
+
+    /// Was it sent a SIGSTOP since? It will get it when it is released.
+    pub fn is_owed_a_stop(&self) -> bool {
+        self.stop_owed
+    }
+
+    /// It was.
+    pub(crate) fn owe_stop(&mut self) {
+        self.stop_owed = true;
+    }
+
+    /// It stands at the delivery of a SIGSTOP: is that the end of a batch, or somebody else's?
+    pub(crate) fn is_end_of_batch(tid: i32) -> Result<bool, Error> {
+        let (_, code, _) = pt::stop_info(tid)?;
+        let regs = pt::regs(tid)?;
+        Ok(code == -6 && regs[reg::RAX] == 0 && regs[reg::RDX] == 19)
     }
 
     /// Changes the registers that it will be given back.
@@ -184,9 +192,7 @@ impl Tracee {
         loop {
             match pt::wait(self.tid)? {
                 Status::Stopped(libc::SIGSTOP, 0) => {
-                    let (_, code, _) = pt::stop_info(self.tid)?;
-                    let own = code == -6 && pt::regs(self.tid)?[reg::RAX] == 0 && pt::regs(self.tid)?[reg::RDX] == 19;
-                    if own {
+                    if Tracee::is_end_of_batch(self.tid)? {
                         self.at_signal = true;
                         break;
                     }

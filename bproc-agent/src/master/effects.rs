@@ -21,7 +21,13 @@ impl Actor {
             tracing::trace!(?action);
             match action {
                 Action::Answer(ask, result) => self.answer(ask, result),
-                Action::Hold(pid) => self.keeper.hold(pid),
+                Action::Hold(pid) => {
+                    // It was to be let go, and may not have been yet.
+                    if let Some(taking) = self.taking.remove(&pid) {
+                        taking.abort();
+                    }
+                    self.keeper.hold(pid);
+                }
                 Action::Release(pid) => self.keeper.release(pid),
                 Action::LetGo(pid) => self.keeper.let_go(pid),
                 Action::Send(node, number, order) => self.send(node, number, &order),
@@ -168,9 +174,11 @@ impl Actor {
     /// A process on a node signals one of the master's own: its ghost does, with its pid and its user's rights.
     fn signal_local(&self, target: Pid, siginfo: Vec<u8>) {
         let Some(info) = siginfo.first_chunk().map(|raw| SigInfo(*raw)) else { return };
-        match Pid::new(info.pid()).and_then(|sender| self.ghosts.get(&sender)) {
+        let sender = Pid::new(info.pid()).and_then(|sender| self.ghosts.get(&sender));
+        // One that has ended, or was none of the space: the kernel there has let it.
+        match sender.or(self.nursery.as_ref()) {
             Some(ghost) => ghost.tell(op::SIGNAL, target.get().into(), 0, siginfo),
-            None => tracing::debug!(%target, sender = info.pid(), "a signal of a process that has no ghost any more"),
+            None => tracing::warn!(%target, sender = info.pid(), "nobody is there to pass a signal on"),
         }
     }
 
@@ -196,7 +204,9 @@ impl Actor {
             .config
             .nodes
             .iter()
-            .map(|n| (self.core.view(NodeId(n.number)).is_some_and(|v| v.state != "down"), n.addr))
+            .map(|n| (NodeId(n.number), n.addr))
+            // Those that a former agent had are about to come again.
+            .map(|(id, addr)| (self.core.is_awaited(id) || self.core.view(id).is_some_and(|v| v.state != "down"), addr))
             .collect();
         for path in &self.state_files {
             if let Err(error) = bproc_config::state_file::write(path, &nodes) {

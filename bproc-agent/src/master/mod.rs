@@ -141,6 +141,8 @@ pub struct Actor {
     next_ask: u64,
     specs: HashMap<Pid, SpawnSpec>,
     moving: HashMap<Pid, moving::Going>,
+    /// Ghosts that are about to become processes.
+    taking: HashMap<Pid, tokio::task::AbortHandle>,
     /// Ghosts that are about to reap.
     reaps: HashMap<Pid, Vec<JoinHandle<()>>>,
     /// Who waits for a process to be settled, and whether it is known to be on a node.
@@ -283,10 +285,8 @@ impl Actor {
                     ghost.tell(op::CREDS, child.uid.into(), child.gid.into(), vec![]);
                 }
                 self.ghosts.insert(pid, ghost);
-                if newest == 0 {
-                    self.core.ghost_renewed(pid);
-                }
                 self.core.ghost_connected(pid, parent, out);
+                self.core.ghost_counts(pid, newest);
             }
             ghosts::Report::Connected { pid, .. } => {
                 tracing::warn!(%pid, "a skeleton connected to the master; ignored")

@@ -8,7 +8,7 @@ use super::streams::{Streams, carry_streams, listed_streams, own_streams};
 use super::{Actor, Fact, Waiting, Waits, caller};
 use crate::checked;
 use crate::mover::{self, Mover, Said};
-use bproc_common::ghost::{Role, op};
+use bproc_common::ghost::{ENV_COUNT, Role, op};
 use bproc_common::id::{NodeId, Pid};
 use bproc_core::master::moving::{Departed, MoveFacts, MoveId, Speaker};
 use bproc_core::master::{Action, Ask, Order, Refusal};
@@ -411,6 +411,8 @@ impl Actor {
     pub(super) fn receive_here(&mut self, pid: Pid, id: MoveId) {
         let socket_given = self.answer_socket(pid);
         let Some(going) = self.moving.get_mut(&pid) else { return };
+        let mut ghost_again = mover::stand_in(&self.ghost, &self.ghost_socket, Role::Ghost);
+        ghost_again.envp.push(format!("{ENV_COUNT}={}", self.core.counts_from(pid)).into_bytes());
         let c = going.spec.credentials.clone().unwrap_or_default();
         let owner = (c.ruid != 0).then_some(Owner { uid: c.ruid, gid: c.rgid, groups: c.groups });
         let (mut fds, mut numbers) = (Vec::new(), Vec::new());
@@ -425,7 +427,7 @@ impl Actor {
             fds: numbers,
             owner,
             elevate: Some(mover::body(&self.ghost)),
-            fallback: Some(mover::stand_in(&self.ghost, &self.ghost_socket, Role::Ghost)),
+            fallback: Some(ghost_again),
             wait: true,
             drop_files: going.request.files != 0,
             only_given: going.request.listed,
@@ -485,7 +487,7 @@ impl Actor {
         let (ghost, keeper) = (self.ghosts.get(&pid).cloned(), self.keeper.clone());
         let reaps = self.reaps.remove(&pid).unwrap_or_default();
         self.kernel.remove_ghost(pid);
-        tokio::spawn(async move {
+        let taking = tokio::spawn(async move {
             for reap in reaps {
                 let _ = reap.await;
             }
@@ -496,6 +498,8 @@ impl Actor {
             let _ = keeper.hand_over(pid).await;
             mover.tell(Task::Begin(Empty {}));
         });
+        self.taking.retain(|_, taking| !taking.is_finished());
+        self.taking.insert(pid, taking.abort_handle());
     }
 
     /// Ends a process whose move is known here, whoever it is by now: process, stand-in or ghost. It may be gone.

@@ -97,8 +97,10 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
 
     let nodes: Vec<_> = nodes(&config).collect();
     let leases = leases(&config)?;
+    let mut core = Master::new(nodes, leases, true);
+    core.await_nodes(former_nodes(&config, &dir));
     let actor = Actor {
-        core: Master::new(nodes, leases, true),
+        core,
         stdio_address,
         master_epoch: crate::random_id()?,
         facts: facts.clone(),
@@ -120,6 +122,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         specs: HashMap::new(),
         moving: HashMap::new(),
         settling: Vec::new(),
+        taking: HashMap::new(),
         reaps: HashMap::new(),
         ghost: ghost_path,
         ghost_exe,
@@ -164,6 +167,14 @@ impl Addresses {
 pub fn nodes(config: &MachineConfig) -> impl Iterator<Item = (i32, Node)> {
     let d = config.node_defaults;
     config.nodes.iter().map(move |n| (n.number, Node::new(d.mode, d.uid, d.gid)))
+}
+
+/// The nodes that were up when a former agent wrote so.
+fn former_nodes(config: &MachineConfig, dir: &Path) -> Vec<NodeId> {
+    let file = bproc_config::paths::state_files(&config.name, dir).into_iter().next();
+    let text = file.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+    let up = bproc_config::state_file::up(&text);
+    config.nodes.iter().filter(|n| up.contains(&n.addr)).map(|n| NodeId(n.number)).collect()
 }
 
 /// SIGHUP: the configuration is to be read again.

@@ -545,6 +545,9 @@ impl Actor {
         if u64::from(event.pidns) != self.space.record.pid_ns {
             return;
         }
+        if event.kind == kind::SIGNAL {
+            return self.stand_in_signalled(event);
+        }
         if event.kind == kind::FORK && event.time_ns < self.found_ns {
             // Whoever lived then was found by a look at all. What skeletons did for a former agent is nobody's fork.
             return;

@@ -6,6 +6,7 @@ use super::spawn::{Member, Spawner};
 use super::{Actor, Fact};
 use crate::checked;
 use crate::mover::{self, Mover, Said};
+use bproc_common::event::Event;
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::Pid;
 use bproc_common::wait::Status;
@@ -14,6 +15,7 @@ use bproc_proto::Failure;
 use bproc_proto::link::{self as wire, event};
 use bproc_sys::pidfd::PidFd;
 use bproc_sys::process::Process;
+use bproc_sys::signal::SigInfo;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -79,7 +81,7 @@ impl Actor {
             let result = match host_pid {
                 None => Err(failed(libc::ESRCH, "it has ended")),
                 Some(host) => match mover::survey(host, order.flags, order.files).await {
-                    Ok(()) => spawner.streams_of(host, order.files == 0),
+                    Ok(()) => spawner.streams_of(host, order.files == 0).await,
                     Err(failure) => Err(failure),
                 },
             };
@@ -410,6 +412,11 @@ impl Actor {
                 }
             });
         }
+        if done.signal != 0 {
+            // Somebody here sent it to what was the process no more.
+            let siginfo = SigInfo::with(done.signal, libc::SI_KERNEL, 0, 0).0.to_vec();
+            self.tell(event::Body::Signal(wire::Signal { pid, ghost_number: 0, siginfo }));
+        }
         let r#move = Some(r#move);
         let (frozen_ns, bytes) = (done.frozen_ns, done.bytes);
         self.tell(match target {
@@ -420,6 +427,21 @@ impl Actor {
             self.end_after_output(pid, status, raw);
         }
         self.end_dead_leaders();
+    }
+
+    /// What a skeleton cannot read: SIGKILL and SIGSTOP that a process here has sent to the one that it stands for. Our own
+    /// come from outside, or from init.
+    pub(super) fn stand_in_signalled(&mut self, event: &Event) {
+        let (pid, sender) = (event.pid as i32, event.arg2 as i32);
+        let Some(skeleton) = self.family.get(pid).filter(|_| sender > 1) else { return };
+        let siginfo = SigInfo::with(event.arg as i32, event.code, sender, event.arg3).0.to_vec();
+        self.tell(event::Body::Signal(wire::Signal { pid, ghost_number: 0, siginfo }));
+        if event.arg == libc::SIGSTOP as u32
+            && let Some(handle) = checked::member(skeleton.host_pid, pid)
+        {
+            // It is not the one that is to stop.
+            let _ = handle.sigqueue(libc::SIGCONT, crate::ghosts::WAKE);
+        }
     }
 
     /// A process that has a skeleton here has ended: the skeleton ends the same way, for a parent that waits here.
@@ -541,13 +563,16 @@ impl Spawner {
     }
 
     /// The standard streams of a process that are forwarded.
-    fn streams_of(&self, host_pid: i32, strict: bool) -> Result<Leaving, Failure> {
+    async fn streams_of(&self, host_pid: i32, strict: bool) -> Result<Leaving, Failure> {
         let mut all = Vec::new();
         let stdio = bproc_mover::send::stdio(host_pid);
         for (fd, link) in (0..).zip(&stdio).filter(|(_, link)| !link.is_empty()) {
             let link = String::from_utf8_lossy(link).into_owned();
             let inode = link.strip_prefix("pipe:[").and_then(|l| l.strip_suffix(']')).and_then(|n| n.parse().ok());
-            let known = inode.and_then(|inode| self.pipe(inode));
+            let known = match inode {
+                Some(inode) => self.pipe(inode).await,
+                None => None,
+            };
             match known {
                 Some((token, stream, input)) => all.push(wire::ForwardedStream { fd, token, stream, input }),
                 None if strict && (link.starts_with("/dev/pts/") || !link.starts_with('/')) => {

@@ -448,9 +448,13 @@ impl Spawner {
         }
     }
 
-    /// The forwarded stream that a pipe belongs to.
-    pub(super) fn pipe(&self, inode: u64) -> Option<Pipe> {
-        lock(&self.pipes).iter().rev().find(|(i, _)| *i == inode).map(|(_, pipe)| pipe.clone())
+    /// The forwarded stream that a pipe belongs to. The stdio service knows those that a former agent made.
+    pub(super) async fn pipe(&self, inode: u64) -> Option<Pipe> {
+        let own = lock(&self.pipes).iter().rev().find(|(i, _)| *i == inode).map(|(_, pipe)| pipe.clone());
+        match own {
+            None => self.iod.stream_of(inode).await,
+            own => own,
+        }
     }
 
     async fn file(&self, stream: &bproc_proto::Stream, spec: &SpawnSpec) -> Result<OwnedFd, Failure> {

@@ -20,7 +20,7 @@ impl Frozen {
     /// Makes the process execute `path` with `argv` and `envp`, all signals blocked, interval timers disarmed. Pending
     /// signals that the image has are taken off its queue, for they travel with it; later ones stay pending. On
     /// success it is left in the stop after its exec, traced by this thread, and is returned; the caller
-    /// releases or keeps it.
+    /// releases or keeps it. A SIGSTOP that came since it was frozen stops what it has become.
     pub fn become_exec(mut self, path: &[u8], argv: &[&[u8]], envp: &[&[u8]]) -> Result<Tracee, NotExecuted> {
         match self.exec(&Program { path, argv, envp }) {
             Ok(()) => {}
@@ -28,9 +28,9 @@ impl Frozen {
             Err(why) => return Err(NotExecuted { why, frozen: Some(Box::new(self)) }),
         }
         // The exec ended all other threads, and the main thread's registers are the new program's.
-        let pid = self.pid;
+        let (pid, stop_owed) = (self.pid, self.threads.iter().any(Tracee::is_owed_a_stop));
         self.threads.into_iter().for_each(Tracee::forget);
-        Tracee::after_exec(pid).map_err(|why| NotExecuted { why, frozen: None })
+        Tracee::after_exec(pid, stop_owed).map_err(|why| NotExecuted { why, frozen: None })
     }
 
     fn exec(&mut self, program: &Program<'_>) -> Result<(), Error> {

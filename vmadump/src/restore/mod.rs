@@ -224,7 +224,8 @@ impl Prepared {
 
     /// Lets it run. Its pid.
     pub fn go(mut self) -> Result<i32, Error> {
-        if self.image.meta.stopped {
+        // A SIGCONT that came since is newer, and a stop would take it away.
+        if self.image.meta.stopped && !self.target.is_continued()? {
             process::kill(self.target.pid, libc::SIGSTOP)?;
         }
         let threads = std::mem::take(&mut self.target.threads);

@@ -55,6 +55,9 @@ pub(crate) const EVENT_EXEC: i32 = 4;
 /// Event number of an interrupt or group stop.
 pub(crate) const EVENT_STOP: i32 = 128;
 
+/// Between two looks at a thread that cannot be waited for.
+const PAUSE: Duration = Duration::from_micros(50);
+
 /// What waitpid told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Status {
@@ -233,16 +236,38 @@ fn decode(raw: i32) -> Status {
 
 /// Waits for a change of `tid`, as long as it takes.
 pub(crate) fn wait(tid: i32) -> Result<Status, SysError> {
-    let mut raw = 0;
     loop {
-        // SAFETY: raw outlives the call.
-        let ret = unsafe { libc::waitpid(tid, &raw mut raw, libc::__WALL) };
-        match done(ret.into(), "wait for", tid) {
-            Ok(_) => return Ok(decode(raw)),
-            Err(e) if e.errno == libc::EINTR => {}
-            Err(e) => return Err(e),
+        if let Some(status) = poll(tid)? {
+            return Ok(status);
+        }
+        if !look_around(tid, 0)? {
+            // Somebody else's change stands before it.
+            std::thread::sleep(PAUSE);
         }
     }
+}
+
+/// The end of a process is told by its leader, and only when the ends of its other traced threads have been waited for.
+/// That is done here, for one that is next. With `WNOHANG` in `flags` it does not wait for any to be. False: there is
+/// none, or it is neither a change of `tid` nor such an end.
+fn look_around(tid: i32, flags: i32) -> Result<bool, SysError> {
+    let flags = flags | libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT | libc::__WALL | libc::__WNOTHREAD;
+    // SAFETY: siginfo_t is plain data; zeros tell that nothing was there.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: info outlives the call.
+    let ret = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) };
+    match done(ret.into(), "wait for", tid) {
+        Err(e) if e.errno == libc::EINTR => return Ok(true),
+        other => other?,
+    };
+    // SAFETY: waitid has filled it, or it is zero.
+    let who = unsafe { info.si_pid() };
+    if who == tid {
+        return Ok(true);
+    }
+    let over = matches!(info.si_code, libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED);
+    let its_own = || std::path::Path::new(&format!("/proc/{tid}/task/{who}")).exists();
+    Ok(who > 0 && over && its_own() && poll(who)?.is_some())
 }
 
 /// A change of `tid` that is there already.
@@ -266,8 +291,8 @@ pub(crate) fn wait_at_most(tid: i32, limit: Duration) -> Result<Status, SysError
             std::thread::yield_now();
         } else if start.elapsed() > limit {
             return Err(SysError { op: "stop (is it in an uninterruptible wait?)", pid: tid, errno: libc::ETIMEDOUT });
-        } else {
-            std::thread::sleep(Duration::from_micros(50));
+        } else if !look_around(tid, libc::WNOHANG)? {
+            std::thread::sleep(PAUSE);
         }
     }
 }
