@@ -563,8 +563,10 @@ impl Master {
 
     /// Nothing about where it is, or its ghost, is under way. True for the master's own, too.
     pub fn is_settled(&self, pid: Pid) -> bool {
+        // One that was stopped before it could connect does so when it goes on.
+        let told = |p: &Process| p.connected || p.ghost_stopped.is_some();
         let ready =
-            |p: &Process| matches!(p.phase, Life::Running) && p.connected && !p.unheld && p.made && p.orphan.is_none();
+            |p: &Process| matches!(p.phase, Life::Running) && told(p) && !p.unheld && p.made && p.orphan.is_none();
         !self.moves.contains_key(&pid) && self.processes.get(&pid).is_none_or(|p| p.end.is_some() || ready(p))
     }
 

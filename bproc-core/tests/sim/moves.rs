@@ -58,6 +58,7 @@ impl World {
             parent: Some(pid(PARENT)),
             to: (to < self.machines.len()).then_some(NodeId(to as i32)),
             uid: 0,
+            speaker: None,
             gids: [0].into(),
             owner: 0,
             comm: Vec::new(),
