@@ -105,6 +105,7 @@ pub fn spawn_sleepers(number: usize, file: &Path) -> Result<()> {
         pdeathsig: 0,
         die_with_parent: true,
         travel: true,
+        report: None,
         signals: None,
     })?;
     words[FIRST].store(sys::now(), Ordering::Relaxed);

@@ -65,7 +65,8 @@ impl Iod {
     }
 
     /// Master: a node is going to call for these streams (number in the process, whether it reads from it) of the
-    /// process `owner` of this machine. When that is gone, what was not called for is closed.
+    /// process `owner` of this machine. When that is gone, what was not called for is closed. Those that are lost are told
+    /// on `report`.
     ///
     /// # Errors
     /// The service is lost.
@@ -74,11 +75,13 @@ impl Iod {
         token: &[u8],
         streams: &[(i32, bool)],
         fds: Vec<OwnedFd>,
+        report: Option<OwnedFd>,
         pty: bool,
         owner: Pid,
     ) -> Result<()> {
         let (token, specs) = (known(token)?, specs(streams, pty));
-        let streams: Vec<_> = specs.into_iter().zip(fds.iter().map(|f| f.as_fd())).collect();
+        let report = report.as_ref().map(|fd| (StreamSpec::new(REPORT, Kind::Report), fd.as_fd()));
+        let streams: Vec<_> = specs.into_iter().zip(fds.iter().map(|f| f.as_fd())).chain(report).collect();
         Ok(self.client().await?.expect_for(token, &streams, owner.get()).await?)
     }
 
@@ -199,6 +202,9 @@ impl Iod {
         }
     }
 }
+
+/// Number of the descriptor that is no stream.
+const REPORT: i32 = -1;
 
 fn input(token: &[u8], fd: i32) -> StreamName {
     StreamName { token: token.to_vec(), fd, kind: Kind::Input as i32 }

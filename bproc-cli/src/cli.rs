@@ -16,7 +16,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
     disable_version_flag = true,
     override_usage = "bpsh [options] NODES COMMAND [ARGS]\n       bpsh [options] -a|-A COMMAND [ARGS]",
     after_help = "NODES is a comma list of N, N-M, N- (to the last), master, all, a state (up), notSTATE or !STATE.\n\n\
-        Exit status: the largest of the remote ones; 255 when one was killed by a signal; 127 when the program is not \
+        Exit status: the largest of the remote ones; 255 when one was killed by a signal or lost input or output with its connection; 127 when the program is not \
         found, 126 when it cannot be run, 1 when it could not be started for another reason, 2 for wrong usage."
 )]
 pub(crate) struct Bpsh {

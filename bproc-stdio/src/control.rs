@@ -11,7 +11,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use crate::master::Master;
+use crate::master::{Master, Report};
 use crate::packet;
 use crate::pump::Counters;
 use crate::slave::Slave;
@@ -219,9 +219,14 @@ impl Control {
         let in_use = || refuse(libc::EEXIST, "the token is in use");
         match (body, &self.side) {
             (Some(Body::Expect(ask)), Side::Master(master)) => {
-                let streams = pair(ask.streams, fds)?;
+                let mut streams = pair(ask.streams, fds)?;
+                let report = streams.pop_if(|(spec, _)| spec.kind() == Kind::Report);
+                if streams.iter().any(|(spec, _)| spec.kind() == Kind::Report) {
+                    return Err(refuse(libc::EINVAL, "one report at most, and it is the last"));
+                }
+                let report = report.map(|(_, fd)| Report::new(fd, ask.owner));
                 let streams = streams.into_iter().map(|(spec, fd)| (spec, fd, Turn::default())).collect();
-                let expected = master.expect(token(&ask.token)?, streams, ask.node, ask.owner, ask.held);
+                let expected = master.expect(token(&ask.token)?, streams, ask.node, ask.owner, ask.held, report);
                 if expected { done } else { Err(in_use()) }
             }
             (Some(Body::Share(ask)), Side::Master(master)) => {
@@ -230,11 +235,15 @@ impl Control {
                 let specs = ask.fds.iter().zip(&names).map(|(fd, (_, _, kind))| StreamSpec::new(*fd, *kind)).collect();
                 let (ends, turns): (Vec<_>, Vec<_>) = ends.into_iter().unzip();
                 let streams = pair(specs, ends)?.into_iter().zip(turns).map(|((spec, fd), turn)| (spec, fd, turn));
-                let expected = master.expect(token(&ask.token)?, streams.collect(), None, 0, false);
+                let report = master.report_of(&names);
+                let expected = master.expect(token(&ask.token)?, streams.collect(), None, 0, false, report);
                 if expected { done } else { Err(in_use()) }
             }
             (Some(Body::Attach(ask)), Side::Slave(slave)) => {
                 let streams = pair(ask.streams, fds)?;
+                if streams.iter().any(|(spec, _)| spec.kind() == Kind::Report) {
+                    return Err(refuse(libc::EINVAL, "the master's service reports"));
+                }
                 if slave.attach(token(&ask.token)?, streams, ask.master.into()) { done } else { Err(in_use()) }
             }
             (Some(Body::Forget(bytes)), side) => {

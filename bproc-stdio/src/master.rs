@@ -33,6 +33,9 @@ const AFTER_OWNER: Duration = Duration::from_secs(2);
 /// How long what a node still sends is thrown away after the reader has closed.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// How long the word of a lost stream waits for its reader.
+const REPORT: Duration = Duration::from_secs(2);
+
 type Answer = Result<Chunk, Status>;
 
 struct Process {
@@ -49,6 +52,8 @@ struct Process {
     expires: Instant,
     /// Something has passed, or may have been read.
     used: Arc<AtomicBool>,
+    /// Who is told of streams that are lost.
+    report: Option<Arc<Report>>,
     /// Dropped when all streams are called for: then nobody need watch for the end of whom they are for.
     unattended: Option<oneshot::Sender<()>>,
     /// Streams neither claimed nor ended; the last one removes the process.
@@ -125,6 +130,7 @@ impl Master {
         node: Option<i32>,
         owner: i32,
         held: bool,
+        report: Option<Arc<Report>>,
     ) -> bool {
         let mut processes = self.lock();
         if processes.contains_key(&token) {
@@ -149,6 +155,7 @@ impl Master {
             winsize: sync::watch::channel(None).0,
             expires: Instant::now() + UNCLAIMED,
             used: Arc::default(),
+            report,
             unattended: (owner > 0 && left > 0).then(|| self.watch_owner(token, owner)),
             left,
         };
@@ -173,6 +180,12 @@ impl Master {
             }
         };
         streams.iter().map(one).collect()
+    }
+
+    /// Who is told of the losses of these streams.
+    pub(crate) fn report_of(&self, streams: &[(Token, i32, Kind)]) -> Option<Arc<Report>> {
+        let processes = self.lock();
+        streams.iter().find_map(|(token, ..)| processes.get(token)?.report.clone())
     }
 
     /// The process of this token, or of any, runs on its node.
@@ -274,7 +287,8 @@ impl Master {
                 }
                 let used = process.used.clone();
                 let winsize = process.winsize.subscribe();
-                return Ok(Claim { token, fd, kind, end, used, winsize, turn });
+                let report = process.report.clone();
+                return Ok(Claim { token, fd, kind, end, used, report, winsize, turn });
             }
             if tokio::time::timeout_at(deadline, added).await.is_err() {
                 return Err(Status::not_found("no process here waits for streams with this token"));
@@ -284,17 +298,23 @@ impl Master {
 
     fn start(self: &Arc<Self>, claim: Claim, requests: Streaming<Chunk>) -> mpsc::Receiver<Answer> {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let (token, fd) = (claim.token, claim.fd);
+        let (token, fd, report) = (claim.token, claim.fd, claim.report.clone());
         let leave = Leave(self.clone(), token, fd);
         let master = self.clone();
         let task = tokio::spawn(async move {
             let _leave = leave;
             let ended = match claim.kind {
-                Kind::Output | Kind::PtyOutput => master.output(claim, requests, sender).await,
+                Kind::Output | Kind::PtyOutput | Kind::Report => master.output(claim, requests, sender).await,
                 Kind::Input | Kind::PtyInput => master.input(claim, requests, sender).await,
             };
             match ended {
-                Ended::Lost => tracing::warn!("{token:?} fd {fd}: connection to the node lost"),
+                Ended::Lost => {
+                    tracing::warn!("{token:?} fd {fd}: connection to the node lost");
+                    // Before its reader sees the end: of what is kept, the last duplicate goes after this.
+                    if let Some(report) = report {
+                        report.lost(fd).await;
+                    }
+                }
                 ended => tracing::debug!("{token:?} fd {fd}: ended, {ended:?}"),
             }
         });
@@ -318,7 +338,7 @@ impl Master {
                 let chunk = tokio::select! {
                     request = requests.message() => match request {
                         Ok(Some(chunk)) => chunk,
-                        Ok(None) | Err(_) => return Ended::Lost,
+                        other => return gone(&other),
                     },
                     () = sink.broken() => break,
                 };
@@ -389,7 +409,7 @@ impl Master {
                         }
                     }
                     Ok(None) if told_end => return Ended::Whole,
-                    Ok(None) | Err(_) => return Ended::Lost,
+                    other => return gone(&other),
                 },
                 turn = &mut turn, if end.is_some() => match end.take().map(|end| Reader::new(turn, end)) {
                     Some(Ok(fresh)) => {
@@ -454,6 +474,40 @@ async fn read(reader: &mut Option<Reader>) -> std::io::Result<Bytes> {
     }
 }
 
+/// A node's call that ended without a word: the node has taken it back, or the connection is lost.
+fn gone(request: &Result<Option<Chunk>, Status>) -> Ended {
+    match request {
+        Err(status) if status.code() == tonic::Code::Cancelled => Ended::Broken,
+        _ => Ended::Lost,
+    }
+}
+
+/// Who is told of streams that are lost.
+pub(crate) struct Report {
+    fd: OwnedFd,
+    /// The process here that they are for.
+    owner: i32,
+}
+
+impl Report {
+    /// One who wants to be.
+    pub(crate) fn new(fd: OwnedFd, owner: i32) -> Arc<Report> {
+        Arc::new(Report { fd, owner })
+    }
+
+    async fn lost(&self, fd: i32) {
+        let record = [self.owner.to_ne_bytes(), fd.to_ne_bytes()].concat();
+        let told = async {
+            let sink = Sink::new(self.fd.try_clone()?, Held::Shared)?;
+            sink.write_all(record.into()).await
+        };
+        // Whoever does not read, does not want to know.
+        if let Ok(Err(error)) = tokio::time::timeout(REPORT, told).await {
+            tracing::debug!("a lost stream of process {} cannot be told: {error}", self.owner);
+        }
+    }
+}
+
 /// A stream that a node has called for.
 struct Claim {
     token: Token,
@@ -461,6 +515,7 @@ struct Claim {
     kind: Kind,
     end: OwnedFd,
     used: Arc<AtomicBool>,
+    report: Option<Arc<Report>>,
     winsize: sync::watch::Receiver<Option<[u8; 8]>>,
     turn: Turn,
 }

@@ -57,6 +57,9 @@ pub enum Kind {
     PtyInput = 2,
     /// Output of a pseudo terminal.
     PtyOutput = 3,
+    /// No stream of the process: a pipe on which the master's service tells of each of its streams that is lost with the
+    /// connection: pid and number of the descriptor, two `int`. One at most.
+    Report = 4,
 }
 
 /// One stream of a process; its descriptor travels beside the packet.

@@ -105,6 +105,9 @@ pub struct SpawnRequest<'fd> {
     pub die_with_parent: bool,
     /// The program is this machine's and travels with its libraries; else the node's own is run.
     pub travel: bool,
+    /// A pipe to be told on of streams that are lost with their connection: pid and number of the descriptor, two `int`
+    /// for each.
+    pub report: Option<BorrowedFd<'fd>>,
     /// What it blocks and ignores; `None`: what the thread that calls [`Prepared::new`] does.
     pub signals: Option<Signals>,
 }
@@ -175,7 +178,7 @@ impl<'fd> Prepared<'fd> {
             Source::Forward(fd) => Some(fd),
             _ => None,
         });
-        let fds = fds.collect();
+        let fds = fds.chain(request.report).collect();
         let signals = request.signals.unwrap_or_else(Signals::current);
         let (pty, terminal) = (request.terminal.is_some(), request.terminal.unwrap_or_default());
         let spec = bproc_proto::SpawnSpec {
@@ -196,6 +199,7 @@ impl<'fd> Prepared<'fd> {
             spec: Some(spec),
             die_with_parent: request.die_with_parent,
             travel: request.travel,
+            report: request.report.is_some(),
         };
         let request = wire::Request { body: Some(request::Body::Spawn(spawn)) };
         let packet = Packet::new(&request.encode_to_vec())

@@ -392,6 +392,26 @@ fn moves_after_restarts(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// What a program read or wrote is not whole when its connection breaks, though the program may not notice.
+fn connection_is_lost(cluster: &Cluster) -> Result<()> {
+    let mut command = cluster.command("bpsh");
+    run::tie(command.args(["0", "sh", "-c", "echo begun; cat > /dev/null; exit 0"])).stdin(Stdio::piped());
+    let mut bpsh = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let _input = bpsh.stdin.take();
+    let (mut output, mut messages) = (bpsh.stdout.take().context("no output")?, String::new());
+    let mut got = [0; 6];
+    output.read_exact(&mut got)?;
+    signal_to(cluster.stdio_pid(NODE)?, libc::SIGKILL)?;
+    let status = run::wait(&mut bpsh, SOON)?;
+    bpsh.stderr.take().context("no messages")?.read_to_string(&mut messages)?;
+    ensure!(status == 255, "bpsh ends with {status}");
+    let told = messages.lines().filter(|line| line.contains("connection to node 0 was lost")).count();
+    ensure!(told == 1, "bpsh says {messages:?}");
+    let done = cluster.bpsh(&["0", "echo", "fine"])?;
+    ensure!(done.status == 0 && done.out() == "fine\n" && done.err().is_empty(), "{done:?}");
+    cluster.quiet()
+}
+
 fn main() -> ExitCode {
     const MASTER: &[Role] = &[Role::Master];
     const SLAVE: &[Role] = &[NODE];
@@ -412,6 +432,7 @@ fn main() -> ExitCode {
     tests.extend([
         Test::new("agents_restart_again_and_again", again_and_again),
         Test::new("the_master_dies_young", master_dies_young),
+        Test::new("a_connection_is_lost", connection_is_lost),
         Test::new("a_process_moves_after_restarts", moves_after_restarts),
         Test::new("the_slave_agent_stays_away", slave_stays_away),
         Test::new("the_node_is_cut_off", slave_is_cut_off),

@@ -288,7 +288,12 @@ fn is_admin(asker: &Asker) -> bool {
     asker.uid == 0 || status.is_some_and(|status| status.caps.effective >> CAP_SYS_ADMIN & 1 != 0)
 }
 
-async fn start(spawn: wire::Spawn, asker: &Asker, fds: Vec<OwnedFd>, desk: &Desk) -> Result<wire::Spawned, Failure> {
+async fn start(
+    spawn: wire::Spawn,
+    asker: &Asker,
+    mut fds: Vec<OwnedFd>,
+    desk: &Desk,
+) -> Result<wire::Spawned, Failure> {
     let invalid = |message: String| Failure { number: libc::EINVAL, message };
     let pid =
         Pid::new(asker.pid).ok_or_else(|| invalid("the caller is in another pid namespace than the agent".into()))?;
@@ -302,6 +307,7 @@ async fn start(spawn: wire::Spawn, asker: &Asker, fds: Vec<OwnedFd>, desk: &Desk
     })?;
     let forwarded: Vec<(i32, bool)> =
         spec.streams.iter().filter(|s| s.kind() == Kind::Forward).map(|s| (s.fd, s.input)).collect();
+    let report = if spawn.report { fds.pop() } else { None };
     if forwarded.len() != fds.len() {
         return Err(invalid(format!("{} streams to forward, but {} descriptors came", forwarded.len(), fds.len())));
     }
@@ -330,7 +336,7 @@ async fn start(spawn: wire::Spawn, asker: &Asker, fds: Vec<OwnedFd>, desk: &Desk
         if token.is_empty() {
             return Ok(());
         }
-        desk.iod.expect(&token, &forwarded, fds, pty, pid).await.map_err(|error| Failure {
+        desk.iod.expect(&token, &forwarded, fds, report, pty, pid).await.map_err(|error| Failure {
             number: libc::EIO,
             message: format!("the stdio service of the master does not answer: {error:#}"),
         })

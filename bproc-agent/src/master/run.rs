@@ -99,6 +99,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
     let leases = leases(&config)?;
     let mut core = Master::new(nodes, leases, true);
     core.await_nodes(former_nodes(&config, &dir));
+    core.name_moves_from(crate::random_id()?);
     let actor = Actor {
         core,
         stdio_address,

@@ -85,7 +85,7 @@ pub async fn listed_streams(
         if !copies.is_empty() {
             let token = Token::random().map_err(|e| broken(e.to_string()))?;
             desk.iod
-                .expect(token.as_bytes(), &wanted, copies, false, pid)
+                .expect(token.as_bytes(), &wanted, copies, None, false, pid)
                 .await
                 .map_err(|e| broken(format!("{e:#}")))?;
             all.token = token.as_bytes().to_vec();

@@ -165,7 +165,7 @@ fn outlets(options: &Bpsh, nodes: &[NodeId]) -> [Outlet; 2] {
 
 fn carry(options: &Bpsh, nodes: &[NodeId], program: &Program) -> std::io::Result<End> {
     let signals = pump::take_signals(program.signals, options.pty)?;
-    let children = start::start(options, nodes, program)?;
+    let (children, losses) = start::start(options, nodes, program)?;
     let raw = if options.pty { Raw::new() } else { None };
     let shaper = |node| match (options.prefix, options.lines) {
         (true, _) => Shaper::lines(shape::prefix(node)),
@@ -178,7 +178,10 @@ fn carry(options: &Bpsh, nodes: &[NodeId], program: &Program) -> std::io::Result
     drop(raw);
     result?;
     let ended: Vec<_> = pump.children.iter().filter_map(|child| Some((child.node, child.status?))).collect();
-    let (messages, mut end) = outcome::conclude(&ended, pump.meanwhile);
+    let lost = start::lost(&losses);
+    let lost = pump.children.iter().filter(|child| child.pid.is_some_and(|pid| lost.contains(&pid.get())));
+    let lost: Vec<i32> = lost.map(|child| child.node).collect();
+    let (messages, mut end) = outcome::add_losses(&lost, outcome::conclude(&ended, pump.meanwhile));
     for message in messages {
         eprintln!("{message}");
     }

@@ -54,6 +54,17 @@ pub(crate) fn conclude(children: &[(i32, Status)], meanwhile: Meanwhile) -> (Vec
     (messages, end)
 }
 
+/// The same, when streams of the programs on these nodes were lost with their connections.
+pub(crate) fn add_losses(nodes: &[i32], (mut messages, end): (Vec<String>, End)) -> (Vec<String>, End) {
+    let told =
+        |node| format!("bpsh: The connection to node {node} was lost: what its process read or wrote is not whole.");
+    messages.extend(nodes.iter().map(told));
+    match end {
+        End::Exit(_) if !nodes.is_empty() => (messages, End::Exit(KILLED)),
+        end => (messages, end),
+    }
+}
+
 /// Exit status of a child whose program could not be started.
 pub(crate) fn start_failed(number: i32) -> i32 {
     match number {
@@ -94,6 +105,15 @@ mod tests {
         let meanwhile = Meanwhile { interrupted: Some(2), ..Meanwhile::default() };
         assert_eq!(conclude(&[(0, TERMINATED)], meanwhile).1, End::Signal(2));
         assert_eq!(conclude(&[(0, Status::Exited(3))], meanwhile).1, End::Exit(3));
+    }
+
+    #[test]
+    fn a_lost_connection_is_told() {
+        let ended = || conclude(&[(3, Status::Exited(0)), (4, Status::Exited(0))], Meanwhile::default());
+        assert_eq!(add_losses(&[], ended()), (vec![], End::Exit(0)));
+        let (messages, end) = add_losses(&[4], ended());
+        assert_eq!((messages.len(), end), (1, End::Exit(255)));
+        assert!(messages[0].contains("node 4"));
     }
 
     #[test]

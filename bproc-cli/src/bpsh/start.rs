@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -92,14 +92,17 @@ fn tell(node: i32, reason: &str) {
 
 /// Starts the program on every node. Nodes on which it could not even be tried have a status already.
 ///
+/// With them comes a descriptor that tells of streams that were lost.
+///
 /// # Errors
 /// No more pipes or processes; children that were started end with bpsh.
-pub(crate) fn start(options: &Bpsh, nodes: &[NodeId], program: &Program) -> io::Result<Vec<Child>> {
+pub(crate) fn start(options: &Bpsh, nodes: &[NodeId], program: &Program) -> io::Result<(Vec<Child>, OwnedFd)> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     // Three pipes a node. The processes get the limit as it was.
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     let parent = std::process::id();
     let routes = routes(options);
+    let (losses, report) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     let mut children: Vec<Child> = Vec::with_capacity(nodes.len());
     for node in nodes.iter().map(|node| node.0) {
         let (mut theirs, mut ours) = ([None, None, None], [None, None, None]);
@@ -111,7 +114,7 @@ pub(crate) fn start(options: &Bpsh, nodes: &[NodeId], program: &Program) -> io::
         let prepared = if node == NodeId::MASTER.0 {
             Ok(None)
         } else {
-            Prepared::new(request(node, program, &routes, &theirs)).map(Some)
+            Prepared::new(request(node, program, &routes, &theirs, report.as_fd())).map(Some)
         };
         match prepared {
             Err(error) => {
@@ -142,7 +145,7 @@ pub(crate) fn start(options: &Bpsh, nodes: &[NodeId], program: &Program) -> io::
         }
         children.push(child);
     }
-    Ok(children)
+    Ok((children, losses))
 }
 
 fn request<'fd>(
@@ -150,6 +153,7 @@ fn request<'fd>(
     program: &Program,
     routes: &[Route; 3],
     theirs: &'fd [Option<OwnedFd>; 3],
+    report: BorrowedFd<'fd>,
 ) -> SpawnRequest<'fd> {
     let streams = routes.iter().zip(theirs).enumerate().map(|(i, (route, end))| {
         let source = match (route, end) {
@@ -172,12 +176,24 @@ fn request<'fd>(
         pdeathsig: 0,
         die_with_parent: true,
         travel: true,
+        report: Some(report),
         signals: Some(program.signals),
     }
 }
 
 fn to_error(what: &str, error: &io::Error) -> bproc::Error {
     bproc::Error::new(error.raw_os_error().unwrap_or(libc::EIO), format!("{what}: {error}"))
+}
+
+/// The processes, by number here, of which streams were lost.
+pub(crate) fn lost(losses: &OwnedFd) -> Vec<i32> {
+    let mut all = Vec::new();
+    let mut record = [0; 8];
+    // Records are written whole.
+    while let Ok(8) = nix::unistd::read(losses, &mut record) {
+        all.push(i32::from_ne_bytes([record[0], record[1], record[2], record[3]]));
+    }
+    all
 }
 
 /// Connects the standard streams. A stream to be forwarded that has no pipe stays as it is.

@@ -130,6 +130,11 @@ pub(super) struct Move {
 }
 
 impl Master {
+    /// Names moves from here on. A number that no former master has used: nodes may tell of its moves yet.
+    pub fn name_moves_from(&mut self, number: u64) {
+        self.last_move = number;
+    }
+
     /// Somebody asks that a process be moved. For one that runs on the master it is known already that it can be.
     pub fn move_asked(&mut self, ask: Ask, facts: MoveFacts, out: &mut Out) {
         let pid = facts.pid;
@@ -151,7 +156,7 @@ impl Master {
         if from == facts.to {
             return out.push(Action::Answer(ask, Ok(())));
         }
-        self.last_move += 1;
+        self.last_move = self.last_move.wrapping_add(1);
         let id = MoveId(self.last_move);
         let fresh = Move {
             id,
@@ -418,7 +423,8 @@ impl Master {
         }
         self.deliver_held(pid, to, m, out);
         if self.processes.get(&pid).is_some_and(|p| p.ghost_gone) {
-            self.kill_remote(pid, out);
+            // It died in its last moment here; what it does there since has no ghost to show it.
+            self.ghost_gone(pid, out);
         }
     }
 

@@ -52,6 +52,8 @@ impl World {
         let leases = Leases::new(10_000, 50_000, 1000);
         let nodes = (0..self.machines.len()).map(|n| (n as i32, Node::new(0o111, 0, 0)));
         self.master = Master::new(nodes, leases, true);
+        self.lives += 1;
+        self.master.name_moves_from(self.lives << 32);
         self.master.await_nodes((0..self.machines.len()).map(|n| NodeId(n as i32)));
         self.recovering = true;
         for node in 0..self.machines.len() {

@@ -152,6 +152,8 @@ struct World {
     /// How often each program was run.
     runs: BTreeMap<i32, u32>,
     recovering: bool,
+    /// Masters that were killed.
+    lives: u64,
     moves: bool,
     /// Processes of the master's own that may move.
     home: BTreeMap<i32, Process>,
@@ -206,6 +208,7 @@ impl World {
             again: VecDeque::new(),
             runs: BTreeMap::new(),
             recovering: false,
+            lives: 0,
             moves,
             home: BTreeMap::new(),
             pairs: Vec::new(),

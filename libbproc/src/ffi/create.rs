@@ -72,6 +72,7 @@ impl Program {
             pdeathsig: sys::pdeathsig(),
             die_with_parent: false,
             travel: self.travels,
+            report: None,
             signals: None,
         })?)
     }
