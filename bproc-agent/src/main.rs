@@ -11,6 +11,7 @@ mod master;
 mod mover;
 mod names;
 mod owed;
+mod relay;
 mod slave;
 mod stdio;
 mod watched;

@@ -79,7 +79,12 @@ impl Mover {
 
     /// Tells it. One that is gone has said so.
     pub fn tell(&self, task: Task) {
-        let _ = self.words.send((task, Vec::new()));
+        self.tell_with(task, Vec::new());
+    }
+
+    /// Tells it, with descriptors.
+    pub fn tell_with(&self, task: Task, fds: Vec<OwnedFd>) {
+        let _ = self.words.send((task, fds));
     }
 }
 
@@ -198,7 +203,8 @@ fn connecting(what: &str, error: &io::Error) -> Failure {
     Failure { number: bproc_common::errno::BE_SLAVEDIED, message: format!("{what}: {error}") }
 }
 
-fn parts(handed: Handed) -> (OwnedFd, Option<Keys>) {
+/// A connection for a mover.
+pub fn parts(handed: Handed) -> (OwnedFd, Option<Keys>) {
     let keys = handed.keys.map(|keys| Keys {
         suite: match keys.suite {
             Suite::Aes128Gcm => AES_128_GCM,
@@ -325,11 +331,12 @@ pub async fn survey(host_pid: i32, flags: u32, files: u32) -> Result<(), bproc_p
     }
 }
 
-/// A socket with a good answer in it, for a process that asked for its own move and finds it at the other end.
-pub fn good_answer() -> Option<OwnedFd> {
+/// A socket with a good answer in it, for a process that asked for its own move and finds it at the other end: 0, or its
+/// rank among those that came as the same process.
+pub fn good_answer(rank: u32) -> Option<OwnedFd> {
     use bproc_proto::client::{Moved, Reply, reply};
     let (ours, theirs) = Conn::pair().ok()?;
-    let reply = Reply { body: Some(reply::Body::Moved(Moved { arrived: true, ..Moved::default() })) };
+    let reply = Reply { body: Some(reply::Body::Moved(Moved { arrived: true, rank, ..Moved::default() })) };
     let packet = bproc::frame::Packet::new(&reply.encode_to_vec()).ok()?;
     ours.send(packet.bytes(), &[]).ok()?;
     Some(theirs.into())

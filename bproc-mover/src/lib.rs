@@ -28,6 +28,7 @@ pub mod fault;
 pub mod line;
 pub mod receive;
 pub mod send;
+pub mod spread;
 pub mod talk;
 pub mod wire;
 

@@ -265,9 +265,21 @@ impl Read for Opener {
 /// # Errors
 /// What setsockopt says; keys that are none.
 pub fn line(stream: TcpStream, keys: Option<&wire::Keys>) -> io::Result<(Incoming, Outgoing)> {
+    line_within(stream, keys, SILENCE)
+}
+
+/// [`line`], with another patience.
+///
+/// # Errors
+/// As there.
+pub fn line_within(
+    stream: TcpStream,
+    keys: Option<&wire::Keys>,
+    patience: Duration,
+) -> io::Result<(Incoming, Outgoing)> {
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(SILENCE))?;
-    stream.set_write_timeout(Some(SILENCE))?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     let out = stream.try_clone()?;
     let Some(keys) = keys else { return Ok((Incoming::Plain(stream), Outgoing { stream: out, seal: None })) };
     let (Some(receive), Some(send)) = (&keys.receive, &keys.send) else {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use bproc_mover::talk::Agent;
 use bproc_mover::wire::Task;
-use bproc_mover::{receive, send};
+use bproc_mover::{receive, send, spread};
 
 fn main() -> ExitCode {
     let conn = match bproc_sys::seqpacket::Conn::inherited(bproc_mover::SOCKET) {
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     let result = match agent.hear() {
         Ok(Some((Task::Receive(task), fds))) => receive::receive(&agent, &task, fds).map(|()| None),
         Ok(Some((Task::Send(task), fds))) => send::send(&agent, &task, fds).map(Some),
+        Ok(Some((Task::Hold(task), _))) => spread::hold(&agent, &task).map(Some),
         _ => return ExitCode::FAILURE,
     };
     match result {

@@ -9,6 +9,7 @@ use vmadump::restore::{Body, Prepared, RestoreOptions, Restorer};
 
 use crate::fault::point;
 use crate::line::{Incoming, line};
+use crate::spread::Intake;
 use crate::talk::{Agent, Failure, hear_go, say_ready, say_refused, say_running};
 use crate::wire::{self, Done, Empty, Receive, Report};
 
@@ -26,10 +27,22 @@ pub fn receive(agent: &Agent, task: &Receive, mut fds: Vec<OwnedFd>) -> Result<(
     if task.wait && !agent.may_begin() {
         return Err(Failure::new(libc::ECANCELED, "the agent gave the move up"));
     }
-    let line = line(stream, task.keys.as_ref()).and_then(|(from, to)| Ok((from.readable()?, to)));
-    let (mut from, mut to) = line.map_err(lost("the connection of the pages"))?;
+    let (from, to) = line(stream, task.keys.as_ref()).map_err(lost("the connection of the pages"))?;
     point("target-begins");
-    let result = build(&from, task, &fds).and_then(|prepared| {
+    // The last to go: others may still get from it what this process has.
+    let intake;
+    let (mut from, mut to, built) = if task.relay {
+        let (taken, image) = Intake::start(agent, from, to)?;
+        intake = taken;
+        let built = build(image, task, &fds);
+        let (from, to, broken) = intake.line()?;
+        (from, to, built.map_err(|failure| broken.unwrap_or(failure)))
+    } else {
+        let from = from.readable().map_err(lost("the connection of the pages"))?;
+        let image = from.again().map_err(lost("the connection of the pages"))?;
+        (from, to, build(image, task, &fds))
+    };
+    let result = built.and_then(|prepared| {
         point("target-built");
         agent.tell(Report::Ready(Empty {}));
         if agent.may_proceed() {
@@ -57,8 +70,7 @@ pub fn receive(agent: &Agent, task: &Receive, mut fds: Vec<OwnedFd>) -> Result<(
     Ok(())
 }
 
-fn build(from: &Incoming, task: &Receive, fds: &[OwnedFd]) -> Result<Prepared, Failure> {
-    let source = from.again().map_err(|e| Failure::link("the connection of the pages", &e))?;
+fn build(source: Incoming, task: &Receive, fds: &[OwnedFd]) -> Result<Prepared, Failure> {
     let mut argv = arguments(task.body);
     let argv: Vec<&[u8]> = argv.iter_mut().map(|a| a.as_slice()).collect();
     let envp = |p: &Option<wire::Program>| -> Vec<Vec<u8>> { p.as_ref().map(|p| p.envp.clone()).unwrap_or_default() };

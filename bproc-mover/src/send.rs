@@ -11,6 +11,7 @@ use vmadump::image::{FdKind, Image};
 
 use crate::fault::point;
 use crate::line::{Incoming, Outgoing, line};
+use crate::spread;
 use crate::talk::{Agent, Failure, hear_ready, hear_running, say_go};
 use crate::wire::{Done, Empty, Report, Send, Task};
 
@@ -36,7 +37,7 @@ pub fn send(agent: &Agent, task: &Send, mut fds: Vec<OwnedFd>) -> Result<Done, F
     point("source-begins");
 
     let start = Instant::now();
-    let mut frozen = patiently(|| freeze(task.pid, &options))?;
+    let frozen = patiently(|| freeze(task.pid, &options))?;
     if task.stdio != stdio(task.pid) || (task.files == 0 && leaves_files(frozen.image())) {
         // A shell in the middle of a redirection, for example.
         return Err(Failure::new(libc::EAGAIN, "it opened or closed files in this moment"));
@@ -47,7 +48,10 @@ pub fn send(agent: &Agent, task: &Send, mut fds: Vec<OwnedFd>) -> Result<Done, F
     if changed && !agent.may_begin() {
         return Err(Failure::new(libc::ECANCELED, "the agent gave the move up"));
     }
-    let bytes = transfer(&mut frozen, &mut from, &mut to)?;
+    let bytes = match task.spread {
+        true => spread::pass_on(agent, &mut from, &mut to)?,
+        false => transfer(&frozen, &mut from, &mut to)?,
+    };
     point("source-written");
     agent.tell(Report::Committing(Empty {}));
     if !agent.may_proceed() {
@@ -78,7 +82,7 @@ pub fn send(agent: &Agent, task: &Send, mut fds: Vec<OwnedFd>) -> Result<Done, F
 }
 
 /// Writes the image and waits for READY.
-fn transfer(frozen: &mut Frozen, from: &mut Incoming, to: &mut Outgoing) -> Result<u64, Failure> {
+fn transfer(frozen: &Frozen, from: &mut Incoming, to: &mut Outgoing) -> Result<u64, Failure> {
     let mut out = BufWriter::with_capacity(256 << 10, to);
     let written = frozen.write_image(&mut out);
     let flushed = out.flush().map_err(|e| Failure::link("sending the pages", &e));
@@ -112,7 +116,7 @@ fn decision(agent: &Agent) -> bool {
 
 /// Tries again what a process refuses that could be moved a moment ago: a shell has copies of its descriptors elsewhere
 /// while it redirects, a child executes a program soon.
-fn patiently<T>(mut what: impl FnMut() -> Result<T, vmadump::Error>) -> Result<T, Failure> {
+pub(crate) fn patiently<T>(mut what: impl FnMut() -> Result<T, vmadump::Error>) -> Result<T, Failure> {
     use vmadump::{Error, Refusal};
     let mut left = TRIES;
     loop {

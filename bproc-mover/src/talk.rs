@@ -81,6 +81,9 @@ impl Agent {
 /// READY, or a refusal: one byte, then for a refusal number, length, words.
 const READY: u8 = b'R';
 const REFUSED: u8 = b'F';
+/// Then the number of a byte.
+const WANTED: u8 = b'W';
+const WAITING: u8 = b'P';
 const GO: u8 = b'G';
 const RUNNING: u8 = b'D';
 const MOST_WORDS: u32 = 64 << 10;
@@ -108,15 +111,34 @@ pub fn say_refused(to: &mut Outgoing, from: &mut Incoming, failure: &Failure) {
     while matches!(from.read(&mut waste), Ok(1..)) {}
 }
 
-/// Source: waits for READY. The outer error: the connection is lost.
+/// What a target says before it is built, or not.
+#[derive(Debug)]
+pub enum Word {
+    /// READY.
+    Ready,
+    /// It cannot be.
+    Refused(Failure),
+    /// The image is wanted, from this byte on.
+    Wanted(u64),
+    /// The image comes from elsewhere.
+    Waiting,
+}
+
+/// Source: the next word of a target that builds.
 ///
 /// # Errors
-/// As told; the inner one is the target's refusal.
-pub fn hear_ready(from: &mut Incoming) -> io::Result<Result<(), Failure>> {
+/// The connection is lost.
+pub fn hear_word(from: &mut Incoming) -> io::Result<Word> {
     let mut byte = [0];
     from.read_exact(&mut byte)?;
     match byte[0] {
-        READY => Ok(Ok(())),
+        READY => Ok(Word::Ready),
+        WAITING => Ok(Word::Waiting),
+        WANTED => {
+            let mut offset = [0; 8];
+            from.read_exact(&mut offset)?;
+            Ok(Word::Wanted(u64::from_le_bytes(offset)))
+        }
         REFUSED => {
             let mut head = [0; 8];
             from.read_exact(&mut head)?;
@@ -124,10 +146,37 @@ pub fn hear_ready(from: &mut Incoming) -> io::Result<Result<(), Failure>> {
             let len = u32::from_le_bytes(word(4)).min(MOST_WORDS);
             let mut words = vec![0; len as usize];
             from.read_exact(&mut words)?;
-            Ok(Err(Failure::new(i32::from_le_bytes(word(0)), String::from_utf8_lossy(&words))))
+            Ok(Word::Refused(Failure::new(i32::from_le_bytes(word(0)), String::from_utf8_lossy(&words))))
         }
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
+}
+
+/// Source: waits for READY. The outer error: the connection is lost.
+///
+/// # Errors
+/// As told; the inner one is the target's refusal.
+pub fn hear_ready(from: &mut Incoming) -> io::Result<Result<(), Failure>> {
+    match hear_word(from)? {
+        Word::Ready => Ok(Ok(())),
+        Word::Refused(failure) => Ok(Err(failure)),
+        Word::Wanted(_) | Word::Waiting => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Target: wants an image that it does not get from elsewhere, from this byte on.
+///
+/// # Errors
+/// The connection is lost.
+pub fn say_wanted(to: &mut Outgoing, offset: u64) -> io::Result<()> {
+    let mut packet = [WANTED; 9];
+    packet[1..].copy_from_slice(&offset.to_le_bytes());
+    to.write_all(&packet)
+}
+
+/// Target: it still gets its image from elsewhere. A source that is gone is noticed later.
+pub fn say_waiting(to: &mut Outgoing) {
+    let _ = to.write_all(&[WAITING]);
 }
 
 /// Source: the word to go.

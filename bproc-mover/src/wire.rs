@@ -7,7 +7,7 @@ pub const MAX_PACKET: usize = 64 << 10;
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ToMover {
     /// What.
-    #[prost(oneof = "Task", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "Task", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub task: Option<Task>,
 }
 
@@ -29,6 +29,16 @@ pub enum Task {
     /// Source in doubt: it runs at the target, or does not and never will.
     #[prost(bool, tag = "5")]
     Decide(bool),
+    /// Hold a process still, whose image many get.
+    #[prost(message, tag = "6")]
+    Hold(Hold),
+    /// The image from this byte on. Whoever holds the process writes it into the socket beside this message, the source
+    /// of one that gets it reads it there.
+    #[prost(uint64, tag = "7")]
+    Feed(u64),
+    /// Target: from whom the image comes, and to whom it goes on.
+    #[prost(message, tag = "8")]
+    Relay(Relay),
 }
 
 /// Nothing to tell.
@@ -88,6 +98,36 @@ impl std::fmt::Debug for Key {
     }
 }
 
+/// A process whose image many get.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Hold {
+    /// Who, as the mover sees it. It ends with the mover.
+    #[prost(sint32, tag = "1")]
+    pub pid: i32,
+    /// Which read-only mappings travel as data.
+    #[prost(uint32, tag = "2")]
+    pub flags: u32,
+}
+
+/// The place of a target among those that get the same image.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Relay {
+    /// The first connection beside this message gives the image. Else the source does.
+    #[prost(bool, tag = "1")]
+    pub fed: bool,
+    /// Of each connection beside this message. All but the one that gives are passed on to.
+    #[prost(message, repeated, tag = "2")]
+    pub lines: Vec<Seal>,
+}
+
+/// What opens and seals a connection, if it is sealed.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Seal {
+    /// The keys.
+    #[prost(message, tag = "1")]
+    pub keys: Option<Keys>,
+}
+
 /// Build a process.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Receive {
@@ -122,6 +162,9 @@ pub struct Receive {
     /// It gets the descriptors beside this message and no others.
     #[prost(bool, tag = "11")]
     pub only_given: bool,
+    /// Others get the same image: [`Task::Relay`] says from whom, and to whom it goes on.
+    #[prost(bool, tag = "12")]
+    pub relay: bool,
 }
 
 /// A user.
@@ -163,13 +206,16 @@ pub struct Send {
     /// What its descriptors 0 to 2 lead to, as /proc tells; empty for closed ones. The target has streams for these.
     #[prost(bytes = "vec", repeated, tag = "8")]
     pub stdio: Vec<Vec<u8>>,
+    /// Its image is another's, that many get: the target has it from elsewhere, or asks for it.
+    #[prost(bool, tag = "9")]
+    pub spread: bool,
 }
 
 /// From the mover.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct FromMover {
     /// What.
-    #[prost(oneof = "Report", tags = "2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "Report", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
     pub report: Option<Report>,
 }
 
@@ -194,6 +240,12 @@ pub enum Report {
     /// The end.
     #[prost(message, tag = "6")]
     Done(Done),
+    /// The process that was to be held stands still.
+    #[prost(message, tag = "8")]
+    Held(Empty),
+    /// Source: the target wants the image from this byte on. Answered by Feed.
+    #[prost(uint64, tag = "9")]
+    Wanted(u64),
 }
 
 /// What came of it.

@@ -169,6 +169,25 @@ impl Client {
         }
     }
 
+    /// Has a child of the caller's held still, as the pattern of so many others; the number of the pattern.
+    ///
+    /// # Errors
+    /// Why it cannot be; as [`Client::nodes`].
+    pub(crate) fn hold(&mut self, pid: i32, ranks: u32, flags: u32) -> Result<u64, Error> {
+        match self.call(request::Body::Hold(wire::Hold { pid, ranks, flags }))? {
+            reply::Body::Held(held) => Ok(held.spread),
+            _ => self.unexpected(),
+        }
+    }
+
+    /// The pattern is not needed any more.
+    ///
+    /// # Errors
+    /// As [`Client::nodes`].
+    pub(crate) fn release(&mut self, spread: u64) -> Result<(), Error> {
+        self.order(request::Body::Release(spread))
+    }
+
     /// The value of a node's attribute.
     ///
     /// # Errors

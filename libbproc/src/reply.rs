@@ -74,21 +74,23 @@ pub(crate) fn parse(mut reply: &[u8]) -> Result<&[u8], i32> {
     }
 }
 
-/// Whether the answer to a move is good.
+/// Whether the answer to a move is good, and the rank in it.
 ///
 /// # Errors
 /// As [`parse`].
-pub(crate) fn parse_moved(mut reply: &[u8]) -> Result<Where, i32> {
+pub(crate) fn parse_moved(mut reply: &[u8]) -> Result<(Where, usize), i32> {
     let whole = reply;
     match field(&mut reply) {
         Some((10, Value::Bytes(mut moved))) => {
-            let mut place = Where::Here;
+            let (mut place, mut rank) = (Where::Here, 0);
             while let Some((number, value)) = field(&mut moved) {
-                if let (3, Value::Number(1..)) = (number, value) {
-                    place = Where::There;
+                match (number, value) {
+                    (3, Value::Number(1..)) => place = Where::There,
+                    (4, Value::Number(told)) => rank = usize::try_from(told).map_err(|_| libc::EPROTO)?,
+                    _ => {}
                 }
             }
-            Ok(place)
+            Ok((place, rank))
         }
         _ => parse(whole).and(Err(libc::EPROTO)),
     }
@@ -185,9 +187,9 @@ mod tests {
 
     #[test]
     fn a_move_is_good_or_has_a_number() {
-        let moved = bproc_proto::client::Moved { frozen_ns: 5, bytes: 7, arrived: true };
-        assert_eq!(parse_moved(&bytes(Body::Moved(moved))), Ok(Where::There));
-        assert_eq!(parse_moved(&bytes(Body::Moved(Default::default()))), Ok(Where::Here));
+        let moved = bproc_proto::client::Moved { frozen_ns: 5, bytes: 7, arrived: true, rank: 300 };
+        assert_eq!(parse_moved(&bytes(Body::Moved(moved))), Ok((Where::There, 300)));
+        assert_eq!(parse_moved(&bytes(Body::Moved(Default::default()))), Ok((Where::Here, 0)));
         assert_eq!(parse_moved(&bytes(Body::Failure(Failure { number: 301, message: "down".into() }))), Err(301));
         assert_eq!(parse_moved(&bytes(Body::Done(Default::default()))), Err(libc::EPROTO));
         assert_eq!(parse_moved(&[]), Err(libc::EPROTO));

@@ -115,20 +115,20 @@ pub(crate) fn reserve(above: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Puts a descriptor on the number of another one.
-pub(crate) fn replace(from: &impl AsRawFd, at: &OwnedFd) -> io::Result<()> {
+/// Puts a descriptor on the number of another one, which is open and the caller's.
+pub(crate) fn replace(from: &impl AsRawFd, at: RawFd) -> io::Result<()> {
     // SAFETY: no pointers; both are open.
-    match unsafe { libc::dup3(from.as_raw_fd(), at.as_raw_fd(), libc::O_CLOEXEC) } {
+    match unsafe { libc::dup3(from.as_raw_fd(), at, libc::O_CLOEXEC) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
 }
 
-/// The connection that stands on this number. Not to be dropped: the number is `place`'s.
-pub(crate) fn conn_at(place: &OwnedFd) -> std::mem::ManuallyDrop<bproc_sys::seqpacket::Conn> {
+/// The connection that stands on this number. Not to be dropped: the number is somebody else's, who keeps it open.
+pub(crate) fn conn_at(place: RawFd) -> std::mem::ManuallyDrop<bproc_sys::seqpacket::Conn> {
     use std::os::fd::FromRawFd;
     // SAFETY: it is open as long as `place`, and never closed here.
-    std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(place.as_raw_fd()) }.into())
+    std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(place) }.into())
 }
 
 /// Writes a value into a pipe and ends the process, without running what others have registered for its end.
@@ -151,6 +151,34 @@ pub(crate) fn hear<T: Copy + Default>(pipe: RawFd) -> Option<T> {
         }
         return (n == size_of::<T>() as isize).then_some(value);
     }
+}
+
+/// Closes a number that may be nobody's.
+pub(crate) fn close(fd: RawFd) {
+    // SAFETY: no pointers; whose it was forgets it.
+    unsafe { libc::close(fd) };
+}
+
+/// Ends the process, without running what others have registered for its end.
+pub(crate) fn exit() -> ! {
+    // SAFETY: does not return.
+    unsafe { libc::_exit(1) }
+}
+
+/// Ends a child of our own that was not reaped, and takes it away.
+pub(crate) fn end(child: i32) {
+    debug_assert!(child > 0);
+    // SAFETY: no pointers; a child that was not reaped has its number to itself.
+    unsafe { libc::kill(child, libc::SIGKILL) };
+    reap(child);
+}
+
+/// Bytes of memory that are the process's own, as far as they are there.
+pub(crate) fn own_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let mut words = text.split(' ').skip(1).filter_map(|word| word.parse::<u64>().ok());
+    let (resident, shared) = (words.next().unwrap_or(0), words.next().unwrap_or(0));
+    resident.saturating_sub(shared) * 4096
 }
 
 /// Takes away a child of our own that has ended or is about to.

@@ -56,6 +56,12 @@ pub enum ClientFact {
     },
     /// Move a running process.
     Move(Box<super::moving::Asked>),
+    /// Hold a process still, whose image many get.
+    Hold(Box<super::spread::Asked>),
+    /// The move of one of these is over, well or not.
+    CameOrFailed(u64),
+    /// Its parent wants no more of them.
+    Release(u64, Option<Pid>),
     /// The nodes.
     Nodes(oneshot::Sender<wire::NodeList>),
     /// The processes on nodes.
@@ -227,6 +233,14 @@ pub(super) async fn answer(request: request::Body, asker: &Asker, fds: Vec<Owned
             Ok(moved) => reply::Body::Moved(moved),
             Err(failure) => reply::Body::Failure(failure),
         },
+        request::Body::Hold(hold) => match super::spread::ask(hold, asker, desk).await {
+            Ok(spread) => reply::Body::Held(wire::Held { spread }),
+            Err(failure) => reply::Body::Failure(failure),
+        },
+        request::Body::Release(spread) => {
+            desk.facts.send(Fact::Client(ClientFact::Release(spread, Pid::new(asker.pid)))).await.ok();
+            reply::Body::Done(wire::Done {})
+        }
         request::Body::Spawn(spawn) => match start(spawn, asker, fds, desk).await {
             Ok(spawned) => reply::Body::Spawned(spawned),
             Err(failure) => reply::Body::Failure(failure),

@@ -96,9 +96,11 @@ impl Actor {
         let Some(link) = self.links.get_mut(&node) else { return };
         let specs = &self.specs;
         let message = match order {
-            Order::Survey(pid, id) | Order::Receive(pid, id) | Order::Depart(pid, id) | Order::Children(pid, id) => {
-                self.moving.get(pid).and_then(|going| going.order(number, order, *pid, *id))
-            }
+            Order::Survey(pid, id)
+            | Order::Receive(pid, id)
+            | Order::Depart(pid, id)
+            | Order::Children(pid, id)
+            | Order::Relay(pid, id) => self.moving.get(pid).and_then(|going| going.order(number, order, *pid, *id)),
             order => link::order(number, order, |pid| specs.get(&pid).cloned()),
         };
         let Some(message) = message else { return };

@@ -139,7 +139,9 @@ pub fn order(number: u64, order: &Order, spec: impl FnOnce(Pid) -> Option<SpawnS
         }
         Order::Cancel(pid, id) => order::Body::Cancel(named(*pid, *id)),
         // These have more to say than the core knows.
-        Order::Survey(..) | Order::Receive(..) | Order::Depart(..) | Order::Children(..) => return None,
+        Order::Survey(..) | Order::Receive(..) | Order::Depart(..) | Order::Children(..) | Order::Relay(..) => {
+            return None;
+        }
         Order::GoOn(pid, id) => order::Body::GoOn(named(*pid, *id)),
         Order::Forget(pid) => order::Body::Reap(pid.get()),
         Order::Lease(block) => order::Body::Lease(wire::Lease { start: block.start, length: block.length }),

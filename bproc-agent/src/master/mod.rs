@@ -16,6 +16,7 @@ mod moving;
 mod nodes;
 mod office;
 pub mod run;
+mod spread;
 mod streams;
 pub mod travel;
 
@@ -68,6 +69,12 @@ pub enum Fact {
     Mover(Pid, MoveId, Said),
     /// What was prepared for a move beside the task: the streams.
     Prepared(Pid, MoveId, Result<streams::Streams, Failure>),
+    /// From the mover that holds a process whose image many get.
+    Holder(u64, Said),
+    /// No more of those come that this many were waited for.
+    Late(u64, usize),
+    /// Nobody waits any more for those that get an image.
+    SpreadOver(u64),
     /// The start script of a node ended.
     NodeReady(NodeId, bool),
     /// Read the configuration again.
@@ -143,6 +150,9 @@ pub struct Actor {
     moving: HashMap<Pid, moving::Going>,
     /// Ghosts that are about to become processes.
     taking: HashMap<Pid, tokio::task::AbortHandle>,
+    /// Images that many get.
+    spreads: HashMap<u64, spread::Spread>,
+    last_spread: u64,
     /// Ghosts that are about to reap.
     reaps: HashMap<Pid, Vec<JoinHandle<()>>>,
     /// Who waits for a process to be settled, and whether it is known to be on a node.
@@ -237,6 +247,9 @@ impl Actor {
             Fact::RelativeGone(pid, status) => self.core.relative_gone(pid, status, out),
             Fact::Mover(pid, id, said) => self.mover(pid, id, said, out),
             Fact::Prepared(pid, id, result) => self.prepared(pid, id, result, out),
+            Fact::Holder(spread, said) => self.holder(spread, said),
+            Fact::Late(spread, ready) => self.late(spread, ready, out),
+            Fact::SpreadOver(spread) => drop(self.spreads.remove(&spread)),
             Fact::NodeReady(node, ok) => {
                 if let Some(n) = self.core.node_mut(node).filter(|n| n.state == "boot") {
                     n.state = if ok { "up" } else { "error" }.into();

@@ -4,6 +4,7 @@
 use super::clients::{Asker, ClientFact, Desk};
 use super::effects;
 use super::link::named;
+use super::spread::Joining;
 use super::streams::{Streams, carry_streams, listed_streams, own_streams};
 use super::{Actor, Fact, Waiting, Waits, caller};
 use crate::checked;
@@ -49,7 +50,7 @@ pub struct Going {
     stdio: Vec<Vec<u8>>,
     spec: SpawnSpec,
     children: Vec<bproc_proto::Relative>,
-    request: wire::Move,
+    pub(super) request: wire::Move,
     /// The process, or its ghost: it keeps its number, and this it, wherever it goes.
     handle: PidFd,
     from: Option<NodeId>,
@@ -58,8 +59,12 @@ pub struct Going {
     address: String,
     /// The first bytes on the connection.
     token: Vec<u8>,
-    mover: Option<Mover>,
+    pub(super) mover: Option<Mover>,
     fds: Vec<(i32, OwnedFd)>,
+    /// Its image is another process's, that others get too: this one's number.
+    image: Option<Pid>,
+    /// From whom the target gets it, and to whom it passes it on.
+    pub(super) relay: link::Relay,
     /// The process dies with the mover of the master's own that sends it.
     leaving: bool,
     /// It is built into its ghost, and may go on as soon as the source says so.
@@ -88,7 +93,10 @@ impl Going {
                 drop_files: self.request.files != 0,
                 from: self.from.map_or(-1, |node| node.0),
                 only_streams: self.request.listed,
+                image: self.image.map_or(0, Pid::get),
+                rank: self.request.rank,
             }),
+            Order::Relay(..) => order::Body::Relay(link::Relay { r#move, ..self.relay.clone() }),
             Order::Depart(..) => order::Body::Depart(link::Depart {
                 r#move,
                 address: self.address.clone(),
@@ -123,6 +131,15 @@ pub fn failure(number: i32, message: impl Into<String>) -> Failure {
 
 /// A client asks. Returns when the process has moved, or not.
 pub async fn ask(request: wire::Move, asker: &Asker, fds: Vec<OwnedFd>, desk: &Desk) -> Result<Moved, Failure> {
+    let spread = request.spread;
+    let result = ask_until(request, asker, fds, desk).await;
+    if spread != 0 {
+        desk.facts.send(Fact::Client(ClientFact::CameOrFailed(spread))).await.ok();
+    }
+    result
+}
+
+async fn ask_until(request: wire::Move, asker: &Asker, fds: Vec<OwnedFd>, desk: &Desk) -> Result<Moved, Failure> {
     let mut left = TRIES;
     loop {
         match ask_once(request.clone(), asker, &fds, desk).await {
@@ -233,6 +250,9 @@ impl Actor {
         let pid = asked.facts.pid;
         let token = match Token::random() {
             _ if self.moving.contains_key(&pid) => Err(effects::failure(Refusal::Busy(pid))),
+            _ if asked.request.spread != 0 && !self.may_follow(&asked.request, asked.facts.parent) => {
+                Err(failure(libc::EINVAL, format!("no process is held whose image process {pid} may get")))
+            }
             token => token.map_err(|error| failure(libc::EIO, format!("no random numbers for a token: {error}"))),
         };
         let token = match token {
@@ -242,6 +262,7 @@ impl Actor {
                 return self.settle_streams(asked.spec.stdio_token, false);
             }
         };
+        let image = self.spreads.get(&asked.request.spread).map(|spread| spread.pattern);
         let ask = Ask(self.next_ask);
         self.next_ask += 1;
         self.asks.insert(ask, Waiting { pid, answer: Waits::Move(asked.answer) });
@@ -257,6 +278,8 @@ impl Actor {
             token: token.as_bytes().to_vec(),
             mover: None,
             fds: asked.home,
+            image,
+            relay: link::Relay::default(),
             leaving: false,
             ready: false,
             moved: Moved::default(),
@@ -331,10 +354,16 @@ impl Actor {
             },
             Body::Receiving(said) => {
                 let address = self.config.nodes.iter().find(|n| n.number == node.0).map(|n| n.addr);
+                let gives = address.map(|a| std::net::SocketAddr::new(a, said.relay_port as u16).to_string());
                 if let (Some(going), Some(address)) = (self.moving.get_mut(&pid), address) {
                     going.address = std::net::SocketAddr::new(address, said.port as u16).to_string();
                 }
+                let listens = said.failure.is_none();
                 self.core.receiving(pid, id, result(said.failure), out);
+                let spread = self.moving.get(&pid).map_or(0, |going| going.request.spread);
+                if let (true, Some(gives)) = (listens && spread != 0, gives) {
+                    self.may_join(spread, Joining { pid, id, node, gives }, out);
+                }
             }
             Body::Frozen(said) => {
                 let children = said.changed.then(|| self.other_children(pid, said.children));
@@ -344,7 +373,7 @@ impl Actor {
             Body::Arrived(said) => self.core.arrived(pid, id, result(said.failure), out),
             Body::Departed(said) => {
                 if let Some(going) = self.moving.get_mut(&pid) {
-                    going.moved = Moved { frozen_ns: said.frozen_ns, bytes: said.bytes, arrived: false };
+                    going.moved = Moved { frozen_ns: said.frozen_ns, bytes: said.bytes, ..Moved::default() };
                 }
                 let departed = match said.failure {
                     _ if said.in_doubt => Departed::InDoubt,
@@ -431,6 +460,7 @@ impl Actor {
             wait: true,
             drop_files: going.request.files != 0,
             only_given: going.request.listed,
+            relay: false,
         };
         let (facts, gate) = (self.facts.clone(), self.gate.clone());
         let (from, token) = (mover::peer(going.from.map_or(-1, |node| node.0)), going.token.clone());
@@ -449,7 +479,7 @@ impl Actor {
     /// The end of a socket on which a process that moves itself finds the good answer.
     fn answer_socket(&self, pid: Pid) -> Option<(i32, OwnedFd)> {
         let number = self.moving.get(&pid).map(|g| g.request.socket).filter(|n| *n > 0)?;
-        mover::good_answer().map(|fd| (number, fd))
+        mover::good_answer(0).map(|fd| (number, fd))
     }
 
     pub(super) fn send_from_here(&mut self, pid: Pid, id: MoveId) {
@@ -462,6 +492,7 @@ impl Actor {
             stand_in: Some(mover::stand_in(&self.ghost, &self.ghost_socket, Role::Ghost)),
             children: going.children.iter().map(|c| c.pid).collect(),
             stdio: going.stdio.clone(),
+            spread: going.image.is_some(),
         };
         let (gate, address, token) = (self.gate.clone(), going.address.clone(), going.token.clone());
         let to = mover::peer(going.to.map_or(-1, |node| node.0));
@@ -535,6 +566,8 @@ impl Actor {
                 going.ready = true;
                 self.tell_mover(pid, Task::Proceed(true));
             }
+            Said::Report(Report::Wanted(offset)) => self.feed(pid, offset),
+            Said::Report(Report::Held(_)) => {}
             Said::Report(Report::Committing(_)) => self.core.committing(pid, id, out),
             Said::Report(Report::Leaving(_)) => going.leaving = true,
             Said::Report(Report::InDoubt(_)) => self.core.departed(pid, id, Departed::InDoubt, out),
@@ -544,7 +577,7 @@ impl Actor {
                     (true, 0) => self.core.arrived(pid, id, Ok(()), out),
                     (true, _) => self.core.arrived(pid, id, Err(refusal), out),
                     (false, 0) => {
-                        going.moved = Moved { frozen_ns: done.frozen_ns, bytes: done.bytes, arrived: false };
+                        going.moved = Moved { frozen_ns: done.frozen_ns, bytes: done.bytes, ..Moved::default() };
                         self.core.departed(pid, id, Departed::Gone { stand_in: !done.no_stand_in }, out);
                     }
                     (false, _) => self.core.departed(pid, id, Departed::Failed(refusal), out),

@@ -51,6 +51,9 @@ impl Actor {
             }
             ClientFact::Settled { pid, on_node, answer } => self.settling.push((pid, on_node, answer)),
             ClientFact::Move(asked) => self.move_asked(*asked, out),
+            ClientFact::Hold(asked) => self.hold_pattern(*asked),
+            ClientFact::CameOrFailed(spread) => self.came_or_failed(spread, out),
+            ClientFact::Release(spread, by) => self.release(spread, by),
             ClientFact::SetNode { change, uid, gids, answer } => {
                 let result = self.set_node(change, uid, &gids);
                 if result.is_ok() {

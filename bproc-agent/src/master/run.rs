@@ -122,6 +122,8 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         next_ask: 1,
         specs: HashMap::new(),
         moving: HashMap::new(),
+        spreads: HashMap::new(),
+        last_spread: 0,
         settling: Vec::new(),
         taking: HashMap::new(),
         reaps: HashMap::new(),

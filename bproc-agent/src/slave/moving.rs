@@ -19,6 +19,7 @@ use bproc_sys::signal::SigInfo;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
+use tokio::net::TcpListener;
 
 /// How long what a process wrote may take to be out before it goes.
 const FLUSH: Duration = Duration::from_secs(5);
@@ -48,6 +49,8 @@ pub struct Half {
     leaving: bool,
     /// Source: it waits for Decide.
     in_doubt: bool,
+    /// Target: where a node that gives the image is waited for, and its port.
+    giver: Option<(TcpListener, u16)>,
 }
 
 /// A body for a process that comes, and what it is given.
@@ -123,7 +126,11 @@ impl Actor {
             Err(failure) => {
                 self.no_longer_named(Naming::room(Some(r#move)));
                 let failure = Some(failure);
-                return self.tell(event::Body::Receiving(wire::Receiving { r#move: Some(r#move), failure, port: 0 }));
+                return self.tell(event::Body::Receiving(wire::Receiving {
+                    r#move: Some(r#move),
+                    failure,
+                    ..Default::default()
+                }));
             }
         };
         let spec = room.order.spec.clone().unwrap_or_default();
@@ -132,10 +139,11 @@ impl Actor {
             // A skeleton must not be traced; a body must.
             self.kernel.remove_ghost(host);
         }
+        let image = room.order.image;
         let (numbers, fds): (Vec<i32>, Vec<OwnedFd>) = room.fds.into_iter().unzip();
         let task = Receive {
             body: room.member.host_pid,
-            pid: r#move.pid,
+            pid: if image != 0 { image } else { r#move.pid },
             keys: None,
             fds: numbers,
             owner: (c.ruid != 0).then_some(Owner { uid: c.ruid, gid: c.rgid, groups: c.groups }),
@@ -144,6 +152,7 @@ impl Actor {
             wait: false,
             drop_files: room.order.drop_files,
             only_given: room.order.only_streams,
+            relay: image != 0,
         };
         let half = Half {
             r#move,
@@ -156,6 +165,8 @@ impl Actor {
             committed: false,
             leaving: false,
             in_doubt: false,
+            // Without one the source gives it.
+            giver: crate::relay::listener(self.listen).ok().filter(|_| image != 0),
         };
         let (facts, listen, gate) = (self.facts.clone(), self.listen, self.gate.clone());
         let (from, token) = (mover::peer(room.order.from), room.order.token);
@@ -202,6 +213,7 @@ impl Actor {
             stand_in: Some(self.stand_in()),
             children: order.children.into_iter().map(|pid| self.host_of(pid)).collect(),
             stdio,
+            spread: false,
         };
         let (gate, address) = (self.gate.clone(), super::link::reachable(&order.address, &self.stdio_address));
         let going = async move {
@@ -220,8 +232,22 @@ impl Actor {
             committed: false,
             leaving: false,
             in_doubt: false,
+            giver: None,
         };
         self.start_half(half, going);
+    }
+
+    /// From whom the image comes, which others get too, and to whom it goes on.
+    pub(super) fn relay(&mut self, mut order: wire::Relay) {
+        let Some(half) = order.r#move.and_then(|m| self.halves.get_mut(&m.pid).filter(|h| h.r#move == m)) else {
+            return;
+        };
+        let Some(mover) = half.mover.clone() else { return };
+        for next in &mut order.to {
+            next.address = super::link::reachable(&next.address, &self.stdio_address);
+        }
+        let listener = half.giver.take().map(|(listener, _)| listener);
+        tokio::spawn(crate::relay::join(mover, listener, self.gate.clone(), order));
     }
 
     /// Tells the mover of a move, if it is here.
@@ -238,7 +264,9 @@ impl Actor {
         match said {
             Said::Listening(port) => {
                 let port = port.into();
-                self.tell(event::Body::Receiving(wire::Receiving { r#move: Some(r#move), failure: None, port }));
+                let relay_port = half.giver.as_ref().map_or(0, |(_, port)| (*port).into());
+                let receiving = wire::Receiving { r#move: Some(r#move), failure: None, port, relay_port };
+                self.tell(event::Body::Receiving(receiving));
             }
             Said::Report(Report::Frozen(changed)) => self.is_frozen(r#move, changed, 0),
             // Without a link the master would not know; what it does not know has not been.
@@ -254,6 +282,8 @@ impl Actor {
                 self.family.left(pid);
                 self.tell_mover(Some(r#move), Task::Proceed(true));
             }
+            // Only the master's machine holds processes whose image many get.
+            Said::Report(Report::Held(_) | Report::Wanted(_)) => self.tell_mover(Some(r#move), Task::Proceed(false)),
             Said::Report(Report::Committing(_)) => self.flush_before_going(r#move),
             Said::Report(Report::Leaving(_)) => half.leaving = true,
             Said::Report(Report::InDoubt(_)) => {
@@ -517,7 +547,7 @@ impl Spawner {
         let numbers = spec.streams.iter().filter(|s| s.kind() != bproc_proto::stream::Kind::Closed).map(|s| s.fd);
         let mut fds: Vec<(i32, OwnedFd)> = numbers.zip(ends).collect();
         if order.socket > 0 {
-            fds.extend(mover::good_answer().map(|fd| (order.socket, fd)));
+            fds.extend(mover::good_answer(order.rank).map(|fd| (order.socket, fd)));
         }
         Ok(Room { member, fds, order })
     }

@@ -31,6 +31,7 @@ impl Actor {
                 }
             }
             Some(order::Body::Children(order)) => self.adopt_children(order),
+            Some(order::Body::Relay(order)) => self.relay(order),
             Some(order::Body::GoOn(r#move)) => self.tell_mover(Some(r#move), Task::Begin(Empty {})),
             Some(order::Body::Decide(order)) => self.tell_mover(order.r#move, Task::Decide(order.moved)),
             Some(order::Body::Cancel(r#move)) => self.tell_mover(Some(r#move), Task::Proceed(false)),

@@ -127,6 +127,8 @@ pub enum Order {
     Decide(Pid, MoveId, bool),
     /// It does not come.
     Cancel(Pid, MoveId),
+    /// From whom its image comes, and to whom it goes on.
+    Relay(Pid, MoveId),
     /// The end of this process has been replayed.
     Forget(Pid),
     /// The terminal of this process gets another size (`struct winsize`).

@@ -218,6 +218,13 @@ impl Master {
         }
     }
 
+    /// It is decided from whom the target gets the image, which others get too.
+    pub fn relay(&mut self, pid: Pid, id: MoveId, out: &mut Out) {
+        if let Some(to) = self.in_phase(pid, id, Phase::Sending).and_then(|m| m.facts.to) {
+            self.order(to, Order::Relay(pid, id), out);
+        }
+    }
+
     /// The process stands still at the source, and all that it did before has been told. Its children, if they are
     /// others than were known when the move began: then the source waits until the target has them too.
     pub fn frozen(&mut self, pid: Pid, id: MoveId, children: Option<Vec<Pid>>, out: &mut Out) {

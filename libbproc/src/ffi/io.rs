@@ -6,7 +6,7 @@
 //! descriptor on `/dev/null` until then.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libc::{c_int, sockaddr, sockaddr_in};
 
@@ -97,8 +97,7 @@ impl Setup {
         if to.sin_addr.s_addr == libc::INADDR_ANY {
             to.sin_addr.s_addr = libc::INADDR_LOOPBACK.to_be();
         }
-        let place = File::options().read(true).write(true).open("/dev/null");
-        let place = place.map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))?.into();
+        let place = null()?;
         self.sockets.push(Socket { fd: io.fd, place, to, send_info: io.flags & IO_SEND_INFO != 0 });
         Ok(Origin::Socket(self.sockets.len() - 1))
     }
@@ -152,8 +151,108 @@ impl Setup {
     }
 }
 
+/// A list ready for a process that stays here: its descriptors, above all of its numbers.
+pub(super) struct Ready {
+    all: Vec<(c_int, OwnedFd)>,
+    /// Those to whom it tells its pid.
+    told: Vec<c_int>,
+}
+
+impl Setup {
+    /// Opens and connects everything in the list.
+    pub(super) fn ready(&self) -> Result<Ready> {
+        let mut ready = Ready { all: Vec::new(), told: Vec::new() };
+        for (fd, origin) in &self.all {
+            let opened = match origin {
+                Origin::File { path, flags, mode, offset } => open(path, *flags, *mode, *offset)?,
+                Origin::Socket(at) => match self.sockets.get(*at) {
+                    Some(socket) => {
+                        socket.connect_as(None)?;
+                        if socket.send_info {
+                            ready.told.push(*fd);
+                        }
+                        duplicate(socket.place.as_raw_fd(), self.highest())?
+                    }
+                    None => continue,
+                },
+                Origin::Null => duplicate(null()?.as_raw_fd(), self.highest())?,
+                Origin::Own(own) => duplicate(own.as_raw_fd(), self.highest())?,
+                Origin::Closed => continue,
+            };
+            ready.all.push((*fd, duplicate(opened.as_raw_fd(), self.highest())?));
+        }
+        Ok(ready)
+    }
+}
+
+impl Ready {
+    /// In a child that was forked: it has these and no others.
+    pub(super) fn take(self) {
+        // SAFETY: no pointers, but for two numbers that live through the call. All descriptors are replaced; whoever
+        // owns one in this copy of the caller's memory must not be dropped.
+        unsafe {
+            for (fd, opened) in &self.all {
+                libc::dup2(opened.as_raw_fd(), *fd);
+                if self.told.contains(fd) {
+                    let info = [libc::getpid(), *fd];
+                    libc::send(*fd, info.as_ptr().cast(), size_of_val(&info), libc::MSG_NOSIGNAL);
+                }
+            }
+            let mut kept: Vec<u32> = self.all.iter().map(|(fd, _)| *fd as u32).collect();
+            kept.sort_unstable();
+            let mut from = 0;
+            for fd in kept {
+                if fd > from {
+                    libc::syscall(libc::SYS_close_range, from, fd - 1, 0);
+                }
+                from = fd + 1;
+            }
+            libc::syscall(libc::SYS_close_range, from, u32::MAX, 0);
+        }
+        std::mem::forget(self);
+    }
+}
+
+fn null() -> Result<OwnedFd> {
+    let place = File::options().read(true).write(true).open("/dev/null");
+    Ok(place.map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))?.into())
+}
+
+/// The same on a number above this one.
+fn duplicate(fd: c_int, above: c_int) -> Result<OwnedFd> {
+    // SAFETY: no pointers; the new descriptor is ours.
+    unsafe {
+        match libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, above.saturating_add(1)) {
+            -1 => Err(errno()),
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
+}
+
+fn open(path: &[u8], flags: u32, mode: u32, offset: i64) -> Result<OwnedFd> {
+    let path = std::ffi::CString::new(path).map_err(|_| libc::ENOENT)?;
+    // SAFETY: the path lives through the call; the descriptor is new.
+    let file = unsafe {
+        match libc::open(path.as_ptr(), flags as c_int | libc::O_CLOEXEC | libc::O_NOCTTY, mode) {
+            -1 => return Err(errno()),
+            fd => OwnedFd::from_raw_fd(fd),
+        }
+    };
+    // SAFETY: no pointers.
+    if offset != 0 && unsafe { libc::lseek(file.as_raw_fd(), offset, libc::SEEK_SET) } < 0 {
+        return Err(errno());
+    }
+    Ok(file)
+}
+
 impl Socket {
     fn connect(&self) -> std::result::Result<(), Number> {
+        // SAFETY: no pointers.
+        self.connect_as(Some(unsafe { libc::getpid() }).filter(|_| self.send_info))
+    }
+
+    /// Connects it; and tells it of this process first.
+    fn connect_as(&self, pid: Option<c_int>) -> std::result::Result<(), Number> {
         // SAFETY: `to` lives through the call and has the size that is told; `info` likewise. The descriptor is new;
         // after dup3 it is closed, and `place` is the socket.
         unsafe {
@@ -163,8 +262,8 @@ impl Socket {
             }
             let size = size_of::<sockaddr_in>() as libc::socklen_t;
             let mut connected = libc::connect(fd, (&raw const self.to).cast(), size);
-            if connected == 0 && self.send_info {
-                let info = [libc::getpid(), self.fd];
+            if let (0, Some(pid)) = (connected, pid) {
+                let info = [pid, self.fd];
                 let sent = libc::send(fd, info.as_ptr().cast(), size_of_val(&info), libc::MSG_NOSIGNAL);
                 connected = if sent == size_of_val(&info) as isize { 0 } else { -1 };
             }

@@ -29,6 +29,7 @@ mod io;
 mod map;
 mod moving;
 mod nodes;
+mod pattern;
 mod sets;
 mod text;
 

@@ -5,7 +5,7 @@
 //! the question and the answer nothing takes memory, for a child that was cloned must not.
 
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use bproc_proto::client::{Move, Request, r#move, request};
@@ -16,6 +16,7 @@ use prost::Message;
 
 use super::abi::Io;
 use super::io::Setup;
+use super::pattern::{self, Made, Pattern};
 use super::{Number, Result, answer, done, export, nodes};
 use crate::client::socket_path;
 use crate::error::Error;
@@ -35,31 +36,45 @@ struct Going<'s> {
     packet: Packet,
     path: PathBuf,
     /// Where the connection is to be, here and there.
-    place: OwnedFd,
+    place: RawFd,
+    /// Keeps it, if it is no pattern's.
+    _place: Option<OwnedFd>,
     buffer: Vec<u8>,
 }
 
+/// A place among others that come as the same process.
+#[derive(Clone, Copy)]
+struct Rank<'p> {
+    pattern: &'p Pattern,
+    number: usize,
+}
+
 impl<'s> Going<'s> {
-    fn new(node: c_int, flags: c_int, setup: Option<&'s Setup>) -> Result<Going<'s>> {
+    fn new(node: c_int, flags: c_int, setup: Option<&'s Setup>, rank: Option<Rank<'_>>) -> Result<Going<'s>> {
         if flags & !ALL_FLAGS != 0 {
             return Err(libc::EINVAL);
         }
         let node = nodes::target(node)?;
-        let place =
-            sys::reserve(setup.map_or(0, Setup::highest)).map_err(|e| e.raw_os_error().unwrap_or(libc::EMFILE))?;
+        let own = match rank {
+            Some(_) => None,
+            None => Some(reserve(setup)?),
+        };
+        let place = rank.map(|rank| &rank.pattern.place).or(own.as_ref()).map_or(-1, AsRawFd::as_raw_fd);
         let body = Move {
             pid: 0,
             node,
             flags: flags as u32,
             files: r#move::Files::StdioOnly.into(),
-            socket: place.as_raw_fd(),
+            socket: place,
             streams: setup.iter().flat_map(|s| s.streams()).map(|s| spawn::stream(&s)).collect(),
             listed: setup.is_some(),
+            spread: rank.map_or(0, |rank| rank.pattern.number),
+            rank: rank.map_or(0, |rank| rank.number as u32),
         };
         let request = Request { body: Some(request::Body::Move(body)) };
         let packet = Packet::new(&request.encode_to_vec()).map_err(|e| e.errno())?;
         let fds = setup.map(Setup::forwarded).unwrap_or_default();
-        Ok(Going { setup, fds, packet, path: socket_path(), place, buffer: vec![0; PACKET_MAX] })
+        Ok(Going { setup, fds, packet, path: socket_path(), place, _place: own, buffer: vec![0; PACKET_MAX] })
     }
 
     /// Goes. Takes no memory. The caller has blocked all signals: an interrupted wait could not be told from an answer.
@@ -67,16 +82,20 @@ impl<'s> Going<'s> {
         if let Some(setup) = self.setup {
             setup.connect()?;
         }
-        let conn = connect(&self.path, &self.place)?;
+        let conn = connect(&self.path, self.place)?;
         self.packet.send(&conn, &self.fds).map_err(|_| libc::EPROTO)?;
         let got = conn.recv(&mut self.buffer).map_err(|e| e.raw_os_error().unwrap_or(libc::EPROTO))?;
         let reply = self.buffer.get(HEAD..got.len).filter(|_| !got.truncated).ok_or(libc::EPROTO)?;
-        reply::parse_moved(reply)
+        reply::parse_moved(reply).map(|(place, _)| place)
     }
 }
 
+pub(super) fn reserve(setup: Option<&Setup>) -> Result<OwnedFd> {
+    sys::reserve(setup.map_or(0, Setup::highest)).map_err(|e| e.raw_os_error().unwrap_or(libc::EMFILE))
+}
+
 /// Connects, on the number of `place`.
-fn connect(path: &Path, place: &OwnedFd) -> std::result::Result<ManuallyDrop<Conn>, Number> {
+fn connect(path: &Path, place: RawFd) -> std::result::Result<ManuallyDrop<Conn>, Number> {
     let conn = Conn::connect(path).map_err(|e| Error::unreachable_number(&e))?;
     sys::replace(&conn, place).map_err(|e| e.raw_os_error().unwrap_or(libc::EMFILE))?;
     drop(conn);
@@ -84,7 +103,7 @@ fn connect(path: &Path, place: &OwnedFd) -> std::result::Result<ManuallyDrop<Con
 }
 
 fn go(node: c_int, flags: c_int, setup: Option<Setup>) -> Result<()> {
-    let mut going = Going::new(node, flags, setup.as_ref())?;
+    let mut going = Going::new(node, flags, setup.as_ref(), None)?;
     let blocked = AllBlocked::new();
     let place = going.go();
     drop(going);
@@ -117,49 +136,56 @@ enum Side {
 /// A child for each node. `pids` gets a pid or a negative number for each.
 fn fork(nodes: &[c_int], pids: &mut [c_int], flags: c_int, setup: Option<&Setup>) -> Result<Side> {
     let here = Client::connect()?.whoami()?.node.0;
+    let targets: Vec<Result<c_int>> = nodes.iter().map(|node| nodes::target(*node)).collect();
+    // Before the pipe, whose end nobody else may hold.
+    let pattern = match pattern::make(here, &targets, flags, setup) {
+        None => None,
+        Some(Made::Rank(rank)) => return Ok(Side::Child(rank, Where::There)),
+        Some(Made::Pattern(pattern)) => Some(pattern),
+    };
     let (hear, tell) = std::io::pipe().map_err(|e| e.raw_os_error().unwrap_or(libc::EMFILE))?;
     let (hear, tell) = (OwnedFd::from(hear), OwnedFd::from(tell));
-    for (rank, (node, pid)) in nodes.iter().zip(pids.iter_mut()).enumerate() {
-        let going = match nodes::target(*node) {
-            Ok(node) if node == here => match setup {
-                None => Ok(None),
-                // Only who comes anew gets a list.
-                Some(_) => Err(libc::ENOSYS),
-            },
-            Ok(_) => Going::new(*node, flags, setup).map(Some),
-            Err(number) => Err(number),
-        };
-        let mut going = match going {
-            Ok(Some(going)) => going,
-            Ok(None) => {
-                // It stays.
-                match sys::fork() {
-                    Ok(0) => return Ok(Side::Child(rank, Where::Here)),
-                    Ok(child) => *pid = child,
-                    Err(error) => *pid = -error.raw_os_error().unwrap_or(libc::EAGAIN),
+    for (number, (target, pid)) in targets.into_iter().zip(pids.iter_mut()).enumerate() {
+        let rank = pattern.as_ref().map(|pattern| Rank { pattern, number });
+        let mut going = match target {
+            // It stays.
+            Ok(node) if node == here => {
+                match fork_here(setup) {
+                    Ok((0, place)) => {
+                        if place == Where::There {
+                            std::mem::forget((hear, tell, pattern));
+                        } else {
+                            pattern.map(Pattern::leave);
+                        }
+                        return Ok(Side::Child(number, place));
+                    }
+                    Ok((child, _)) => *pid = child,
+                    Err(number) => *pid = -number,
                 }
                 continue;
             }
-            Err(number) => {
-                *pid = -number;
-                continue;
-            }
+            target => match target.and_then(|node| Going::new(node, flags, setup, rank)) {
+                Ok(going) => going,
+                Err(number) => {
+                    *pid = -number;
+                    continue;
+                }
+            },
         };
         let blocked = AllBlocked::new();
         match sys::fork_without_signal() {
             Ok(0) => {
+                let failed = |error| sys::tell_and_exit(&tell, &Failed { rank: number as c_int, number: error });
                 match going.go() {
                     Ok(Where::There) => {}
                     // It was asked to go elsewhere: the parent has gone there meanwhile, as it seems.
-                    Ok(Where::Here) => {
-                        sys::tell_and_exit(&tell, &Failed { rank: rank as c_int, number: libc::EAGAIN });
-                    }
-                    Err(number) => sys::tell_and_exit(&tell, &Failed { rank: rank as c_int, number }),
+                    Ok(Where::Here) => failed(libc::EAGAIN),
+                    Err(error) => failed(error),
                 }
                 // These were left behind.
                 std::mem::forget((hear, tell));
                 drop((going, blocked));
-                return Ok(Side::Child(rank, Where::There));
+                return Ok(Side::Child(number, Where::There));
             }
             Ok(child) => *pid = child,
             Err(error) => *pid = -error.raw_os_error().unwrap_or(libc::EAGAIN),
@@ -175,6 +201,7 @@ fn fork(nodes: &[c_int], pids: &mut [c_int], flags: c_int, setup: Option<&Setup>
             *pid = -failed.number.max(1);
         }
     }
+    drop(pattern);
     for pid in pids.iter_mut().filter(|pid| **pid > 0) {
         // Killed on the way: nobody would ever hear of it.
         if sys::reap_signalless(*pid) {
@@ -183,6 +210,19 @@ fn fork(nodes: &[c_int], pids: &mut [c_int], flags: c_int, setup: Option<&Setup>
     }
     settle(pids);
     Ok(Side::Parent)
+}
+
+/// A child that stays where it is. The second: what holds it of a list is its own now, and not to be closed.
+fn fork_here(setup: Option<&Setup>) -> Result<(c_int, Where)> {
+    let ready = setup.map(Setup::ready).transpose()?;
+    let child = sys::fork().map_err(|e| e.raw_os_error().unwrap_or(libc::EAGAIN))?;
+    match ready.filter(|_| child == 0) {
+        Some(ready) => {
+            ready.take();
+            Ok((child, Where::There))
+        }
+        None => Ok((child, Where::Here)),
+    }
 }
 
 /// Returns when the master knows where they are: its children are quicker than the news of them.

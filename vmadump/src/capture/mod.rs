@@ -207,12 +207,12 @@ impl Frozen {
     }
 
     /// Writes the image; the process stays stopped. Returns the bytes written.
-    pub fn write_image(&mut self, out: impl Write) -> Result<u64, Error> {
+    pub fn write_image(&self, out: impl Write) -> Result<u64, Error> {
         self.write_image_with(out, &mut |_, _| {})
     }
 
     /// [`Self::write_image`], telling how far it is.
-    pub fn write_image_with(&mut self, out: impl Write, progress: Progress<'_>) -> Result<u64, Error> {
+    pub fn write_image_with(&self, out: impl Write, progress: Progress<'_>) -> Result<u64, Error> {
         let failed = |why| Error::Io { op: "write", why };
         let mut writer = Writer::new(out, &self.image).map_err(failed)?;
         self.source.stream(&mut writer, progress)?;
