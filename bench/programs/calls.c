@@ -5,6 +5,7 @@
  *   calls fork N     the same with fork
  *   calls execmove N fork, bproc_execmove of /bin/true to node 0, wait
  *   calls exec N     fork, execve of /bin/true, wait
+ *   calls vrfork N MIB NODES  bproc_vrfork of a process with so much memory to nodes 0, 1, ..; it returns when all run
  */
 #include <errno.h>
 #include <stdio.h>
@@ -75,12 +76,37 @@ static long long executed(int remote)
     return now() - start;
 }
 
+static long long vforked(int nodes)
+{
+    int all[256], pids[256], rank;
+    for (int i = 0; i < nodes; i++)
+        all[i] = i;
+    long long start = now(), end;
+    rank = bproc_vrfork(nodes, all, pids);
+    if (rank >= 0 && rank < nodes)
+        _exit(0);
+    end = now();
+    for (int i = 0; i < nodes; i++) {
+        errno = pids[i] < 0 ? -pids[i] : ESRCH;
+        if (pids[i] < 0)
+            fail("bproc_vrfork");
+        reap(pids[i]);
+    }
+    return end - start;
+}
+
 int main(int argc, char **argv)
 {
     int runs = argc > 2 ? atoi(argv[2]) : 0;
     long long *all = calloc(runs > 0 ? runs : 1, sizeof *all);
+    size_t size = argc == 5 ? (size_t)atoi(argv[3]) << 20 : 0;
+    char *memory = malloc(size + 1);
+    for (size_t i = 0; i < size; i += 8)
+        memcpy(memory + i, &i, sizeof i);
     for (int run = 0; run < runs; run++) {
-        if (!strcmp(argv[1], "move"))
+        if (argc == 5)
+            all[run] = vforked(atoi(argv[4]));
+        else if (!strcmp(argv[1], "move"))
             all[run] = move(run);
         else if (strstr(argv[1], "fork"))
             all[run] = forked(argv[1][0] == 'r');

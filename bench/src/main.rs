@@ -22,6 +22,7 @@ mod ssh;
 mod stdio;
 mod sys;
 mod travel;
+mod vrfork;
 mod wide;
 
 use std::path::PathBuf;
@@ -102,6 +103,8 @@ enum Name {
     Travel,
     /// Running processes go elsewhere, beside CRIU
     Moves,
+    /// One process on many nodes
+    Vrfork,
 }
 
 /// What every benchmark is told.
@@ -148,6 +151,7 @@ fn perform() -> Result<()> {
             Name::Stdio => stdio::run(&setup)?,
             Name::Travel => travel::run(&setup)?,
             Name::Moves => moves::run(&setup)?,
+            Name::Vrfork => vrfork::run(&setup)?,
         }
     }
     Ok(())

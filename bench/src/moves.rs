@@ -28,15 +28,17 @@ os.close(null)
 time.sleep(1000000)";
 
 /// Programs to move, compiled for the benchmark.
-struct Programs {
+pub struct Programs {
     dir: PathBuf,
-    calls: PathBuf,
+    /// Measures calls of the library.
+    pub calls: PathBuf,
     small_static: PathBuf,
     small: PathBuf,
 }
 
 impl Programs {
-    fn compile() -> Result<Self> {
+    /// Compiles them.
+    pub fn compile() -> Result<Self> {
         let dir = Path::new("/var/tmp").join(format!("bproc-bench-{}", std::process::id()));
         fs::create_dir_all(&dir)?;
         let programs =

@@ -160,9 +160,9 @@ pub(crate) fn close(fd: RawFd) {
 }
 
 /// Ends the process, without running what others have registered for its end.
-pub(crate) fn exit() -> ! {
+pub(crate) fn exit_with(code: i32) -> ! {
     // SAFETY: does not return.
-    unsafe { libc::_exit(1) }
+    unsafe { libc::_exit(code) }
 }
 
 /// Ends a child of our own that was not reaped, and takes it away.

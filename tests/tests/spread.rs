@@ -115,6 +115,19 @@ fn programs(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// From the master and from a node, to where one is and elsewhere, with and without lists of descriptors.
+fn from_anywhere(cluster: &Cluster) -> Result<()> {
+    for dialect in ["-std=c11", "-std=gnu17", "-xc++"] {
+        let path = compile(cluster, "tests/programs/anywhere.c", &[dialect], true)?;
+        let mut command = Command::new(&path);
+        let program = Traveller::start(cluster.environment(command.arg(cluster.dir().join("log"))))?;
+        let (text, status) = program.end()?;
+        ensure!(text.lines().last() == Some("done") && status == 0, "{dialect}: {text}, status {status:#x}");
+        cluster.quiet().context(dialect)?;
+    }
+    Ok(())
+}
+
 fn down(cluster: &Cluster, node: i32) -> Result<()> {
     let is_down = |states: &[String]| states.get(node as usize).is_some_and(|s| s == "down");
     cluster.wait_states("the node is down", is_down)
@@ -244,6 +257,7 @@ fn main() -> ExitCode {
     let tests = vec![
         Test::new("everywhere", everywhere),
         Test::new("programs", programs),
+        Test::new("from_anywhere", from_anywhere),
         Test::new("one_is_down", one_is_down),
         Test::new("one_dies", one_dies),
         Test::new("one_hangs", one_hangs),

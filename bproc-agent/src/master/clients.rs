@@ -182,6 +182,9 @@ pub async fn answer_node(node: NodeId, ask: Ask, desk: Desk) -> Answer {
             | Body::GetAttribute(_)
             | Body::Libraries(_)),
         ) => answer(body, &asker, Vec::new(), &desk).await,
+        Some(Body::Spawn(_)) if number.is_some() => {
+            fail(libc::EREMOTE, "a process on a node moves, and executes the program where it has come to")
+        }
         Some(_) => fail(libc::EOPNOTSUPP, "this is asked on the master's machine, not on a node's"),
         None => fail(libc::EINVAL, "the master's agent does not know this request; is it older than the program?"),
     };
@@ -314,6 +317,12 @@ async fn start(
     let mut spec = spawn.spec.ok_or_else(|| invalid("a spawn without a program".into()))?;
     if spec.argv.is_empty() {
         return Err(invalid("a spawn needs at least the zeroth argument".into()));
+    }
+    if let Some(number) = asker.number()
+        && super::moving::whereabouts(number, asker, desk).await.is_some()
+    {
+        let message = format!("process {number} is on a node: it moves, and executes the program where it has come to");
+        return Err(Failure { number: libc::EREMOTE, message });
     }
     let caller = caller::complete(pid, &mut spec).map_err(|error| Failure {
         number: error.errno(),

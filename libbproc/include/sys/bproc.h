@@ -107,8 +107,8 @@ int bproc_nodefilteraccessible(struct bproc_node_info_t *list, int *size);
 /* ---- Processes on nodes ---- */
 
 /* Replace the caller; do not return on success. Input comes from /dev/null, output goes where the caller's goes. With
- * an io list exactly the descriptors in it are set up. rexec takes the program from the node, execmove looks for it on
- * the master first; it must be on the node, too. */
+ * an io list exactly the descriptors in it are set up. rexec takes the program from the node; execmove's travels from the
+ * master. From a node both move the caller, and execute there: what fails then is its exit status. */
 int bproc_rexec(int node, const char *cmd, char *const argv[], char *const envp[]);
 int bproc_rexec_io(int node, struct bproc_io_t *io, int iolen, const char *cmd, char *const argv[],
                    char *const envp[]);
@@ -125,7 +125,7 @@ int bproc_execve(const char *cmd, char *const argv[], char *const envp[]);
 
 /* The caller goes on on a node, or a child of its own does. bproc_move: 0 where it has come to; -1: it is where it was. Open
  * files do not go along, but for output; input comes from /dev/null. With an io list exactly the descriptors in it are
- * open afterwards. To the node where one is: bproc_move does nothing, bproc_rfork is fork. bproc_rfork: the child's pid, 0 in the
+ * open afterwards. To the node where one is: bproc_move does nothing, bproc_rfork is fork, with the list. bproc_rfork: the child's pid, 0 in the
  * child; when it fails there is no child. bproc_vrfork: n for the parent, the rank (0 to n-1) for the children; pids[i] as
  * for bproc_vexecmove. */
 int bproc_move(int node);

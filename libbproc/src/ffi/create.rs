@@ -10,6 +10,7 @@ use libc::{c_char, c_int};
 
 use super::abi::{Io, NODE_MASTER};
 use super::io::Setup;
+use super::moving::{self, Side};
 use super::{Number, Result, answer, errno, export, nodes, text};
 use crate::spawn::Scratch;
 use crate::{Client, Prepared, SpawnRequest, sys};
@@ -56,17 +57,22 @@ impl Program {
         Ok(self)
     }
 
-    /// As it goes to a node as number `rank`.
-    fn request<'s>(&self, node: c_int, setup: &'s Setup, rank: Option<usize>) -> Result<Prepared<'s>> {
+    /// Its environment as number `rank`.
+    fn environment(&self, rank: Option<usize>) -> Vec<Vec<u8>> {
         let ranked = |entry: &Vec<u8>| match rank {
             Some(rank) if entry == b"BPROC_RANK=XXXXXXX" => format!("BPROC_RANK={rank:07}").into_bytes(),
             _ => entry.clone(),
         };
+        self.envp.iter().map(ranked).collect()
+    }
+
+    /// As it goes to a node as number `rank`.
+    fn request<'s>(&self, node: c_int, setup: &'s Setup, rank: Option<usize>) -> Result<Prepared<'s>> {
         Ok(Prepared::new(SpawnRequest {
             node,
             path: self.path.clone(),
             argv: self.argv.clone(),
-            envp: self.envp.iter().map(ranked).collect(),
+            envp: self.environment(rank),
             streams: setup.streams(),
             terminal: None,
             pdeathsig: sys::pdeathsig(),
@@ -95,16 +101,47 @@ impl Program {
 }
 
 /// Replaces the caller; returns only when that failed.
-fn replace(node: c_int, program: &Program, setup: &Setup) -> Number {
-    if node == NODE_MASTER && at_home() {
-        // Home is where exec is plain, descriptors and all: a list would have to be set up here.
-        return if setup.is_listed() { libc::ENOSYS } else { program.exec() };
-    }
-    let prepared = nodes::target(node).and_then(|node| program.request(node, setup, None));
-    match prepared.and_then(|prepared| setup.connect().map(|()| prepared)) {
-        Ok(prepared) => prepared.go().number,
+fn replace(node: c_int, program: &Program, setup: Setup) -> Number {
+    match nodes::target(node) {
+        Ok(NODE_MASTER) => take_place(NODE_MASTER, program, setup),
+        // Where the list is set up is to be known before its sockets are connected.
+        Ok(node) if setup.is_listed() && !at_home() => take_place(node, program, setup),
+        Ok(node) => {
+            let prepared = program.request(node, &setup, None);
+            match prepared.and_then(|prepared| setup.connect().map(|()| prepared)).map(|prepared| prepared.go().number)
+            {
+                Ok(libc::EREMOTE) => take_place(node, program, setup),
+                Ok(number) | Err(number) => number,
+            }
+        }
         Err(number) => number,
     }
+}
+
+/// Where nobody is left behind as a ghost: from a node the caller goes there first; where it is, it executes at once.
+fn take_place(node: c_int, program: &Program, setup: Setup) -> Number {
+    let here = match whoami() {
+        Ok(here) => here,
+        // Without an agent everybody is at home.
+        Err(_) if node == NODE_MASTER => NODE_MASTER,
+        Err(number) => return number,
+    };
+    let listed = setup.is_listed();
+    if node != here {
+        if let Err(number) = moving::go_to(node, moving::FLAGS, listed.then_some(setup)) {
+            return number;
+        }
+    } else if listed {
+        match setup.ready() {
+            Ok(ready) => ready.take(),
+            Err(number) => return number,
+        }
+        std::mem::forget(setup);
+    } else {
+        return program.exec();
+    }
+    // It is elsewhere, or has other descriptors: the caller cannot go on as it was.
+    sys::exit_with(program.exec())
 }
 
 /// # Safety
@@ -112,7 +149,7 @@ fn replace(node: c_int, program: &Program, setup: &Setup) -> Number {
 unsafe fn rexec(node: c_int, setup: Result<Setup>, cmd: *const c_char, argv: Strings, envp: Strings) -> c_int {
     // SAFETY: as the caller promises.
     let program = setup.and_then(|setup| Ok((unsafe { Program::new(cmd, argv, envp) }?, setup)));
-    answer(program.and_then(|(program, setup)| Err(replace(node, &program, &setup))))
+    answer(program.and_then(|(program, setup)| Err(replace(node, &program, setup))))
 }
 
 /// # Safety
@@ -120,12 +157,17 @@ unsafe fn rexec(node: c_int, setup: Result<Setup>, cmd: *const c_char, argv: Str
 unsafe fn execmove(node: c_int, setup: Result<Setup>, cmd: *const c_char, argv: Strings, envp: Strings) -> c_int {
     // SAFETY: as the caller promises.
     let program = setup.and_then(|setup| Ok((unsafe { Program::new(cmd, argv, envp) }?.found_here()?, setup)));
-    answer(program.and_then(|(program, setup)| Err(replace(node, &program, &setup))))
+    answer(program.and_then(|(program, setup)| Err(replace(node, &program, setup))))
 }
 
 /// On the master, or where no agent says otherwise.
 fn at_home() -> bool {
-    Client::connect().and_then(|mut client| client.whoami()).map_or(true, |me| me.node.0 == NODE_MASTER)
+    whoami().map_or(true, |node| node == NODE_MASTER)
+}
+
+/// The node that the caller is on.
+fn whoami() -> Result<c_int> {
+    Ok(Client::connect()?.whoami()?.node.0)
 }
 
 unsafe extern "C" fn bproc_rexec(node: c_int, cmd: *const c_char, argv: Strings, envp: Strings) -> c_int {
@@ -199,13 +241,44 @@ fn start(prepared: &Prepared<'_>, setup: &Setup, rank: usize, tell: &OwnedFd, sc
     cloned.map_err(|e| e.raw_os_error().unwrap_or(libc::EAGAIN))
 }
 
+/// Goes on as the program, in a child that has come to where it is to run.
+fn become_ranked(mut program: Program, rank: usize) -> ! {
+    program.envp = program.environment(Some(rank));
+    sys::exit_with(program.exec())
+}
+
+/// From a node: each child goes there, and executes the program.
+fn spread_from_node(nodes: &[c_int], pids: &mut [c_int], program: Program, setup: Setup) -> Result<()> {
+    let setup = setup.is_listed().then_some(setup);
+    match moving::fork(nodes, pids, moving::FLAGS, setup.as_ref())? {
+        Side::Parent => Ok(()),
+        Side::Child(rank, _) => {
+            // What a list holds open is not there any more.
+            std::mem::forget(setup);
+            become_ranked(program, rank)
+        }
+    }
+}
+
 /// Runs the program on all nodes at once. `pids` gets a pid or a negative number for each.
-fn spread(nodes: &[c_int], pids: &mut [c_int], program: &Program, setup: &Setup) -> Result<()> {
+fn spread(nodes: &[c_int], pids: &mut [c_int], program: Program, setup: Setup) -> Result<()> {
+    if whoami()? != NODE_MASTER {
+        return spread_from_node(nodes, pids, program, setup);
+    }
     let (hear, tell) = pipe()?;
     let mut scratch = Scratch::new();
     for (rank, (node, pid)) in nodes.iter().zip(pids.iter_mut()).enumerate() {
-        let prepared = nodes::target(*node).and_then(|node| program.request(node, setup, Some(rank)));
-        let started = prepared.and_then(|prepared| start(&prepared, setup, rank, &tell, &mut scratch));
+        let target = nodes::target(*node);
+        if target == Ok(NODE_MASTER) {
+            match moving::fork_here(Some(&setup).filter(|setup| setup.is_listed())) {
+                Ok((0, _)) => become_ranked(program, rank),
+                Ok((child, _)) => *pid = child,
+                Err(number) => *pid = -number,
+            }
+            continue;
+        }
+        let prepared = target.and_then(|node| program.request(node, &setup, Some(rank)));
+        let started = prepared.and_then(|prepared| start(&prepared, &setup, rank, &tell, &mut scratch));
         *pid = started.unwrap_or_else(|number| -number);
     }
     drop(tell);
@@ -252,12 +325,9 @@ unsafe fn vexecmove(
     let ready = || {
         // SAFETY: as the caller promises.
         let program = unsafe { Program::new(cmd, argv, envp) }?.found_here()?;
-        let setup = setup?;
-        // One look tells whether there is anybody to ask at all.
-        Client::connect()?;
-        Ok((program, setup))
+        Ok((program, setup?))
     };
-    let result = ready().and_then(|(program, setup)| spread(&nodes, pids, &program, &setup));
+    let result = ready().and_then(|(program, setup)| spread(&nodes, pids, program, setup));
     if let Err(number) = result {
         pids.fill(-number);
     }

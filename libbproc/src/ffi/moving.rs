@@ -25,7 +25,7 @@ use crate::reply::Where;
 use crate::{Client, reply, spawn, sys};
 
 /// Flags of the calls that have none: program and others travel as data.
-const FLAGS: c_int = 6;
+pub(super) const FLAGS: c_int = 6;
 const ALL_FLAGS: c_int = 7;
 
 /// A request ready to go.
@@ -102,7 +102,7 @@ fn connect(path: &Path, place: RawFd) -> std::result::Result<ManuallyDrop<Conn>,
     Ok(sys::conn_at(place))
 }
 
-fn go(node: c_int, flags: c_int, setup: Option<Setup>) -> Result<()> {
+pub(super) fn go_to(node: c_int, flags: c_int, setup: Option<Setup>) -> Result<()> {
     let mut going = Going::new(node, flags, setup.as_ref(), None)?;
     let blocked = AllBlocked::new();
     let place = going.go();
@@ -127,14 +127,14 @@ struct Failed {
 }
 
 /// What a fork returns.
-enum Side {
+pub(super) enum Side {
     /// In the child of this number, which heard that here.
     Child(usize, Where),
     Parent,
 }
 
 /// A child for each node. `pids` gets a pid or a negative number for each.
-fn fork(nodes: &[c_int], pids: &mut [c_int], flags: c_int, setup: Option<&Setup>) -> Result<Side> {
+pub(super) fn fork(nodes: &[c_int], pids: &mut [c_int], flags: c_int, setup: Option<&Setup>) -> Result<Side> {
     let here = Client::connect()?.whoami()?.node.0;
     let targets: Vec<Result<c_int>> = nodes.iter().map(|node| nodes::target(*node)).collect();
     // Before the pipe, whose end nobody else may hold.
@@ -213,7 +213,7 @@ fn fork(nodes: &[c_int], pids: &mut [c_int], flags: c_int, setup: Option<&Setup>
 }
 
 /// A child that stays where it is. The second: what holds it of a list is its own now, and not to be closed.
-fn fork_here(setup: Option<&Setup>) -> Result<(c_int, Where)> {
+pub(super) fn fork_here(setup: Option<&Setup>) -> Result<(c_int, Where)> {
     let ready = setup.map(Setup::ready).transpose()?;
     let child = sys::fork().map_err(|e| e.raw_os_error().unwrap_or(libc::EAGAIN))?;
     match ready.filter(|_| child == 0) {
@@ -285,21 +285,21 @@ unsafe fn list(io: *const Io, iolen: c_int) -> Result<Option<Setup>> {
 }
 
 unsafe extern "C" fn bproc_move(node: c_int) -> c_int {
-    done(go(node, FLAGS, None))
+    done(go_to(node, FLAGS, None))
 }
 
 unsafe extern "C" fn _bproc_move(node: c_int, flags: c_int) -> c_int {
-    done(go(node, flags, None))
+    done(go_to(node, flags, None))
 }
 
 unsafe extern "C" fn bproc_move_io(node: c_int, io: *const Io, iolen: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    done(unsafe { list(io, iolen) }.and_then(|setup| go(node, FLAGS, setup)))
+    done(unsafe { list(io, iolen) }.and_then(|setup| go_to(node, FLAGS, setup)))
 }
 
 unsafe extern "C" fn _bproc_move_io(node: c_int, io: *const Io, iolen: c_int, flags: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    done(unsafe { list(io, iolen) }.and_then(|setup| go(node, flags, setup)))
+    done(unsafe { list(io, iolen) }.and_then(|setup| go_to(node, flags, setup)))
 }
 
 unsafe extern "C" fn bproc_rfork(node: c_int) -> c_int {

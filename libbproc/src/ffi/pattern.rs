@@ -62,7 +62,7 @@ pub(super) fn make(here: c_int, targets: &[Result<c_int>], flags: c_int, setup: 
             std::mem::forget((ours, client));
             let conn = sys::conn_at(place.as_raw_fd());
             let rank = conn.send(b"!", &[]).ok().and_then(|()| rank(&conn, &mut buffer));
-            let Some(rank) = rank else { sys::exit() };
+            let Some(rank) = rank else { sys::exit_with(1) };
             drop((buffer, place, blocked));
             return Some(Made::Rank(rank));
         }
