@@ -29,7 +29,7 @@ use vmadump::capture::{FdPolicy, Frozen, Options, check, freeze};
 use crate::fault::point;
 use crate::line::{Incoming, Outgoing, line_within};
 use crate::send::patiently;
-use crate::talk::{Agent, Failure, Word, hear_word, say_waiting, say_wanted};
+use crate::talk::{Agent, Failure, Word, hear_speak, hear_word, say_speak, say_waiting, say_wanted};
 use crate::wire::{Done, Empty, Hold, Report, Task};
 
 /// Most bytes of a frame.
@@ -167,9 +167,11 @@ fn feed(frozen: &Frozen, offset: u64, out: OwnedFd) -> Result<(), vmadump::Error
 /// # Errors
 /// Why it has not.
 pub fn pass_on(agent: &Agent, from: &mut Incoming, to: &mut Outgoing) -> Result<u64, Failure> {
+    let lost = |e| Failure::link("the target while it built the process", &e);
+    say_speak(to).map_err(lost)?;
     let mut bytes = 0;
     loop {
-        match hear_word(from).map_err(|e| Failure::link("the target while it built the process", &e))? {
+        match hear_word(from).map_err(lost)? {
             Word::Ready => return Ok(bytes),
             Word::Refused(failure) => return Err(failure),
             Word::Waiting => {}
@@ -210,10 +212,11 @@ impl Intake {
     ///
     /// # Errors
     /// The agent gave the move up; no thread.
-    pub fn start(agent: &Agent, from: Incoming, to: Outgoing) -> Result<(Intake, Incoming), Failure> {
+    pub fn start(agent: &Agent, mut from: Incoming, to: Outgoing) -> Result<(Intake, Incoming), Failure> {
         let Ok(Some((Task::Relay(task), fds))) = agent.hear() else {
             return Err(Failure::new(libc::ECANCELED, "the agent gave the move up"));
         };
+        hear_speak(&mut from).map_err(|e| Failure::link("the source before it stood still", &e))?;
         let failed = |e: io::Error| Failure::link("passing the image on", &e);
         let (mut giver, mut next) = (None, Vec::new());
         for (i, (fd, seal)) in fds.into_iter().zip(&task.lines).enumerate() {

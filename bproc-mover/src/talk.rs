@@ -84,6 +84,7 @@ const REFUSED: u8 = b'F';
 /// Then the number of a byte.
 const WANTED: u8 = b'W';
 const WAITING: u8 = b'P';
+const SPEAK: u8 = b'S';
 const GO: u8 = b'G';
 const RUNNING: u8 = b'D';
 const MOST_WORDS: u32 = 64 << 10;
@@ -162,6 +163,25 @@ pub fn hear_ready(from: &mut Incoming) -> io::Result<Result<(), Failure>> {
         Word::Refused(failure) => Ok(Err(failure)),
         Word::Wanted(_) | Word::Waiting => Err(io::ErrorKind::InvalidData.into()),
     }
+}
+
+/// Source: its process stands still, and the target may speak. (Before, its words would come into the handshake of a
+/// sealed connection.)
+///
+/// # Errors
+/// The connection is lost.
+pub fn say_speak(to: &mut Outgoing) -> io::Result<()> {
+    to.write_all(&[SPEAK])
+}
+
+/// Target: waits until it may.
+///
+/// # Errors
+/// The connection is lost.
+pub fn hear_speak(from: &mut Incoming) -> io::Result<()> {
+    let mut byte = [0];
+    from.read_exact(&mut byte)?;
+    if byte[0] == SPEAK { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
 /// Target: wants an image that it does not get from elsewhere, from this byte on.

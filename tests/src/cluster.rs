@@ -294,6 +294,15 @@ impl Cluster {
         apart::cable(node, joined)
     }
 
+    /// Lets no more than so many megabits a second through each cable, in either direction.
+    ///
+    /// # Errors
+    /// They have none; `tc` cannot do it.
+    pub fn narrow(&self, megabits: u32) -> Result<()> {
+        apart::narrow(None, megabits)?;
+        (0..).zip(&self.machines).try_for_each(|machine| apart::narrow(Some(machine), megabits))
+    }
+
     fn take(&self, role: Role) -> Result<Agent> {
         let mut agents = self.agents.borrow_mut();
         let at = agents.iter().position(|(r, _)| *r == role).with_context(|| format!("{role:?} does not run"))?;

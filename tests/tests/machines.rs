@@ -166,9 +166,25 @@ fn calls(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// One process on all of them at once: its image goes from machine to machine, sealed.
+fn many_at_once(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, "tests/programs/spread.c", &["-std=c11"], true)?;
+    for nodes in ["0 1 2", "2 1 0 0 1 2 2"] {
+        let mut command = Command::new(&program);
+        command.args(["fork", "24"]).args(nodes.split(' '));
+        let (text, status) = Traveller::start(cluster.environment(&mut command))?.end()?;
+        ensure!(text.lines().last() == Some("done") && status == 0, "{nodes}: {text}, status {status:#x}");
+        let came = text.lines().skip_while(|line| *line != "waiting").filter(|line| line.contains(' '));
+        let wanted = (0..nodes.split(' ').count()).map(|rank| format!("{rank} {}", (100 + rank) << 8));
+        ensure!(came.eq(wanted), "{nodes}: {text}");
+    }
+    cluster.quiet()
+}
+
 fn main() -> ExitCode {
     let options = Options { nodes: 3, apart: true, ..Options::default() };
     let tests = vec![
+        Test::new("many_at_once", many_at_once),
         Test::new("nodes_are_apart", separation),
         Test::new("programs_run", programs),
         Test::new("moves_ten_times_around", moves),

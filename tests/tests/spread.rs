@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bproc_common::errno::{BE_INVALIDNODE, BE_NODEDOWN};
-use bproc_tests::cluster::{Cluster, Options, Role, eventually, signal_to};
+use bproc_tests::cluster::{Cluster, Options, Role, apart, eventually, signal_to};
 use bproc_tests::procs::{self, Proc};
 use bproc_tests::runner::{self, Test};
 use bproc_tests::traveller::{Traveller, compile};
@@ -253,7 +253,39 @@ fn the_caller_dies(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// How long 64 MiB take to 16 machines through cables of so many megabits a second, from call to return: with two that
+/// each gives to, with one, and from the master to each. No test, but figures.
+fn narrow_cables(megabits: u32) -> Result<()> {
+    for fan_out in [65_536, 2, 1] {
+        ensure!(apart::leave()?, "networks of one's own need root, `ip` and veth");
+        let settings = format!("cache.fan_out = {fan_out}\n");
+        let cluster = Cluster::start_with(&Options { nodes: 16, apart: true, settings, ..Options::default() })?;
+        let calls = compile(&cluster, "bench/programs/calls.c", &["-O2"], true)?;
+        let measure = |words: [&str; 4]| -> Result<String> {
+            let (text, status) = Traveller::start(cluster.environment(Command::new(&calls).args(words)))?.end()?;
+            ensure!(status == 0, "{text}");
+            let ms = |line: &str| line.parse::<f64>().map_or(0, |ns| (ns / 1e6) as u64).to_string();
+            Ok(text.lines().map(ms).collect::<Vec<_>>().join(" "))
+        };
+        measure(["vrfork", "2", "0", "16"])?;
+        println!("each gives to {fan_out}, wide cables: {} ms", measure(["vrfork", "5", "64", "16"])?);
+        cluster.narrow(megabits)?;
+        println!("each gives to {fan_out}, {megabits} Mbit/s: {} ms", measure(["vrfork", "5", "64", "16"])?);
+        cluster.close()?;
+    }
+    Ok(())
+}
+
 fn main() -> ExitCode {
+    if let Some(megabits) = std::env::var("BPROC_TEST_MBIT").ok().and_then(|n| n.parse().ok()) {
+        return match narrow_cables(megabits) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                println!("{error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let tests = vec![
         Test::new("everywhere", everywhere),
         Test::new("programs", programs),

@@ -120,6 +120,25 @@ impl Machine {
     }
 }
 
+/// Lets no more than so many megabits a second through the cable of a machine, in either direction; none: the master's.
+pub(super) fn narrow(machine: Option<(i32, &Machine)>, megabits: u32) -> Result<()> {
+    let tc = |device: &str, there: Option<&Machine>| -> Result<()> {
+        let mut command = Command::new("tc");
+        let words = format!("qdisc add dev {device} root tbf rate {megabits}mbit burst 256k latency 50ms");
+        command.args(words.split(' '));
+        if let Some(machine) = there {
+            machine.inhabit(&mut command);
+        }
+        let done = finish(&mut command, b"", LIMIT)?;
+        ensure!(done.status == 0, "tc {words}: {}", done.err());
+        Ok(())
+    };
+    match machine {
+        None => tc("br0", None),
+        Some((number, there)) => tc(&format!("cable{number}"), None).and_then(|()| tc("eth0", Some(there))),
+    }
+}
+
 /// Cuts the cable of a node, or joins it again.
 pub(super) fn cable(number: i32, joined: bool) -> Result<()> {
     ip(&format!("link set cable{number} {}", if joined { "up" } else { "down" }))
