@@ -336,7 +336,7 @@ mod tests {
                 bytes.chunks(100_003).for_each(|chunk| out.write_all(chunk).unwrap());
                 out.end().unwrap();
             });
-            let (mut got, mut buffer) = (Vec::new(), Vec::new());
+            let (mut got, mut buffer) = (Vec::<u8>::new(), Vec::new());
             while frame(&mut theirs, &mut buffer, &mut || ()).unwrap() > 0 {
                 got.extend(&buffer[HEAD..]);
             }

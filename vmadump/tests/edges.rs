@@ -34,7 +34,7 @@ fn a_freeze_leaves_no_trace() {
     in_namespace("a_freeze_leaves_no_trace", LIMIT, || {
         let program = counting();
         for _ in 0..100 {
-            let mut frozen = freeze(program.pid, &Options::default()).unwrap();
+            let frozen = freeze(program.pid, &Options::default()).unwrap();
             let maps = std::fs::read(format!("/proc/{}/maps", program.pid)).unwrap();
             assert!(frozen.write_image(std::io::sink()).unwrap() > 0);
             frozen.resume().unwrap();
@@ -59,7 +59,7 @@ fn a_failing_writer_leaves_the_process_running() {
         }
         let program = counting();
         for room in [0, 100, 10_000, 50_000] {
-            let mut frozen = freeze(program.pid, &Options::default()).unwrap();
+            let frozen = freeze(program.pid, &Options::default()).unwrap();
             assert!(matches!(frozen.write_image(Full(room)), Err(Error::Io { .. })));
         }
         rest(program, 1);

@@ -154,8 +154,8 @@ pub(super) fn fork(nodes: &[c_int], pids: &mut [c_int], flags: c_int, setup: Opt
                     Ok((0, place)) => {
                         if place == Where::There {
                             std::mem::forget((hear, tell, pattern));
-                        } else {
-                            pattern.map(Pattern::leave);
+                        } else if let Some(pattern) = pattern {
+                            pattern.leave();
                         }
                         return Ok(Side::Child(number, place));
                     }

@@ -157,7 +157,7 @@ impl Traveller {
     }
 
     pub fn dump_and_end(&mut self) {
-        let mut frozen = freeze(self.pid, &self.options).unwrap_or_else(|e| panic!("move {}: {e}", self.moves));
+        let frozen = freeze(self.pid, &self.options).unwrap_or_else(|e| panic!("move {}: {e}", self.moves));
         frozen.write_image(File::create(&self.image).unwrap()).unwrap();
         frozen.kill().unwrap();
         self.reap();

@@ -152,7 +152,7 @@ fn dump(args: &DumpArgs) -> Outcome {
         Files::Stdio => FdPolicy::StdioOnly,
     };
     let fail = |e: &dyn std::fmt::Display| format!("cannot dump process {}: {e}", args.pid);
-    let mut frozen = freeze(args.pid, &capture::Options { flags, fds }).map_err(|e| fail(&e))?;
+    let frozen = freeze(args.pid, &capture::Options { flags, fds }).map_err(|e| fail(&e))?;
     let bar = bar("dump");
     let written = if args.file == Path::new("-") {
         frozen.write_image_with(io::stdout().lock(), &mut advance(&bar))
