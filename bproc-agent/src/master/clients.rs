@@ -150,7 +150,7 @@ impl Asker {
 
     /// Its number in the cluster, if it is a process of a node's space.
     pub fn number(&self) -> Option<i32> {
-        self.far.as_ref().map_or_else(|| super::moving::in_space(self.pid), |far| far.number)
+        self.far.as_ref().map_or_else(|| super::places::in_space(self.pid), |far| far.number)
     }
 
     /// Effective gid and supplementary groups.
@@ -228,7 +228,7 @@ pub(super) async fn answer(request: request::Body, asker: &Asker, fds: Vec<Owned
         request::Body::Whoami(who) => {
             let node = match asker.node() {
                 Some(node) if who.pid == 0 => node.0,
-                _ => super::moving::whereabouts(who.pid, asker, desk).await.map_or(-1, |n| n.0),
+                _ => super::places::whereabouts(who.pid, asker, desk).await.map_or(-1, |n| n.0),
             };
             reply::Body::Self_(wire::Self_ { node, version: env!("CARGO_PKG_VERSION").into(), master_address: vec![] })
         }
@@ -319,7 +319,7 @@ async fn start(
         return Err(invalid("a spawn needs at least the zeroth argument".into()));
     }
     if let Some(number) = asker.number()
-        && super::moving::whereabouts(number, asker, desk).await.is_some()
+        && super::places::whereabouts(number, asker, desk).await.is_some()
     {
         let message = format!("process {number} is on a node: it moves, and executes the program where it has come to");
         return Err(Failure { number: libc::EREMOTE, message });

@@ -15,6 +15,7 @@ pub mod link;
 mod moving;
 mod nodes;
 mod office;
+mod places;
 pub mod run;
 mod spread;
 mod streams;

@@ -4,6 +4,7 @@
 use super::clients::{Asker, ClientFact, Desk};
 use super::effects;
 use super::link::named;
+use super::places::settled;
 use super::spread::Joining;
 use super::streams::{Streams, carry_streams, listed_streams, own_streams};
 use super::{Actor, Fact, Waiting, Waits, caller};
@@ -22,10 +23,6 @@ use bproc_sys::pidfd::PidFd;
 use bproc_sys::process::Process;
 use std::os::fd::OwnedFd;
 use tokio::sync::oneshot;
-
-/// How long a process may take to be known where it is. It was forked on its node a moment ago and is quicker than its
-/// ghost; or it has just moved, and is quicker than both ends are in telling.
-const SETTLE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// How often a move is tried of a process that changes its files meanwhile.
 const TRIES: u32 = 5;
@@ -119,12 +116,6 @@ fn children_of(process: &Process) -> bproc_sys::Result<Vec<bproc_proto::Relative
     Ok(process.children()?.into_iter().filter_map(|c| caller::relative(c.get())).collect())
 }
 
-/// Pid in the space of a process of a node that runs on this machine; none for one of the machine's own.
-pub fn in_space(host_pid: i32) -> Option<i32> {
-    let status = Process::open(Pid::new(host_pid)?).ok()?.status().ok()?;
-    if status.ns_pids.len() < 2 { None } else { status.ns_pids.last().copied() }
-}
-
 pub fn failure(number: i32, message: impl Into<String>) -> Failure {
     Failure { number, message: message.into() }
 }
@@ -216,28 +207,6 @@ async fn speaker(asker: &Asker, desk: &Desk) -> Option<Speaker> {
     };
     let ghost = pid.filter(|_| there).and_then(|pid| Process::open(pid).ok()?.status().ok());
     Some(Speaker { node, ghost: ghost.map(|status| status.uids.effective) })
-}
-
-/// Where a process is (0: the one that asks), when no move of it is under way; none: on the master.
-pub async fn whereabouts(pid: i32, asker: &Asker, desk: &Desk) -> Option<NodeId> {
-    let remote = asker.number();
-    let number = if pid == 0 { remote.unwrap_or(asker.pid) } else { pid };
-    settled(Pid::new(number)?, remote == Some(number), desk).await
-}
-
-async fn settled(pid: Pid, on_node: bool, desk: &Desk) -> Option<NodeId> {
-    let (answer, place) = oneshot::channel();
-    desk.facts.send(Fact::Client(ClientFact::Settled { pid, on_node, answer })).await.ok();
-    match tokio::time::timeout(SETTLE, place).await {
-        Ok(place) => place.ok().flatten(),
-        Err(_) => {
-            // The core decides by what it knows.
-            tracing::warn!(%pid, "where it is does not settle");
-            let (answer, place) = oneshot::channel();
-            desk.facts.send(Fact::Client(ClientFact::Where(pid, answer))).await.ok();
-            place.await.ok().flatten()
-        }
-    }
 }
 
 fn refused(pid: Pid, f: Failure) -> Failure {

@@ -9,6 +9,7 @@
 mod clients;
 pub mod delivery;
 mod former;
+mod leaving;
 pub mod life;
 pub mod link;
 pub mod looks;
@@ -166,7 +167,7 @@ pub struct Actor {
     /// Halves of moves under way, by pid.
     halves: HashMap<i32, Half>,
     /// The streams of processes that are going to go.
-    streams_of_moves: HashMap<i32, moving::Leaving>,
+    streams_of_moves: HashMap<i32, leaving::Leaving>,
     /// Orders to go that wait until signals ordered before are delivered.
     departures: VecDeque<(u64, wire::Depart)>,
     /// Processes that have gone, and whose stand-ins have not connected yet.

@@ -26,9 +26,6 @@ const FLUSH: Duration = Duration::from_secs(5);
 /// Looks for the record of a fork that was made just before the process stood still, a millisecond apart.
 const LOOKS: u32 = 200;
 
-/// The forwarded streams of a process, and what its descriptors 0 to 2 lead to.
-pub(super) type Leaving = (Vec<wire::ForwardedStream>, Vec<Vec<u8>>);
-
 /// One half of a move, on this node.
 #[derive(Debug)]
 pub struct Half {
@@ -590,28 +587,5 @@ impl Spawner {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         Err(failed(libc::EAGAIN, format!("node {}: children that process {parent} has no more do not go", self.node)))
-    }
-
-    /// The standard streams of a process that are forwarded.
-    async fn streams_of(&self, host_pid: i32, strict: bool) -> Result<Leaving, Failure> {
-        let mut all = Vec::new();
-        let stdio = bproc_mover::send::stdio(host_pid);
-        for (fd, link) in (0..).zip(&stdio).filter(|(_, link)| !link.is_empty()) {
-            let link = String::from_utf8_lossy(link).into_owned();
-            let inode = link.strip_prefix("pipe:[").and_then(|l| l.strip_suffix(']')).and_then(|n| n.parse().ok());
-            let known = match inode {
-                Some(inode) => self.pipe(inode).await,
-                None => None,
-            };
-            match known {
-                Some((token, stream, input)) => all.push(wire::ForwardedStream { fd, token, stream, input }),
-                None if strict && (link.starts_with("/dev/pts/") || !link.starts_with('/')) => {
-                    let message = format!("its descriptor {fd} leads to {link}, which stays on node {}", self.node);
-                    return Err(failed(libc::EOPNOTSUPP, message));
-                }
-                None => {}
-            }
-        }
-        Ok((all, stdio))
     }
 }

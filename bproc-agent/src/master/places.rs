@@ -1,0 +1,40 @@
+//! Where processes are, when nothing of it is under way.
+
+use super::Fact;
+use super::clients::{Asker, ClientFact, Desk};
+use bproc_common::id::{NodeId, Pid};
+use bproc_sys::process::Process;
+use tokio::sync::oneshot;
+
+/// How long a process may take to be known where it is. It was forked on its node a moment ago and is quicker than its
+/// ghost; or it has just moved, and is quicker than both ends are in telling.
+const SETTLE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Pid in the space of a process of a node that runs on this machine; none for one of the machine's own.
+pub fn in_space(host_pid: i32) -> Option<i32> {
+    let status = Process::open(Pid::new(host_pid)?).ok()?.status().ok()?;
+    if status.ns_pids.len() < 2 { None } else { status.ns_pids.last().copied() }
+}
+
+/// Where a process is (0: the one that asks), when no move of it is under way; none: on the master.
+pub async fn whereabouts(pid: i32, asker: &Asker, desk: &Desk) -> Option<NodeId> {
+    let remote = asker.number();
+    let number = if pid == 0 { remote.unwrap_or(asker.pid) } else { pid };
+    settled(Pid::new(number)?, remote == Some(number), desk).await
+}
+
+/// Where a process is; `on_node`: on a node it is, whether that is known already or not.
+pub async fn settled(pid: Pid, on_node: bool, desk: &Desk) -> Option<NodeId> {
+    let (answer, place) = oneshot::channel();
+    desk.facts.send(Fact::Client(ClientFact::Settled { pid, on_node, answer })).await.ok();
+    match tokio::time::timeout(SETTLE, place).await {
+        Ok(place) => place.ok().flatten(),
+        Err(_) => {
+            // The core decides by what it knows.
+            tracing::warn!(%pid, "where it is does not settle");
+            let (answer, place) = oneshot::channel();
+            desk.facts.send(Fact::Client(ClientFact::Where(pid, answer))).await.ok();
+            place.await.ok().flatten()
+        }
+    }
+}
