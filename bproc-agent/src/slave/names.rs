@@ -43,8 +43,8 @@ impl Actor {
     /// All who have skeletons here, or will have for what is under way: whoever orders next is to tell their ends.
     pub(super) fn stand_ins(&self) -> Vec<i32> {
         let named = self.named.values().flatten().copied();
-        // One into which a process is being built is a stand-in again if that fails.
-        let bodies = self.halves.keys().copied();
+        // One into which a process is being built is a stand-in again if that fails, and connects a moment later.
+        let bodies = self.halves.keys().chain(&self.unconnected).copied();
         let all: BTreeSet<i32> = self.family.pids().into_iter().chain(named).chain(bodies).collect();
         all.into_iter().filter(|pid| *pid > 1 && !self.table.is_here(*pid)).collect()
     }
