@@ -318,7 +318,7 @@ async fn start(
     if spec.argv.is_empty() {
         return Err(invalid("a spawn needs at least the zeroth argument".into()));
     }
-    if let Some(number) = asker.number()
+    if let Some(number) = asker.number().filter(|_| super::places::is_of_a_node(asker.pid, desk))
         && super::places::whereabouts(number, asker, desk).await.is_some()
     {
         let message = format!("process {number} is on a node: it moves, and executes the program where it has come to");

@@ -4,6 +4,7 @@ use super::Fact;
 use super::clients::{Asker, ClientFact, Desk};
 use bproc_common::id::{NodeId, Pid};
 use bproc_sys::process::Process;
+use std::os::unix::fs::MetadataExt;
 use tokio::sync::oneshot;
 
 /// How long a process may take to be known where it is. It was forked on its node a moment ago and is quicker than its
@@ -14,6 +15,16 @@ const SETTLE: std::time::Duration = std::time::Duration::from_secs(10);
 pub fn in_space(host_pid: i32) -> Option<i32> {
     let status = Process::open(Pid::new(host_pid)?).ok()?.status().ok()?;
     if status.ns_pids.len() < 2 { None } else { status.ns_pids.last().copied() }
+}
+
+/// Is it in the space of one of this cluster's nodes on this machine? Others have pid namespaces too.
+pub fn is_of_a_node(host_pid: i32, desk: &Desk) -> bool {
+    let Ok(own) = std::fs::metadata(format!("/proc/{host_pid}/ns/pid")) else { return false };
+    let run_dir = desk.ghost_socket.parent().and_then(|dir| std::fs::read_dir(dir).ok());
+    let records =
+        run_dir.into_iter().flatten().flatten().filter_map(|e| std::fs::read(e.path().join("space.json")).ok());
+    let spaces = records.filter_map(|r| serde_json::from_slice::<serde_json::Value>(&r).ok()?.get("pid_ns")?.as_u64());
+    spaces.into_iter().any(|space| space == own.ino())
 }
 
 /// Where a process is (0: the one that asks), when no move of it is under way; none: on the master.
