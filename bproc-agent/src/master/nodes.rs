@@ -121,10 +121,31 @@ impl Actor {
         }
     }
 
+    /// What a node tells of how a process stands counts only while that is there. In the middle of a move both ends tell.
+    fn tells_of_its_own(&self, node: NodeId, body: &wire_event::Body) -> bool {
+        use wire_event::Body;
+        let of = match body {
+            Body::Execed(told) => told.pid,
+            Body::Stopped(told) => told.pid,
+            Body::Continued(of) => *of,
+            Body::Groups(told) => told.pid,
+            _ => return true,
+        };
+        let elsewhere =
+            |pid: Pid| self.core.node_of(pid).is_some_and(|at| at != node) && !self.moving.contains_key(&pid);
+        !Pid::new(of).is_some_and(elsewhere)
+    }
+
     fn node_event(&mut self, node: NodeId, body: wire_event::Body, out: &mut Vec<Action>) {
         use wire_event::Body;
-        // A pid that is none, or of a process elsewhere, tells nothing.
+        // A pid that is none tells nothing.
         let pid = |raw: i32| Pid::new(raw);
+        if let Body::Execed(_) | Body::Stopped(_) | Body::Continued(_) | Body::Groups(_) = &body
+            && !self.tells_of_its_own(node, &body)
+        {
+            // Told again, to a new master, by a node from which the process has gone since.
+            return;
+        }
         match body {
             Body::Spawned(spawned) => {
                 let Some(pid) = pid(spawned.pid) else { return };

@@ -40,9 +40,8 @@ impl World {
         // What a ghost has told is held by nobody else from the moment on in which it is taken.
         let taken = self.pairs.iter().filter(|pair| !pair.former && pair.begin_target).map(|pair| pair.p);
         self.may_differ.extend(taken);
-        // What it tells again, another node than the one that had it before may get.
-        let unheard = |g: &Ghost| !g.unacknowledged.is_empty();
-        let again = self.ghosts.iter().filter(|(p, g)| unheard(g) && self.pairs.iter().any(|pair| pair.p == **p));
+        // What it tells again, another machine than the one that had it before may get.
+        let again = self.ghosts.iter().filter(|(_, g)| self.moves && !g.unacknowledged.is_empty());
         self.may_differ.extend(again.map(|(p, _)| *p));
         self.taking.clear();
         self.movers.clear();

@@ -158,6 +158,9 @@ impl World {
                 self.master.forked(id, Pid::new(parent), child, out);
             }
             Event::Exited(p, status) => self.master.exited(pid(p), status, out),
+            // As the agent does: another node has it now.
+            Event::Stopped(p, _) | Event::Continued(p)
+                if self.master.is_settled(pid(p)) && self.master.node_of(pid(p)).is_some_and(|at| at != id) => {}
             Event::Stopped(p, signal) => self.master.stopped(pid(p), signal, out),
             Event::Continued(p) => self.master.continued(pid(p), out),
             Event::Reaped(p) => self.master.reaped(pid(p), out),
