@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use vmadump::Program;
 use vmadump::plan::Owner;
-use vmadump::restore::{Body, Prepared, RestoreOptions, Restorer};
+use vmadump::restore::{Body, Filled, RestoreOptions, Restorer};
 
 use crate::fault::point;
 use crate::line::{Incoming, line};
@@ -31,20 +31,23 @@ pub fn receive(agent: &Agent, task: &Receive, mut fds: Vec<OwnedFd>) -> Result<(
     point("target-begins");
     // The last to go: others may still get from it what this process has.
     let intake;
-    let (mut from, mut to, built) = if task.relay {
+    let (mut from, mut to, filled) = if task.relay {
         let (taken, image) = Intake::start(agent, from, to)?;
         intake = taken;
-        let built = build(image, task, &fds);
+        let filled = fill(image, task, &fds);
         let (from, to, broken) = intake.line()?;
-        (from, to, built.map_err(|failure| broken.unwrap_or(failure)))
+        (from, to, filled.map_err(|failure| broken.unwrap_or(failure)))
     } else {
         let from = from.readable().map_err(lost("the connection of the pages"))?;
         let image = from.again().map_err(lost("the connection of the pages"))?;
-        (from, to, build(image, task, &fds))
+        (from, to, fill(image, task, &fds))
     };
-    let result = built.and_then(|prepared| {
-        point("target-built");
+    let result = filled.and_then(|filled| {
+        point("target-filled");
+        // Answered while the rest is made.
         agent.tell(Report::Ready(Empty {}));
+        let prepared = filled.finish()?;
+        point("target-built");
         if agent.may_proceed() {
             Ok(prepared)
         } else {
@@ -70,7 +73,7 @@ pub fn receive(agent: &Agent, task: &Receive, mut fds: Vec<OwnedFd>) -> Result<(
     Ok(())
 }
 
-fn build(source: Incoming, task: &Receive, fds: &[OwnedFd]) -> Result<Prepared, Failure> {
+fn fill(source: Incoming, task: &Receive, fds: &[OwnedFd]) -> Result<Filled, Failure> {
     let mut argv = arguments(task.body);
     let argv: Vec<&[u8]> = argv.iter_mut().map(|a| a.as_slice()).collect();
     let envp = |p: &Option<wire::Program>| -> Vec<Vec<u8>> { p.as_ref().map(|p| p.envp.clone()).unwrap_or_default() };
@@ -91,12 +94,12 @@ fn build(source: Incoming, task: &Receive, fds: &[OwnedFd]) -> Result<Prepared, 
         only_given_fds: task.only_given,
         ..RestoreOptions::default()
     };
-    let prepared = Restorer::prepare(source, &options)?;
-    if prepared.image().meta.pid != task.pid {
-        let came = prepared.image().meta.pid;
+    let filled = Restorer::fill(source, &options, &mut |_, _| {})?;
+    if filled.image().meta.pid != task.pid {
+        let came = filled.image().meta.pid;
         return Err(Failure::new(libc::EINVAL, format!("process {came} came instead of {}", task.pid)));
     }
-    Ok(prepared)
+    Ok(filled)
 }
 
 fn arguments(pid: i32) -> Vec<Vec<u8>> {

@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use bproc_common::errno::BE_SLAVEDIED;
-use vmadump::capture::{FdPolicy, Frozen, NotExecuted, Options, check, freeze};
-use vmadump::image::{FdKind, Image};
+use vmadump::capture::{FdPolicy, Frozen, NotExecuted, Options, survey};
+use vmadump::image::{FdKind, Image, header};
 
 use crate::fault::point;
 use crate::line::{Incoming, Outgoing, line};
@@ -32,15 +32,16 @@ pub fn send(agent: &Agent, task: &Send, mut fds: Vec<OwnedFd>) -> Result<Done, F
         _ => FdPolicy::StdioOnly,
     };
     let options = Options { flags: task.flags, fds };
-    patiently(|| check(task.pid, &options))?;
+    let surveyed = patiently(|| survey(task.pid, &options))?;
     let arguments = arguments(task.pid);
     point("source-begins");
 
     let start = Instant::now();
-    let frozen = patiently(|| freeze(task.pid, &options))?;
-    if task.stdio != stdio(task.pid) || (task.files == 0 && leaves_files(frozen.image())) {
-        // A shell in the middle of a redirection, for example.
-        return Err(Failure::new(libc::EAGAIN, "it opened or closed files in this moment"));
+    let stopped = surveyed.stop()?;
+    // A shell in the middle of a redirection, for example.
+    let other_files = || Failure::new(libc::EAGAIN, "it opened or closed files in this moment");
+    if task.stdio != stdio(task.pid) {
+        return Err(other_files());
     }
     let changed = children(task.pid) != sorted(&task.children);
     agent.tell(Report::Frozen(changed));
@@ -48,12 +49,21 @@ pub fn send(agent: &Agent, task: &Send, mut fds: Vec<OwnedFd>) -> Result<Done, F
     if changed && !agent.may_begin() {
         return Err(Failure::new(libc::ECANCELED, "the agent gave the move up"));
     }
-    let bytes = match task.spread {
-        true => spread::pass_on(agent, &mut from, &mut to)?,
-        false => transfer(&frozen, &mut from, &mut to)?,
+    let (bytes, frozen) = if task.spread {
+        let frozen = stopped.learn()?;
+        let bytes = spread::pass_on(agent, &mut from, &mut to)?;
+        point("source-written");
+        agent.tell(Report::Committing(Empty {}));
+        (bytes, frozen)
+    } else {
+        // The target makes itself ready while the process is asked.
+        to.write_all(&header()).map_err(|e| Failure::link("the target", &e))?;
+        let frozen = stopped.learn()?;
+        if task.files == 0 && leaves_files(frozen.image()) {
+            return Err(other_files());
+        }
+        (transfer(agent, &frozen, &mut from, &mut to)?, frozen)
     };
-    point("source-written");
-    agent.tell(Report::Committing(Empty {}));
     if !agent.may_proceed() {
         return Err(Failure::new(libc::ECANCELED, "the agent gave the move up"));
     }
@@ -81,10 +91,10 @@ pub fn send(agent: &Agent, task: &Send, mut fds: Vec<OwnedFd>) -> Result<Done, F
     Ok(Done { frozen_ns, bytes, no_stand_in, signal, ..Done::default() })
 }
 
-/// Writes the image and waits for READY.
-fn transfer(frozen: &Frozen, from: &mut Incoming, to: &mut Outgoing) -> Result<u64, Failure> {
-    let mut out = BufWriter::with_capacity(256 << 10, to);
-    let written = frozen.write_image(&mut out);
+/// Writes the image and waits for READY; the agent prepares its answer meanwhile.
+fn transfer(agent: &Agent, frozen: &Frozen, from: &mut Incoming, to: &mut Outgoing) -> Result<u64, Failure> {
+    let mut out = BufWriter::with_capacity(32 << 10, to);
+    let written = frozen.write_rest(&mut out);
     let flushed = out.flush().map_err(|e| Failure::link("sending the pages", &e));
     drop(out.into_parts());
     point("source-sent");
@@ -96,6 +106,10 @@ fn transfer(frozen: &Frozen, from: &mut Incoming, to: &mut Outgoing) -> Result<u
         Ok(bytes) => Ok(bytes),
     };
     let result = written.and_then(|bytes| flushed.map(|()| bytes));
+    if result.is_ok() {
+        point("source-written");
+        agent.tell(Report::Committing(Empty {}));
+    }
     match (result, hear_ready(from)) {
         (Ok(bytes), Ok(Ok(()))) => Ok(bytes),
         // The target's own words tell more than a broken connection.

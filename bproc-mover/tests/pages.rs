@@ -8,7 +8,9 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bproc_mover::wire::{AES_256_GCM, Done, FromMover, Key, Keys, MAX_PACKET, Receive, Report, Send, Task, ToMover};
+use bproc_mover::wire::{
+    AES_256_GCM, Done, FromMover, Key, Keys, MAX_PACKET, Program, Receive, Report, Send, Task, ToMover,
+};
 use bproc_sys::seqpacket::Conn;
 use prost::Message;
 
@@ -192,4 +194,75 @@ fn throughput() {
         let [plain, sealed] = [false, true].map(|sealed| carry(mib, sealed).frozen_ns as f64 / 1e9);
         println!("round {round}: {mib} MiB: socket {raw:.3} s, plain {plain:.3} s, sealed {sealed:.3} s");
     }
+}
+
+/// A program that waits; compiled by the test.
+fn compile(name: &str, flags: &[&str]) -> std::path::PathBuf {
+    let program = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../bench/programs/hold.c");
+    let status = Command::new("cc").arg("-O2").args(flags).arg("-o").arg(&program).arg(source).status().unwrap();
+    assert!(status.success());
+    program
+}
+
+/// Moves a program that says a byte and waits: nanoseconds of standing still.
+fn still(line: &[&str], program: &str) -> u64 {
+    let mut command = Command::new(line[0]);
+    command.args(&line[1..]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut holder = Tied::spawn(&mut command);
+    holder.0.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+    let body = Tied::spawn(Command::new(program).stdin(Stdio::null()).stdout(Stdio::null()));
+    let (near, far) = pair();
+    let (target, source) = (Mover::start(), Mover::start());
+    std::thread::sleep(Duration::from_millis(30));
+    let fallback = Some(Program { path: program.as_bytes().to_vec(), envp: Vec::new() });
+    let receive = Receive { body: body.pid(), pid: holder.pid(), fallback, ..Receive::default() };
+    target.tell(Task::Receive(receive), &[far.as_fd()]);
+    let stdio = bproc_mover::send::stdio(holder.pid());
+    source.tell(Task::Send(Send { pid: holder.pid(), flags: 6, stdio, ..Send::default() }), &[near.as_fd()]);
+    drop((near, far));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            loop {
+                match target.hear() {
+                    Report::Ready(_) => target.tell(Task::Proceed(true), &[]),
+                    Report::Done(done) => return assert_eq!(done.number, 0, "{}", done.message),
+                    _ => {}
+                }
+            }
+        });
+        loop {
+            match source.hear() {
+                Report::Committing(_) => source.tell(Task::Proceed(true), &[]),
+                Report::Done(done) => {
+                    assert_eq!(done.number, 0, "{}", done.message);
+                    return done.frozen_ns;
+                }
+                _ => {}
+            }
+        }
+    })
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn stands_still() {
+    if !can() {
+        return;
+    }
+    let runs = std::env::var("BPROC_TEST_RUNS").ok().and_then(|m| m.parse().ok()).unwrap_or(31);
+    let (fixed, dynamic) = (compile("hold-static", &["-static"]), compile("hold", &[]));
+    let (fixed, dynamic) = (fixed.to_str().unwrap(), dynamic.to_str().unwrap());
+    let python =
+        "import os, time\nos.write(1, b'r')\nn = os.open('/dev/null', 2)\nos.dup2(n, 1)\nos.close(n)\ntime.sleep(1000)";
+    for (name, line) in
+        [("static", &[fixed][..]), ("dynamic", &[dynamic]), ("python3", &["/usr/bin/python3", "-c", python])]
+    {
+        let mut all: Vec<u64> = (0..runs).map(|_| still(line, fixed)).collect();
+        all.sort_unstable();
+        let at = |part: usize| all[all.len() * part / 100] as f64 / 1e6;
+        println!("{name}: {:.2} ms, {:.2} to {:.2} (10 % to 90 %) of {runs}", at(50), at(10), at(90));
+    }
+    std::fs::remove_file(fixed).unwrap();
+    std::fs::remove_file(dynamic).unwrap();
 }

@@ -33,6 +33,9 @@ pub struct Wishes {
     pub staging: u64,
     /// Ranges that scratch memory must not touch beside those of the image.
     pub avoid: Vec<(u64, u64)>,
+    /// Scratch memory that there is already: base, bytes. It is taken if it is large enough and nothing else is to be
+    /// there.
+    pub scratch: Option<(u64, u64)>,
 }
 
 /// A mapping to be made.
@@ -151,6 +154,8 @@ pub struct Plan {
     pub creds: bool,
     /// Where scratch memory may lie: base, bytes.
     pub scratch: (u64, u64),
+    /// Address of a `syscall` instruction of the new vdso.
+    pub gate: Option<u64>,
 }
 
 /// Areas with so many pages are filled with huge ones.
@@ -179,7 +184,7 @@ pub fn plan(image: &Image, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refus
     let creds = facts.can(cap::SETUID) && !wishes.keep_creds && !image.meta.from_inside;
     let mut used: Vec<(u64, u64)> = image.areas.iter().map(|a| (a.start, a.end)).collect();
     let mut ops = vec![Op::Clear];
-    vdso(image, facts, &mut used, &mut ops)?;
+    let gate = vdso(image, facts, &mut used, &mut ops)?;
     mappings(image, &mut ops);
     // Filling large memory page by page takes twice as long.
     for area in
@@ -200,14 +205,12 @@ pub fn plan(image: &Image, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refus
     let size = (8 << 20) + 1024 * (image.areas.len() + image.fds.len() + image.threads.len()) as u64 + wishes.staging;
     let size = size.next_multiple_of(PAGE);
     used.extend(&wishes.avoid);
-    let base = find_hole(&mut used, size).ok_or(Refusal::NoRoom)?;
-    Ok(Plan {
-        ops,
-        xstate,
-        regs: image.threads.iter().map(|t| leave_call(t.regs)).collect(),
-        creds,
-        scratch: (base, size),
-    })
+    let fits = |(base, room): &(u64, u64)| *room >= size && used.iter().all(|(a, b)| *b <= *base || *a >= base + room);
+    let scratch = match wishes.scratch.filter(fits) {
+        Some(scratch) => scratch,
+        None => (find_hole(&mut used, size).ok_or(Refusal::NoRoom)?, size),
+    };
+    Ok(Plan { ops, xstate, regs: image.threads.iter().map(|t| leave_call(t.regs)).collect(), creds, scratch, gate })
 }
 
 /// No right that the owner has not: his uid everywhere, groups of his, no capabilities unless he is root.
@@ -229,21 +232,24 @@ fn within(creds: &Creds, owner: &Owner) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn vdso(image: &Image, facts: &Facts, used: &mut Vec<(u64, u64)>, ops: &mut Vec<Op>) -> Result<(), Refusal> {
+/// Where the vdso goes. Address of a `syscall` instruction in it.
+fn vdso(image: &Image, facts: &Facts, used: &mut Vec<(u64, u64)>, ops: &mut Vec<Op>) -> Result<Option<u64>, Refusal> {
     let size = |v: &Vdso| v.start - v.data_start + v.code.len() as u64;
-    let Some(new) = &facts.vdso else { return Ok(()) };
-    let Some(old) = &image.vdso else { return Ok(()) };
+    let Some(new) = &facts.vdso else { return Ok(None) };
+    let Some(old) = &image.vdso else { return Ok(None) };
     used.push((old.data_start, old.data_start + size(old)));
+    let gate =
+        |place: u64| elf::syscall_instruction(&new.code).map(|at| place + (new.start - new.data_start) + at as u64);
     if old.code == new.code && size(old) == size(new) {
         ops.push(Op::Vdso(old.data_start));
-        return Ok(());
+        return Ok(gate(old.data_start));
     }
     let place = find_hole(used, size(new) + 16 * PAGE).ok_or(Refusal::NoRoom)?;
     used.push((place, place + size(new)));
     ops.push(Op::Vdso(place));
     let code = trampoline(old, new, place + (new.start - new.data_start))?;
     ops.push(Op::Trampoline { data_start: old.data_start, start: old.start, code });
-    Ok(())
+    Ok(gate(place))
 }
 
 /// The old vdso with each function replaced by a jump to the new one's of the same name.

@@ -169,6 +169,15 @@ impl Tracee {
         }
     }
 
+    /// Right after [`Self::call`]: what [`Self::pristine`] does, without a further stop.
+    pub fn end_calls(&mut self) -> Result<(), Error> {
+        // At the end of a call: what is pending is looked at when it goes on, and with these registers.
+        pt::set_regs(self.tid, &self.regs)?;
+        pt::set_mask(self.tid, self.mask)?;
+        self.borrowed = false;
+        Ok(())
+    }
+
     /// Writes a batch into the target and starts it; [`Self::finish`] waits for its end.
     pub fn start(&mut self, memory: &MemFile, scratch: &Scratch, batch: &Batch) -> Result<(), Error> {
         self.borrow()?;

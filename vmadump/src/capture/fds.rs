@@ -9,6 +9,7 @@ use super::survey::file_ref;
 use crate::error::{Error, Refusal, Uncarried};
 use crate::image::{Fd, FdKind};
 use crate::procfs::fdinfo;
+use crate::sys::files;
 use crate::sys::process::same_file;
 
 struct Seen {
@@ -25,7 +26,7 @@ fn all(pid: i32) -> Result<Vec<Seen>, Error> {
         .filter_map(|entry| {
             let fd = entry.file_name().to_str()?.parse().ok()?;
             let link = fs::read_link(entry.path()).ok()?.into_os_string().into_encoded_bytes();
-            let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?;
+            let info = String::from_utf8(files::read_record(&format!("/proc/{pid}/fdinfo/{fd}")).ok()?).ok()?;
             Some(Seen { fd, link, info })
         })
         .collect();

@@ -1,12 +1,12 @@
 //! Images of running processes, taken from outside.
 //!
 //! ```text
-//! survey (runs) ─▶ stop all threads ─▶ ask from inside (one batch) ─▶ pristine ─▶ Frozen
+//! Surveyed (runs) ─▶ stop all threads ─▶ Stopped ─▶ ask from inside (one batch) ─▶ pristine ─▶ Frozen
 //! Frozen ─▶ write_image ─▶ resume | become_exec
 //! ```
 //!
-//! Whatever can be refused is refused in the survey, while the process runs. From the moment that
-//! [`Frozen`] exists the process is stopped but its own again: if this program dies, it goes on.
+//! Whatever can be refused is refused in the survey, while the process runs. While [`Stopped`] or [`Frozen`] exists the
+//! process is stopped but its own: if this program dies, it goes on.
 
 mod areas;
 mod fds;
@@ -19,12 +19,12 @@ use std::io::Write;
 
 pub(crate) use areas::Layout;
 pub use ghost::NotExecuted;
-pub(crate) use pages::Source;
+pub(crate) use pages::{Room, Source};
 pub(crate) use survey::Survey;
 
 use crate::batch::{Scratch, find_hole};
 use crate::error::{Error, Refusal};
-use crate::image::{Image, PAGE, Writer};
+use crate::image::{self, Image, PAGE, Writer};
 use crate::sys::memory::MemFile;
 use crate::sys::ptrace as pt;
 use crate::sys::{self, SysError};
@@ -71,17 +71,53 @@ pub struct Frozen {
     gate: u64,
 }
 
+/// A process that runs, and that was not refused.
+pub struct Surveyed(Survey, Room);
+
+/// A process that is stopped and its own: if this program dies, it goes on. Dropping it resumes the process. Belongs to
+/// the thread that made it.
+pub struct Stopped {
+    survey: Survey,
+    room: Room,
+    memory: MemFile,
+    threads: Vec<Tracee>,
+}
+
 /// Would the process be refused? Does not stop it.
 pub fn check(pid: i32, options: &Options) -> Result<(), Error> {
     Survey::of(pid, options).map(drop)
 }
 
+/// [`check`], keeping what was seen for the stop that follows.
+pub fn survey(pid: i32, options: &Options) -> Result<Surveyed, Error> {
+    Survey::of(pid, options).map(|survey| Surveyed(survey, Room::touched()))
+}
+
 /// Stops a process with all its threads and learns everything about it but its pages.
 /// On error the process runs on unharmed.
 pub fn freeze(pid: i32, options: &Options) -> Result<Frozen, Error> {
-    let survey = Survey::of(pid, options)?;
-    let memory = MemFile::open(pid)?;
-    let mut threads = stop(pid, survey.filtered)?;
+    survey(pid, options)?.stop()?.learn()
+}
+
+impl Surveyed {
+    /// Stops all threads. On error the process runs on.
+    pub fn stop(self) -> Result<Stopped, Error> {
+        let Surveyed(survey, room) = self;
+        let memory = MemFile::open(survey.pid)?;
+        let threads = stop(survey.pid, survey.filtered)?;
+        Ok(Stopped { survey, room, memory, threads })
+    }
+}
+
+impl Stopped {
+    /// Learns everything about the process but its pages. On error it runs on unharmed.
+    pub fn learn(self) -> Result<Frozen, Error> {
+        learn(self.survey, self.room, self.memory, self.threads)
+    }
+}
+
+fn learn(survey: Survey, room: Room, memory: MemFile, mut threads: Vec<Tracee>) -> Result<Frozen, Error> {
+    let pid = survey.pid;
     let layout = survey.layout_now()?;
     let gate = gate(&layout.maps, &memory, pid)?;
     let mut used: Vec<(u64, u64)> = layout.maps.iter().map(|m| (m.start, m.end)).collect();
@@ -90,22 +126,20 @@ pub fn freeze(pid: i32, options: &Options) -> Result<Frozen, Error> {
     let scratch = Scratch { base, size };
     // Threads that are left in the middle of anything are put right by Tracee's drop.
     let asked = state::ask(pid, &survey, &layout, &mut threads, &memory, gate, &scratch);
-    let cleared = match &asked {
-        Ok(_) => {
-            threads[0].call(gate, "unmap the table of calls", libc::SYS_munmap, &[scratch.base, scratch.size]).map(drop)
+    let laid = asked.is_ok() || state::laid(pid, &scratch);
+    // The others stand in the table of calls.
+    let place = [scratch.base, scratch.size];
+    let cleared = threads[1..].iter_mut().try_for_each(Tracee::pristine).and_then(|()| match laid {
+        true => {
+            threads[0].call(gate, "unmap the table of calls", libc::SYS_munmap, &place)?;
+            threads[0].end_calls()
         }
-        Err(_) if state::laid(pid, &scratch) => {
-            threads[0].call(gate, "unmap the table of calls", libc::SYS_munmap, &[scratch.base, scratch.size]).map(drop)
-        }
-        Err(_) => Ok(()),
-    };
+        false => threads[0].pristine(),
+    });
     let mut image = asked?;
     cleared?;
-    for thread in &mut threads {
-        thread.pristine()?;
-    }
     layout.tell_readable(&mut image);
-    let source = Source::new(pid, memory, &mut image)?;
+    let source = Source::new(pid, memory, room, &mut image)?;
     Ok(Frozen { pid, threads, image, source, gate })
 }
 
@@ -206,6 +240,11 @@ impl Frozen {
         &self.image
     }
 
+    /// [`Self::write_image`] without the header, which was written before.
+    pub fn write_rest(&self, out: impl Write) -> Result<u64, Error> {
+        self.write(out, false, &mut |_, _| {})
+    }
+
     /// Writes the image; the process stays stopped. Returns the bytes written.
     pub fn write_image(&self, out: impl Write) -> Result<u64, Error> {
         self.write_image_with(out, &mut |_, _| {})
@@ -213,8 +252,15 @@ impl Frozen {
 
     /// [`Self::write_image`], telling how far it is.
     pub fn write_image_with(&self, out: impl Write, progress: Progress<'_>) -> Result<u64, Error> {
+        self.write(out, true, progress)
+    }
+
+    fn write(&self, mut out: impl Write, header: bool, progress: Progress<'_>) -> Result<u64, Error> {
         let failed = |why| Error::Io { op: "write", why };
-        let mut writer = Writer::new(out, &self.image).map_err(failed)?;
+        if header {
+            out.write_all(&image::header()).map_err(failed)?;
+        }
+        let mut writer = Writer::after_header(out, &self.image).map_err(failed)?;
         self.source.stream(&mut writer, progress)?;
         writer.finish().map_err(failed)
     }

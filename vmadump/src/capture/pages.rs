@@ -1,6 +1,7 @@
 //! The pages of a stopped process, found and streamed. Memory here does not grow with the image.
 
 use std::io::Write;
+use std::sync::Mutex;
 
 use super::Progress;
 use crate::error::Error;
@@ -8,13 +9,25 @@ use crate::image::{AreaKind, Image, PAGE, Run, Writer};
 use crate::sys::memory::{MemFile, PageMap, Which, read_many};
 
 /// Bytes of pages in a block: fits the second-level cache, many blocks keep a link busy.
-const BLOCK: usize = 4 << 20;
+const BLOCK: usize = 1 << 20;
 const RUNS: usize = 1024;
+
+/// Where a block is read to.
+pub(crate) struct Room(Vec<u8>);
+
+impl Room {
+    /// Memory that the kernel has given already: page by page, while the process stands still, it takes much longer than
+    /// the reading.
+    pub(crate) fn touched() -> Room {
+        Room(vec![1; BLOCK])
+    }
+}
 
 /// Where the pages of a process are read.
 pub(crate) struct Source {
     pid: i32,
     memory: MemFile,
+    room: Mutex<Room>,
     /// Ranges to read, upwards, none spanning two areas; true: only /proc/PID/mem can read it; true: zero pages may
     /// be left out.
     ranges: Vec<(u64, u64, bool, bool)>,
@@ -23,9 +36,9 @@ pub(crate) struct Source {
 
 impl Source {
     /// Finds the pages worth sending and tells the areas how many they have. `readable` is known for data areas.
-    pub(crate) fn new(pid: i32, memory: MemFile, image: &mut Image) -> Result<Self, Error> {
+    pub(crate) fn new(pid: i32, memory: MemFile, room: Room, image: &mut Image) -> Result<Self, Error> {
         let mut map = PageMap::open(pid)?;
-        let mut source = Source { pid, memory, ranges: Vec::new(), pages: 0 };
+        let mut source = Source { pid, memory, room: Mutex::new(room), ranges: Vec::new(), pages: 0 };
         let mut found = Vec::new();
         for area in &mut image.areas {
             found.clear();
@@ -56,7 +69,12 @@ impl Source {
 
     /// Writes all pages as blocks.
     pub(crate) fn stream<W: Write>(&self, out: &mut Writer<W>, progress: Progress<'_>) -> Result<(), Error> {
-        let mut block = Block { data: vec![0; BLOCK], ..Block::default() };
+        let mut block = Block {
+            data: self.room.lock().map(|mut room| std::mem::take(&mut room.0)).unwrap_or_default(),
+            ..Block::default()
+        };
+        // There may be none: the room is gone after the first time.
+        block.data.resize(BLOCK, 0);
         let mut done = 0;
         for (from, to, hidden, zero) in &self.ranges {
             let mut at = *from;

@@ -2,7 +2,7 @@
 
 use super::Layout;
 use super::fds;
-use super::survey::{Survey, proc_file};
+use super::survey::{Survey, proc_file, proc_record};
 use crate::batch::{Batch, Index, Results, Scratch};
 use crate::error::{Error, Refusal};
 use crate::image::{Action, AltStack, Creds, Image, Meta, Mm, PosixTimer, Process, Signals, Thread, Timers, Vdso};
@@ -170,7 +170,7 @@ pub(super) fn ask(
     let mut list = Vec::new();
     let mut ids = Vec::new();
     for (i, (thread, pending)) in threads.iter().zip(pendings).enumerate() {
-        let status = procfs::status(&proc_file(pid, &format!("task/{}/status", thread.tid()))?);
+        let status = procfs::status(&proc_record(pid, &format!("task/{}/status", thread.tid()))?);
         let tid = status.ns_pid.last().copied().unwrap_or(thread.tid());
         ids.push((thread.tid(), tid));
         let made = make_thread(
@@ -239,7 +239,7 @@ fn make_thread(
         creds.push(own);
         creds.len() - 1
     });
-    let mut comm = proc_file(outer, "comm")?;
+    let mut comm = proc_record(outer, "comm")?;
     comm.truncate(comm.len().min(16));
     while comm.last() == Some(&b'\n') {
         comm.pop();
@@ -285,7 +285,7 @@ fn assemble(
     memory: &MemFile,
     stopped: bool,
 ) -> Result<Image, Error> {
-    let stat = procfs::stat(&proc_file(pid, "stat")?);
+    let stat = procfs::stat(&proc_record(pid, "stat")?);
     let mark = |i: usize| stat.get(i).copied().unwrap_or(0);
     let brk = (got.ret(asked.brk) as u64).max(mark(47));
     let last = |v: &[i32]| v.last().copied().unwrap_or(0);
@@ -321,8 +321,10 @@ fn assemble(
         .map(|p| p.into_os_string().into_encoded_bytes())
         .unwrap_or_else(|_| b"/".to_vec());
     let cwd = if cwd.ends_with(b" (deleted)") || cwd.first() != Some(&b'/') { b"/".to_vec() } else { cwd };
-    let oom =
-        proc_file(pid, "oom_score_adj").ok().and_then(|t| String::from_utf8(t).ok()?.trim().parse().ok()).unwrap_or(0);
+    let oom = proc_record(pid, "oom_score_adj")
+        .ok()
+        .and_then(|t| String::from_utf8(t).ok()?.trim().parse().ok())
+        .unwrap_or(0);
     let mut posix: Vec<PosixTimer> = posix.collect();
     posix.sort_by_key(|t| t.id);
     Ok(Image {
@@ -360,7 +362,7 @@ fn assemble(
                 mark(50),
                 mark(51),
             ],
-            auxv: proc_file(pid, "auxv").unwrap_or_default().into(),
+            auxv: proc_record(pid, "auxv").unwrap_or_default().into(),
             exe,
             dumpable: got.ret(asked.dumpable).clamp(0, 2) as u32,
             thp_disabled: got.ret(asked.thp) == 1,
@@ -389,7 +391,7 @@ fn assemble(
 /// The parent's pid in the innermost namespace: known only where that is the reader's own.
 fn ns_parent(status: &procfs::Status) -> i32 {
     if status.ns_pid.len() > 1 {
-        let text = std::fs::read(format!("/proc/{}/status", status.ppid)).unwrap_or_default();
+        let text = proc_record(status.ppid, "status").unwrap_or_default();
         let parent = procfs::status(&text);
         return if parent.ns_pid.len() == status.ns_pid.len() { parent.ns_pid.last().copied().unwrap_or(0) } else { 0 };
     }

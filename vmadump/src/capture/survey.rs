@@ -10,7 +10,7 @@ use super::{FdPolicy, Options, fds, tids};
 use crate::error::{Error, Refusal};
 use crate::image::FileRef;
 use crate::procfs::{self, Map, Status};
-use crate::sys::SysError;
+use crate::sys::{SysError, files};
 use crate::wire::Bytes;
 use crate::{elf, sys};
 
@@ -29,10 +29,19 @@ pub(crate) struct Survey {
 
 /// Reads a file of /proc/PID.
 pub(crate) fn proc_file(pid: i32, name: &str) -> Result<Vec<u8>, Error> {
-    fs::read(format!("/proc/{pid}/{name}")).map_err(|e| match e.raw_os_error() {
+    files::read(&format!("/proc/{pid}/{name}")).map_err(|e| unreadable(pid, &e))
+}
+
+/// Reads a file of /proc/PID that is written in one piece.
+pub(crate) fn proc_record(pid: i32, name: &str) -> Result<Vec<u8>, Error> {
+    files::read_record(&format!("/proc/{pid}/{name}")).map_err(|e| unreadable(pid, &e))
+}
+
+fn unreadable(pid: i32, error: &std::io::Error) -> Error {
+    match error.raw_os_error() {
         Some(libc::ENOENT | libc::ESRCH) => Error::Gone(pid),
-        _ => SysError::from_io("read /proc of", pid, &e).into(),
-    })
+        _ => SysError::from_io("read /proc of", pid, error).into(),
+    }
 }
 
 impl Survey {
@@ -40,7 +49,7 @@ impl Survey {
     pub(crate) fn of(pid: i32, options: &Options) -> Result<Self, Error> {
         // Slow the first time, and wanted while the process is stopped.
         crate::cpu::here();
-        let status = procfs::status(&proc_file(pid, "status")?);
+        let status = procfs::status(&proc_record(pid, "status")?);
         if status.tgid != pid {
             return Err(Error::Gone(pid));
         }
@@ -73,7 +82,7 @@ impl Survey {
 
     /// The calling process, before it forks its twin.
     pub(crate) fn of_own(pid: i32, options: &Options) -> Result<Self, Error> {
-        let status = procfs::status(&proc_file(pid, "status")?);
+        let status = procfs::status(&proc_record(pid, "status")?);
         let exe = fs::read_link("/proc/self/exe").map(|p| p.into_os_string().into_encoded_bytes()).unwrap_or_default();
         let mut survey = Survey {
             pid,
@@ -177,7 +186,7 @@ fn head_of(path: &std::path::Path) -> Option<Vec<u8>> {
 /// A parent between vfork and the child's exec cannot be stopped, and its memory is in use.
 fn waits_for_vfork(pid: i32) -> Result<(), Error> {
     for tid in tids(pid)? {
-        let Ok(stat) = proc_file(pid, &format!("task/{tid}/stat")) else { continue };
+        let Ok(stat) = proc_record(pid, &format!("task/{tid}/stat")) else { continue };
         let after = stat.iter().rposition(|b| *b == b')').map_or(0, |p| p + 2);
         if stat.get(after) != Some(&b'D') {
             continue;

@@ -13,9 +13,9 @@ mod types;
 mod writer;
 
 pub use check::Unsound;
-pub use reader::{FormatError, PageBlock, Reader};
+pub use reader::{FormatError, PageBlock, Reader, read_header};
 pub use types::*;
-pub use writer::Writer;
+pub use writer::{Writer, header};
 
 use crate::wire::Bytes;
 

@@ -116,30 +116,44 @@ fn once<T: Wire>(slot: &mut Option<T>, bytes: &[u8]) -> Result<(), FormatError> 
     Ok(())
 }
 
+/// Reads the header, which is the same whoever's image it is. The minor version of the format.
+///
+/// # Errors
+/// It is none, or of an image that this library cannot use.
+pub fn read_header(from: &mut impl Read) -> Result<u16, FormatError> {
+    let mut head = [0; HEADER_LEN];
+    exactly(from, &mut head, "the header")?;
+    if head[..8] != MAGIC {
+        return Err(FormatError::NotAnImage);
+    }
+    let mut cursor = Cursor::new(&head[8..]);
+    let (major, minor) = (u16::get(&mut cursor)?, u16::get(&mut cursor)?);
+    let (arch, page) = (u32::get(&mut cursor)?, u32::get(&mut cursor)?);
+    let _reserved = <[u32; 2]>::get(&mut cursor)?;
+    if u32::get(&mut cursor)? != crc32c(&head[..HEADER_LEN - 4]) {
+        return Err(FormatError::Checksum("the header"));
+    }
+    if major != VERSION.0 {
+        return Err(FormatError::Version(major, minor));
+    }
+    if arch != ARCH_X86_64 {
+        return Err(FormatError::Architecture(arch));
+    }
+    if u64::from(page) != PAGE {
+        return Err(FormatError::PageSize(page));
+    }
+    Ok(minor)
+}
+
 impl<R: Read> Reader<R> {
     /// Reads everything before the pages and checks that it is sound.
     pub fn new(mut from: R) -> Result<Self, FormatError> {
-        let mut head = [0; HEADER_LEN];
-        exactly(&mut from, &mut head, "the header")?;
-        if head[..8] != MAGIC {
-            return Err(FormatError::NotAnImage);
-        }
-        let mut cursor = Cursor::new(&head[8..]);
-        let (major, minor) = (u16::get(&mut cursor)?, u16::get(&mut cursor)?);
-        let (arch, page) = (u32::get(&mut cursor)?, u32::get(&mut cursor)?);
-        let _reserved = <[u32; 2]>::get(&mut cursor)?;
-        if u32::get(&mut cursor)? != crc32c(&head[..HEADER_LEN - 4]) {
-            return Err(FormatError::Checksum("the header"));
-        }
-        if major != VERSION.0 {
-            return Err(FormatError::Version(major, minor));
-        }
-        if arch != ARCH_X86_64 {
-            return Err(FormatError::Architecture(arch));
-        }
-        if u64::from(page) != PAGE {
-            return Err(FormatError::PageSize(page));
-        }
+        let minor = read_header(&mut from)?;
+        Self::after_header(from, minor)
+    }
+
+    /// [`Self::new`] after [`read_header`].
+    pub fn after_header(mut from: R, minor: u16) -> Result<Self, FormatError> {
         let (mut number, mut sums) = (0, Vec::new());
         let mut parts = Parts::default();
         let (mut count, mut total) = (0u32, 0u64);

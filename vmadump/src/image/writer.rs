@@ -15,19 +15,31 @@ pub struct Writer<W: Write> {
     bytes: u64,
 }
 
+/// The first bytes of every image of this version.
+pub fn header() -> Vec<u8> {
+    let mut head = Vec::with_capacity(HEADER_LEN);
+    head.extend_from_slice(&MAGIC);
+    VERSION.0.put(&mut head);
+    VERSION.1.put(&mut head);
+    ARCH_X86_64.put(&mut head);
+    (PAGE as u32).put(&mut head);
+    [0u32; 2].put(&mut head);
+    crc32c(&head).put(&mut head);
+    head
+}
+
 impl<W: Write> Writer<W> {
     /// Writes the header and all sections but the pages.
-    pub fn new(out: W, image: &Image) -> io::Result<Self> {
-        let mut writer = Writer { out, number: 0, sums: Vec::new(), pages: 0, bytes: 0 };
-        let mut head = Vec::with_capacity(HEADER_LEN);
-        head.extend_from_slice(&MAGIC);
-        VERSION.0.put(&mut head);
-        VERSION.1.put(&mut head);
-        ARCH_X86_64.put(&mut head);
-        (PAGE as u32).put(&mut head);
-        [0u32; 2].put(&mut head);
-        crc32c(&head).put(&mut head);
-        let mut front = head;
+    pub fn new(mut out: W, image: &Image) -> io::Result<Self> {
+        out.write_all(&header())?;
+        Self::after_header(out, image)
+    }
+
+    /// After [`header`]: writes all sections but the pages, and flushes, so that a target can build while the pages are
+    /// still being read.
+    pub fn after_header(out: W, image: &Image) -> io::Result<Self> {
+        let mut writer = Writer { out, number: 0, sums: Vec::new(), pages: 0, bytes: HEADER_LEN as u64 };
+        let mut front = Vec::new();
         let mut add = |writer: &mut Self, kind, critical, payload: Vec<u8>| {
             let sum = crc32c(&payload);
             front.extend(writer.section_head(kind, critical, payload.len() as u64, sum, 0));
@@ -48,6 +60,7 @@ impl<W: Write> Writer<W> {
         add(&mut writer, Section::Process, true, encode(&image.process));
         add(&mut writer, Section::Fds, true, encode(&image.fds));
         writer.emit(&front)?;
+        writer.out.flush()?;
         Ok(writer)
     }
 

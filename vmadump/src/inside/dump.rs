@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::{Quiet, one_thread};
-use crate::capture::{FdPolicy, Options, Source, Survey};
+use crate::capture::{FdPolicy, Options, Room, Source, Survey};
 use crate::cpu;
 use crate::error::{Error, Refusal};
 use crate::image::{
@@ -184,7 +184,7 @@ fn image_of(pid: i32, survey: &Survey, twin: &Twin, context: &Context, mask: u64
         fds: Vec::new(),
     };
     layout.tell_readable(&mut image);
-    let source = Source::new(twin.0, memory, &mut image)?;
+    let source = Source::new(twin.0, memory, Room::touched(), &mut image)?;
     Ok((image, source))
 }
 

@@ -33,7 +33,11 @@ impl Target {
     ) -> Result<Given, Error> {
         let ours: Vec<RawFd> = options.fds.iter().map(|(_, fd)| fd.as_raw_fd()).chain(stream).collect();
         // A child of ours was born with them.
-        let theirs = if ours.is_empty() || self.child { ours } else { self.hand_over(&ours)? };
+        let theirs = match self.handed() {
+            Some(handed) => handed,
+            None if ours.is_empty() || self.child => ours,
+            None => self.hand_over(&ours)?,
+        };
         let top = image
             .fds
             .iter()
@@ -45,7 +49,7 @@ impl Target {
         let high = top + 1;
         // The soft limit may be too low for so many; the hard one must not be lowered, for there is no way back up.
         let need = high as u64 + theirs.len() as u64 + 8;
-        let [soft, hard] = process::limits(0)?[libc::RLIMIT_NOFILE as usize];
+        let [soft, hard] = process::limit(0, libc::RLIMIT_NOFILE as usize)?;
         if need > if self.child { soft } else { 256 } {
             let room = batch.words(&[need, need.max(hard)]);
             batch.may(libc::SYS_prlimit64, &[0, libc::RLIMIT_NOFILE.into(), room, 0], "raise the limit of descriptors");
@@ -68,7 +72,7 @@ impl Target {
     }
 
     /// Our descriptors, received by the target over a socket pair that it makes itself.
-    fn hand_over(&mut self, ours: &[RawFd]) -> Result<Vec<i32>, Error> {
+    pub(super) fn hand_over(&mut self, ours: &[RawFd]) -> Result<Vec<i32>, Error> {
         let mut batch = self.batch();
         let pair = batch.room(8);
         batch.must(

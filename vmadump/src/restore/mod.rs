@@ -18,11 +18,12 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Refusal};
 use crate::facts::Facts;
-use crate::image::{Image, PAGE, Reader};
+use crate::image::{Image, PAGE, Reader, read_header};
 use crate::plan::{Owner, Plan, Wishes, plan};
 use crate::sys::process;
 use crate::tracee::Tracee;
 
+use fds::Given;
 use target::Target;
 
 /// Where an image comes from. With a plain descriptor the target reads the pages by itself, straight into place.
@@ -111,6 +112,16 @@ pub struct RestoreOptions<'a> {
 /// Restores images.
 pub struct Restorer;
 
+/// A process that has its memory and none of its other properties. Dropping it does as [`Prepared`]'s does.
+pub struct Filled {
+    target: Target,
+    image: Image,
+    plan: Plan,
+    given: Given,
+    instead: Vec<(u32, Vec<u8>)>,
+    drop_missing: bool,
+}
+
 /// A process that is complete and held, one step before it runs: READY. Dropping it kills the process, or makes it what
 /// [`RestoreOptions::fallback`] says. Belongs to the thread that made it.
 pub struct Prepared {
@@ -132,22 +143,42 @@ impl Restorer {
         options: &RestoreOptions<'_>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Prepared, Error> {
+        Restorer::fill(source, options, progress)?.finish()
+    }
+
+    /// The first half of [`Restorer::prepare`], which ends when everything has come that the source has to send.
+    pub fn fill(
+        mut source: impl ImageSource,
+        options: &RestoreOptions<'_>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Filled, Error> {
+        // Known, as far as it goes, before the image comes.
+        let facts = options.facts.clone().unwrap_or_else(Facts::here);
         // A body of no particular number is made while the image is still on its way.
-        let early = if options.body == Body::Any { Some(Target::new(options)?) } else { None };
-        let mut reader = Reader::new(source)?;
+        let any = if options.body == Body::Any { Some(Target::new(options)?) } else { None };
+        let minor = read_header(&mut source)?;
+        // The header says that the rest comes soon.
+        let mut target = match any {
+            Some(target) => target,
+            None => Target::new(options)?,
+        };
+        let ours: Vec<RawFd> = options.fds.iter().map(|(_, fd)| fd.as_raw_fd()).chain(source.raw()).collect();
+        target.expect(&ours)?;
+        let mut reader = Reader::after_header(source, minor)?;
         let mut image = reader.image().clone();
         if options.only_given_fds {
             image.fds.clear();
         }
-        let facts = options.facts.clone().unwrap_or_else(Facts::here);
-        let wishes = Wishes { owner: options.owner.clone(), keep_creds: options.keep_creds, ..Wishes::default() };
-        let plan = plan(&image, &facts, &wishes)?;
-        let mut target = match early {
-            Some(target) => target,
-            None => Target::new(options)?,
+        let wishes = Wishes {
+            owner: options.owner.clone(),
+            keep_creds: options.keep_creds,
+            scratch: target.early(),
+            ..Wishes::default()
         };
-        let dropped = build(&mut target, &image, &plan, options, &mut reader, progress)?;
-        Ok(Prepared { target, image, dropped })
+        let plan = plan(&image, &facts, &wishes)?;
+        let given = fill(&mut target, &image, &plan, options, &mut reader, progress)?;
+        let instead = instead(&image, options);
+        Ok(Filled { target, image, plan, given, instead, drop_missing: options.drop_missing_fds })
     }
 
     /// Would the image be refused here? Reads only its front.
@@ -163,29 +194,30 @@ impl Restorer {
     }
 }
 
-fn build<S: ImageSource>(
+/// Files of the image, by index, for which others stand.
+fn instead(image: &Image, options: &RestoreOptions<'_>) -> Vec<(u32, Vec<u8>)> {
+    let stands = |(i, f): (usize, &crate::image::FileRef)| {
+        use std::os::unix::ffi::OsStrExt;
+        let (_, to) = options.instead.iter().find(|(from, _)| from.as_os_str().as_bytes() == f.path.0)?;
+        Some((i as u32, to.as_os_str().as_bytes().to_vec()))
+    };
+    image.files.iter().enumerate().filter_map(stands).collect()
+}
+
+/// Makes the memory, and takes the pages.
+fn fill<S: ImageSource>(
     target: &mut Target,
     image: &Image,
     plan: &Plan,
     options: &RestoreOptions<'_>,
     reader: &mut Reader<S>,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Vec<i32>, Error> {
-    let instead: Vec<(u32, Vec<u8>)> = image
-        .files
-        .iter()
-        .enumerate()
-        .filter_map(|(i, f)| {
-            use std::os::unix::ffi::OsStrExt;
-            let (_, to) = options.instead.iter().find(|(from, _)| from.as_os_str().as_bytes() == f.path.0)?;
-            Some((i as u32, to.as_os_str().as_bytes().to_vec()))
-        })
-        .collect();
+) -> Result<Given, Error> {
     let stream = reader.source().raw();
     target.lay(plan)?;
     let mut batch = target.batch();
     let given = target.take_fds(image, options, stream, &mut batch)?;
-    target.build_memory(image, plan, &instead, batch)?;
+    target.build_memory(image, plan, &instead(image, options), batch)?;
     let all = image.pages();
     let mut done = 0;
     let mut data = Vec::new();
@@ -200,10 +232,23 @@ fn build<S: ImageSource>(
         done += block.len / PAGE;
         progress(done, all);
     }
-    let dropped = target.finish_process(image, plan, &given, &instead, options.drop_missing_fds)?;
-    target.finish_threads(image, plan)?;
-    target.dress(image, plan)?;
-    Ok(dropped)
+    Ok(given)
+}
+
+impl Filled {
+    /// What the image said.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Makes everything else.
+    pub fn finish(mut self) -> Result<Prepared, Error> {
+        let (target, image, plan) = (&mut self.target, &self.image, &self.plan);
+        let dropped = target.finish_process(image, plan, &self.given, &self.instead, self.drop_missing)?;
+        target.finish_threads(image, plan)?;
+        target.dress(image, plan)?;
+        Ok(Prepared { target: self.target, image: self.image, dropped })
+    }
 }
 
 impl Prepared {

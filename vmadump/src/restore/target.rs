@@ -1,5 +1,7 @@
 //! The process that becomes the image: a stopped body without a soul until the last step.
 
+use std::os::fd::RawFd;
+
 use super::{Body, RestoreOptions, check_file};
 use crate::batch::{Batch, Scratch, find_hole};
 use crate::capture::gate;
@@ -10,12 +12,16 @@ use crate::image::{FormatError, Image, PageBlock, TASK_END};
 use crate::inject::{Outcome, Program, exec};
 use crate::plan::{Op, Plan};
 use crate::procfs;
+use crate::sys::files;
 use crate::sys::memory::MemFile;
 use crate::sys::ptrace::Status;
 use crate::sys::{process, ptrace as pt};
 use crate::tracee::Tracee;
 
 use super::fds::Given;
+
+/// Bytes of scratch memory that is laid before the image is known: enough for most.
+const EARLY: u64 = 16 << 20;
 
 /// The process being built. Dropping it while armed kills it, or gives it back as it can be.
 pub(super) struct Target {
@@ -31,6 +37,8 @@ pub(super) struct Target {
     options: u64,
     /// It is not what it was.
     touched: bool,
+    /// Numbers in it of the descriptors that were handed over before the image came.
+    handed: Option<Vec<i32>>,
     fallback: Option<Fallback>,
 }
 
@@ -62,7 +70,7 @@ impl Drop for Target {
 }
 
 fn maps_of(pid: i32) -> Result<Vec<procfs::Map>, Error> {
-    let text = std::fs::read(format!("/proc/{pid}/maps")).map_err(|_| Error::Gone(pid))?;
+    let text = files::read(&format!("/proc/{pid}/maps")).map_err(|_| Error::Gone(pid))?;
     Ok(procfs::maps(&text))
 }
 
@@ -108,7 +116,7 @@ impl Target {
         let Some(leader) = Tracee::stopped(pid)? else { return Err(Error::Gone(pid)) };
         let memory = MemFile::open(pid)?;
         let gate = gate(&maps_of(pid)?, &memory, pid)?;
-        let status = procfs::status(&std::fs::read(format!("/proc/{pid}/status")).map_err(|_| Error::Gone(pid))?);
+        let status = procfs::status(&files::read_record(&format!("/proc/{pid}/status")).map_err(|_| Error::Gone(pid))?);
         let ns_pid = status.ns_pid.last().copied().unwrap_or(pid);
         options |= pt::EXITKILL;
         pt::set_options(pid, options)?;
@@ -123,6 +131,7 @@ impl Target {
             ns_pid,
             options,
             touched: false,
+            handed: None,
             fallback: None,
         })
     }
@@ -199,11 +208,41 @@ impl Target {
         &mut self.threads[0]
     }
 
+    /// What can be done before the image is known: room for the batch program where most images have nothing, and the
+    /// descriptors. Nothing is done to a body that would have to be killed if no image came.
+    pub(super) fn expect(&mut self, ours: &[RawFd]) -> Result<(), Error> {
+        if self.child || self.fallback.is_none() {
+            return Ok(());
+        }
+        let mut used: Vec<(u64, u64)> = maps_of(self.pid)?.iter().map(|m| (m.start, m.end)).collect();
+        let base = find_hole(&mut used, EARLY).ok_or(Refusal::NoRoom)?;
+        self.put(Scratch { base, size: EARLY })?;
+        if !ours.is_empty() {
+            self.handed = Some(self.hand_over(ours)?);
+        }
+        Ok(())
+    }
+
+    /// Numbers in it of the descriptors that [`Self::expect`] handed over.
+    pub(super) fn handed(&mut self) -> Option<Vec<i32>> {
+        self.handed.take()
+    }
+
+    /// The scratch memory that there is.
+    pub(super) fn early(&self) -> Option<(u64, u64)> {
+        (self.scratch.size > 0).then_some((self.scratch.base, self.scratch.size))
+    }
+
     /// Puts the batch program where neither the image nor the present memory is.
     pub(super) fn lay(&mut self, plan: &Plan) -> Result<(), Error> {
-        self.touched = true;
         let (base, size) = plan.scratch;
-        let mut scratch = Scratch { base, size };
+        if let Some(early) = self.early() {
+            if early == plan.scratch {
+                return Ok(());
+            }
+            let gate = self.gate;
+            self.leader().call(gate, "unmap the table of calls", libc::SYS_munmap, &[early.0, early.1])?;
+        }
         let present = maps_of(self.pid)?;
         if present.iter().any(|m| m.start < base + size && m.end > base) {
             // The image has room there, the body has not: what it has goes first, but for its vdso.
@@ -212,13 +251,17 @@ impl Target {
                 self.leader().call(gate, "make room", libc::SYS_munmap, &[start, len])?;
             }
         }
+        self.put(Scratch { base, size })
+    }
+
+    fn put(&mut self, scratch: Scratch) -> Result<(), Error> {
+        self.touched = true;
         let rseq = self.leader().rseq();
         let gate = self.gate;
         if rseq.address != 0 {
             let args = [rseq.address, rseq.size.into(), 1, rseq.signature.into()];
             self.leader().call(gate, "unregister rseq", libc::SYS_rseq, &args)?;
         }
-        scratch.size = size;
         self.threads[0].lay(&self.memory, gate, &scratch)?;
         self.scratch = scratch;
         Ok(())
@@ -318,7 +361,7 @@ impl Target {
         Ok(())
     }
 
-    /// Everything of the process as a whole, and the other threads. Returns descriptors that could not be made.
+    /// Everything of the process as a whole, the other threads, and what is the first one's own. Returns descriptors that could not be made.
     pub(super) fn finish_process(
         &mut self,
         image: &Image,
@@ -352,6 +395,8 @@ impl Target {
         }
         let mut timers = Compiler::new(image, &mut batch, 0, instead);
         plan.ops.iter().filter(|op| matches!(op, Op::Timers(_))).for_each(|op| timers.process(op));
+        // Privileges end here, for this thread.
+        self.thread(image, plan, 0, &mut batch)?;
         let mut fresh = Vec::new();
         self.threads[0].start(&self.memory, &self.scratch, &batch)?;
         let got = self.threads[0].finish(&self.memory, &batch, &mut fresh);
@@ -372,39 +417,54 @@ impl Target {
         Ok(dropped)
     }
 
-    /// What each thread must do itself; privileges end here.
+    /// What each other thread must do itself.
     pub(super) fn finish_threads(&mut self, image: &Image, plan: &Plan) -> Result<(), Error> {
-        for (i, thread) in image.threads.iter().enumerate() {
-            let tid = if i == 0 { self.ns_pid } else { thread.tid };
-            if tid != thread.tid && thread.tid_address != 0 {
-                // A C library keeps the thread's id at the address that the kernel clears at its end.
-                let mut word = [0; 4];
-                if self.memory.read(thread.tid_address, &mut word).is_ok() && i32::from_ne_bytes(word) == thread.tid {
-                    self.memory.write(thread.tid_address, &tid.to_ne_bytes())?;
-                }
-            }
+        for i in 1..image.threads.len() {
             let mut batch = self.batch();
-            let mut compiler = Compiler::new(image, &mut batch, 0, &[]);
-            compiler.thread(thread, self.ns_pid, tid);
-            if plan.creds {
-                compiler.creds(&image.creds[thread.creds as usize]);
-            }
-            compiler.after_creds(thread);
-            compiler.filters(thread);
+            self.thread(image, plan, i, &mut batch)?;
             self.threads[i].run(&self.memory, &self.scratch, &batch)?;
         }
         Ok(())
     }
 
+    fn thread(&self, image: &Image, plan: &Plan, i: usize, batch: &mut Batch) -> Result<(), Error> {
+        let thread = &image.threads[i];
+        let tid = if i == 0 { self.ns_pid } else { thread.tid };
+        if tid != thread.tid && thread.tid_address != 0 {
+            // A C library keeps the thread's id at the address that the kernel clears at its end.
+            let mut word = [0; 4];
+            if self.memory.read(thread.tid_address, &mut word).is_ok() && i32::from_ne_bytes(word) == thread.tid {
+                self.memory.write(thread.tid_address, &tid.to_ne_bytes())?;
+            }
+        }
+        let mut compiler = Compiler::new(image, batch, 0, &[]);
+        compiler.thread(thread, self.ns_pid, tid);
+        if plan.creds {
+            compiler.creds(&image.creds[thread.creds as usize]);
+        }
+        compiler.after_creds(thread);
+        compiler.filters(thread);
+        Ok(())
+    }
+
     /// Takes the scratch memory away and puts the registers in.
     pub(super) fn dress(&mut self, image: &Image, plan: &Plan) -> Result<(), Error> {
-        let gate = gate(&maps_of(self.pid)?, &self.memory, self.pid)?;
-        let scratch = self.scratch;
-        self.leader().call(gate, "unmap the table of calls", libc::SYS_munmap, &[scratch.base, scratch.size])?;
-        for (i, thread) in image.threads.iter().enumerate() {
+        let gate = match plan.gate {
+            Some(gate) => gate,
+            None => gate(&maps_of(self.pid)?, &self.memory, self.pid)?,
+        };
+        let scratch = [self.scratch.base, self.scratch.size];
+        // The first one last: the others stand in the table of calls.
+        for (i, thread) in image.threads.iter().enumerate().rev() {
             let tracee = &mut self.threads[i];
+            if i == 0 {
+                tracee.call(gate, "unmap the table of calls", libc::SYS_munmap, &scratch)?;
+            }
             tracee.set_own(plan.regs[i], thread.blocked);
-            tracee.pristine()?;
+            match i {
+                0 => tracee.end_calls()?,
+                _ => tracee.pristine()?,
+            }
             pt::set_xstate(tracee.tid(), &plan.xstate[i])?;
         }
         Ok(())

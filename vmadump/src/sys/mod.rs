@@ -3,6 +3,7 @@
 
 pub(crate) mod blob;
 pub(crate) mod cpu;
+pub(crate) mod files;
 pub(crate) mod inside;
 pub(crate) mod memory;
 pub(crate) mod own;

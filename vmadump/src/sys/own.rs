@@ -1,5 +1,6 @@
 //! Facts about the process that this code runs in.
 
+use std::ffi::CStr;
 use std::sync::OnceLock;
 
 use crate::image::Vdso;
@@ -23,12 +24,22 @@ fn find() -> Option<Vdso> {
 
 /// Kernel release.
 pub(crate) fn kernel() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+    names().0
 }
 
 /// Host name.
 pub(crate) fn host() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+    names().1
+}
+
+fn names() -> (String, String) {
+    // SAFETY: zeros are a valid utsname, which outlives the call; its fields end in NUL.
+    unsafe {
+        let mut names: libc::utsname = std::mem::zeroed();
+        libc::uname(&raw mut names);
+        let text = |field: &[libc::c_char]| CStr::from_ptr(field.as_ptr()).to_string_lossy().into_owned();
+        (text(&names.release), text(&names.nodename))
+    }
 }
 
 /// A clock in nanoseconds.

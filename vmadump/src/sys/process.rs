@@ -85,11 +85,18 @@ pub(crate) fn robust_list(tid: i32) -> Result<[u64; 2], SysError> {
 pub(crate) fn limits(pid: i32) -> Result<[[u64; 2]; 16], SysError> {
     let mut all = [[0; 2]; 16];
     for (which, pair) in all.iter_mut().enumerate() {
-        // SAFETY: the pair is as large as rlimit64.
-        let ret = unsafe { libc::syscall(libc::SYS_prlimit64, pid, which, 0usize, pair.as_mut_ptr()) };
-        done(ret, "read the limits of", pid)?;
+        *pair = limit(pid, which)?;
     }
     Ok(all)
+}
+
+/// One of them: soft, hard.
+pub(crate) fn limit(pid: i32, which: usize) -> Result<[u64; 2], SysError> {
+    let mut pair = [0; 2];
+    // SAFETY: the pair is as large as rlimit64.
+    let ret = unsafe { libc::syscall(libc::SYS_prlimit64, pid, which, 0usize, pair.as_mut_ptr()) };
+    done(ret, "read the limits of", pid)?;
+    Ok(pair)
 }
 
 /// Policy, real-time priority and nice value of a thread.
