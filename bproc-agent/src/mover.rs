@@ -1,4 +1,5 @@
-//! The agent's side of a mover: starts one for each half of a move, tells it, passes on what it says.
+//! The agent's side of a mover: one for each half of a move, which it tells what to do and whose words it passes on. One
+//! that has done its part well stands ready for the next: to start one takes longer than to move a small process.
 
 use crate::watched::{sent, watched};
 use anyhow::{Context, Result};
@@ -21,6 +22,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::net::TcpListener;
@@ -45,6 +47,50 @@ const DYING: Duration = Duration::from_secs(5);
 
 type Word = (Task, Vec<OwnedFd>);
 
+/// The movers of an agent.
+#[derive(Clone, Debug)]
+pub struct Movers {
+    program: PathBuf,
+    /// Directory of the agent, so that a later one finds them.
+    of: PathBuf,
+    ready: Arc<Mutex<Option<Started>>>,
+}
+
+/// One without a task.
+#[derive(Debug)]
+struct Started {
+    conn: Conn,
+    process: PidFd,
+}
+
+impl Movers {
+    /// None is started yet.
+    pub fn new(program: PathBuf, of: PathBuf) -> Movers {
+        Movers { program, of, ready: Arc::default() }
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Started>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn take(&self) -> Result<Started> {
+        let ready = self.slot().take();
+        if let Some(mover) = ready.filter(|m| m.process.has_exited().is_ok_and(|gone| !gone)) {
+            return Ok(mover);
+        }
+        let (conn, theirs) = Conn::pair().context("a connection to a mover")?;
+        let (program, of) = (self.program.clone(), self.of.clone());
+        let started = tokio::task::spawn_blocking(move || start(&program, &of, &theirs));
+        let process = started.await.context("starting a mover").and_then(|s| s)?;
+        Ok(Started { conn, process })
+    }
+
+    /// It is free. One is kept; another ends, for nobody talks to it any more.
+    fn put(&self, mover: Started) {
+        *self.slot() = Some(mover);
+    }
+}
+
 /// To talk to a mover. Dropping it tells the mover that nobody wants the move any more: before its point of no return
 /// it gives up.
 #[derive(Clone, Debug)]
@@ -53,17 +99,18 @@ pub struct Mover {
 }
 
 impl Mover {
-    /// Starts a mover, and tells it its task as soon as this is known. What it says goes to `out`; a task that does not
-    /// come about is told there as the end, too. `of`: directory of the agent, so that a later one finds it.
+    /// Takes a mover, and tells it its task as soon as this is known. What it says goes to `out`; a task that does not
+    /// come about is told there as the end, too.
     pub fn start<T: Send + 'static>(
-        (program, of): (PathBuf, PathBuf),
+        movers: &Movers,
         task: impl Future<Output = Result<Word, Failure>> + Send + 'static,
         out: mpsc::Sender<T>,
         wrap: impl Fn(Said) -> T + Send + Sync + 'static,
     ) -> Mover {
         let (words, inbox) = mpsc::unbounded_channel();
+        let movers = movers.clone();
         tokio::spawn(async move {
-            let last = match live((&program, &of), task, inbox, &out, &wrap).await {
+            let last = match live(&movers, task, inbox, &out, &wrap).await {
                 Ok(true) => return,
                 Ok(false) => Said::Lost,
                 Err(failure) => Said::Report(Report::Done(Done {
@@ -91,7 +138,7 @@ impl Mover {
 /// A mover from its start to its end. True when it has said its last word, or nobody wants to hear it; an error when
 /// there was none.
 async fn live<T>(
-    (program, of): (&Path, &Path),
+    movers: &Movers,
     task: impl Future<Output = Result<Word, Failure>>,
     mut inbox: mpsc::UnboundedReceiver<Word>,
     out: &mpsc::Sender<T>,
@@ -99,16 +146,12 @@ async fn live<T>(
 ) -> Result<bool, Failure> {
     let broken = |error: anyhow::Error| Failure { number: libc::EIO, message: format!("{error:#}") };
     let begun = async {
-        let (ours, theirs) = Conn::pair().context("a connection to a mover").map_err(broken)?;
-        let (program, of) = (program.to_owned(), of.to_owned());
-        let started = tokio::task::spawn_blocking(move || start(&program, &of, &theirs));
-        let (started, task) = tokio::join!(started, task);
-        let process = started.context("starting a mover").and_then(|s| s).map_err(broken)?;
-        Ok((ours, process, task?))
+        let (mover, task) = tokio::join!(movers.take(), task);
+        Ok((mover.map_err(broken)?, task?))
     };
     tokio::pin!(begun);
     let mut early = VecDeque::new();
-    let (conn, process, task) = loop {
+    let (Started { conn, process }, task) = loop {
         tokio::select! {
             begun = &mut begun => break begun?,
             word = inbox.recv() => match word {
@@ -121,15 +164,32 @@ async fn live<T>(
         }
     };
     early.push_front(task);
-    let ended = converse(conn, early, inbox, out, wrap).await.unwrap_or_else(|error| {
+    let end = converse(conn, early, inbox, out, wrap).await.unwrap_or_else(|error| {
         tracing::warn!(error = %format!("{error:#}"), "connection to a mover");
-        false
+        End::Lost
     });
-    if !ended {
-        // What it held is killed with it, and what it had let go is not: that can be told only now.
-        let _ = tokio::task::spawn_blocking(move || process.wait_exit(DYING)).await;
+    match end {
+        End::Over => Ok(true),
+        End::Free(conn) => {
+            movers.put(Started { conn, process });
+            Ok(true)
+        }
+        End::Lost => {
+            // What it held is killed with it, and what it had let go is not: that can be told only now.
+            let _ = tokio::task::spawn_blocking(move || process.wait_exit(DYING)).await;
+            Ok(false)
+        }
     }
-    Ok(ended)
+}
+
+/// Of a conversation with a mover.
+enum End {
+    /// It is gone without a last word.
+    Lost,
+    /// It has said its last word, or nobody wants to hear it.
+    Over,
+    /// It has done its part well, and waits.
+    Free(Conn),
 }
 
 /// Waits for the end of movers of a former agent, so that what they move is here or is not. Without an agent a mover gives
@@ -233,14 +293,13 @@ fn start(program: &Path, of: &Path, theirs: &Conn) -> Result<PidFd> {
         .with_context(|| format!("starting {}", program.display()))
 }
 
-/// True when the mover has said its last word.
 async fn converse<T>(
     conn: Conn,
     mut early: VecDeque<Word>,
     mut inbox: mpsc::UnboundedReceiver<Word>,
     out: &mpsc::Sender<T>,
     wrap: &(impl Fn(Said) -> T + Sync),
-) -> Result<bool> {
+) -> Result<End> {
     conn.set_nonblocking(true).context("a connection to a mover")?;
     let fd = watched(conn, Interest::READABLE)?;
     let mut buffer = vec![0; MAX_PACKET];
@@ -251,7 +310,7 @@ async fn converse<T>(
         tokio::select! {
             word = inbox.recv() => {
                 // Nobody talks to it any more: closing tells it.
-                let Some(word) = word else { return Ok(true) };
+                let Some(word) = word else { return Ok(End::Over) };
                 told(fd.get_ref(), word).await?;
             }
             got = fd.async_io(Interest::READABLE, |c| c.recv(&mut buffer)) => {
@@ -261,13 +320,15 @@ async fn converse<T>(
                     got => got?,
                 };
                 if got.len == 0 {
-                    return Ok(false);
+                    return Ok(End::Lost);
                 }
                 let Some(report) = FromMover::decode(&buffer[..got.len])?.report else { continue };
-                let last = matches!(report, Report::Done(_));
+                let last = if let Report::Done(done) = &report { Some(done.number) } else { None };
                 out.send(wrap(Said::Report(report))).await.ok();
-                if last {
-                    return Ok(true);
+                match last {
+                    Some(0) => return Ok(End::Free(fd.into_inner())),
+                    Some(_) => return Ok(End::Over),
+                    None => {}
                 }
             }
         }

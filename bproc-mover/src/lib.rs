@@ -1,4 +1,5 @@
-//! One half of a move: `bproc-mover` sends one process away, or receives one. The agent starts one for each half,
+//! One half of a move: `bproc-mover` sends one process away, or receives one, and is ready for another then. The agent has
+//! one for each half,
 //! with a SEQPACKET connection as descriptor [`SOCKET`], and speaks [`wire`] on it. A program of its own because
 //! ptrace binds a process to one thread, and because an agent must be able to die in the middle of a move. The
 //! connection between the two is made by the agents, where the keys of the certificates are; a mover gets it with no
@@ -34,3 +35,6 @@ pub mod wire;
 
 /// Descriptor of the connection to the agent.
 pub const SOCKET: i32 = 3;
+
+/// Name of a mover in the middle of a move.
+pub const BUSY: &str = "bproc-moving";

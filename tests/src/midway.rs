@@ -63,7 +63,8 @@ pub fn name(role: Role) -> String {
 /// The movers of a cluster.
 pub fn movers(cluster: &Cluster) -> Vec<Proc> {
     let program = cluster.dir().join("libexec/bproc/bproc-mover");
-    procs::all().into_iter().filter(|p| p.exe == program).collect()
+    // One that has done its work stands ready for the next.
+    procs::all().into_iter().filter(|p| p.exe == program && p.comm == "bproc-moving").collect()
 }
 
 /// The file in which the point stands at which the next mover stops.

@@ -24,7 +24,7 @@ pub mod travel;
 use crate::ghosts::{self, Ghost};
 use crate::keeper::{self, Keeper};
 use crate::kernel::Kernel;
-use crate::mover::Said;
+use crate::mover::{Movers, Said};
 use crate::owed::Owed;
 use crate::stdio::Iod;
 use bproc_common::event::{self, Event};
@@ -161,6 +161,7 @@ pub struct Actor {
     ghost: PathBuf,
     ghost_exe: FileId,
     ghost_socket: PathBuf,
+    movers: Movers,
     links: HashMap<NodeId, Attached>,
     /// When acknowledgements to any node are due.
     owed: Owed,

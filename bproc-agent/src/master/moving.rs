@@ -398,8 +398,7 @@ impl Actor {
         id: MoveId,
         task: impl Future<Output = Result<(Task, Vec<OwnedFd>), Failure>> + std::marker::Send + 'static,
     ) {
-        let program = (self.ghost.with_file_name("bproc-mover"), self.config.run_dir.join("master"));
-        let mover = Mover::start(program, task, self.facts.clone(), move |said| Fact::Mover(pid, id, said));
+        let mover = Mover::start(&self.movers, task, self.facts.clone(), move |said| Fact::Mover(pid, id, said));
         if let Some(going) = self.moving.get_mut(&pid) {
             going.mover = Some(mover);
         }

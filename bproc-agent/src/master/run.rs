@@ -7,6 +7,7 @@ use super::{Actor, Fact, api};
 use crate::ghosts::{self, Barrier};
 use crate::keeper::{self, Keeper};
 use crate::kernel::{self, Kernel};
+use crate::mover::Movers;
 use crate::owed::Owed;
 use crate::stdio::Iod;
 use anyhow::{Context, Result, bail};
@@ -69,7 +70,8 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
     };
     let ghost_socket = dir.join("ghost.sock");
     ghosts::serve(&ghost_socket, ghost_exe, Some(barrier), facts.clone(), Fact::Ghost).await?;
-    crate::mover::await_former(&ghost.with_file_name("bproc-mover"), &dir.join("master")).await;
+    let mover = ghost.with_file_name("bproc-mover");
+    crate::mover::await_former(&mover, &dir.join("master")).await;
     let nursery_pid = nursery(&dir, &ghost, &ghost_socket, ghost_exe, &config.name)?;
     keeper.hold(nursery_pid);
 
@@ -127,6 +129,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         settling: Vec::new(),
         taking: HashMap::new(),
         reaps: HashMap::new(),
+        movers: Movers::new(mover, dir.join("master")),
         ghost: ghost_path,
         ghost_exe,
         ghost_socket: socket_path,

@@ -24,7 +24,7 @@ mod table_moves;
 
 use crate::ghosts::{self, Ghost};
 use crate::kernel::Kernel;
-use crate::mover::Said;
+use crate::mover::{Movers, Said};
 use crate::owed::Owed;
 use bproc_common::event::{Event, kind};
 use bproc_common::ghost::{Role, op};
@@ -114,6 +114,7 @@ pub struct Actor {
     dir: PathBuf,
     ghost: PathBuf,
     ghost_exe: FileId,
+    movers: Movers,
     title: String,
     keep_on_loss: bool,
     facts: mpsc::Sender<Fact>,

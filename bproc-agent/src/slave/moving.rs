@@ -187,9 +187,8 @@ impl Actor {
         half: Half,
         task: impl Future<Output = Result<(Task, Vec<OwnedFd>), Failure>> + std::marker::Send + 'static,
     ) {
-        let (r#move, program) = (half.r#move, self.ghost.with_file_name("bproc-mover"));
-        let mover =
-            Mover::start((program, self.dir.clone()), task, self.facts.clone(), move |said| Fact::Mover(r#move, said));
+        let r#move = half.r#move;
+        let mover = Mover::start(&self.movers, task, self.facts.clone(), move |said| Fact::Mover(r#move, said));
         self.halves.insert(r#move.pid, Half { mover: Some(mover), ..half });
     }
 

@@ -8,6 +8,7 @@ use super::table::Table;
 use super::{Actor, Fact};
 use crate::ghosts;
 use crate::kernel::{self, Kernel};
+use crate::mover::Movers;
 use crate::owed::Owed;
 use crate::stdio::Iod;
 use anyhow::{Context, Result, bail};
@@ -69,7 +70,8 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
     let family = Arc::new(Family::default());
     // A fresh init connects at once; it is waited for like those of a former time.
     family.await_all(BTreeSet::from([1]));
-    crate::mover::await_former(&ghost.with_file_name("bproc-mover"), &dir).await;
+    let mover = ghost.with_file_name("bproc-mover");
+    crate::mover::await_former(&mover, &dir).await;
     let mut table = Table::default();
     let mut events = Outbox::default();
     let mut blocks = Blocks::default();
@@ -102,6 +104,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
     tokio::spawn(super::delivery::serve(queue, family.clone(), facts.clone()));
     let actor = Actor {
         node: number,
+        movers: Movers::new(mover, dir.clone()),
         ghost,
         ghost_exe,
         title,
