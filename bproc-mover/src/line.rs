@@ -186,7 +186,11 @@ impl Opener {
         self.buffer.copy_within(self.raw.0..self.raw.1, 0);
         self.raw = (0, self.raw.1 - self.raw.0);
         while self.whole()?.is_none() {
-            let got = self.stream.read(&mut self.buffer[self.raw.1..])?;
+            let got = match self.stream.read(&mut self.buffer[self.raw.1..]) {
+                // A mover that was stopped goes on.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                got => got?,
+            };
             if got == 0 {
                 return Ok(false);
             }
@@ -235,8 +239,10 @@ impl Opener {
             let mut rest = slices.as_mut_slice();
             IoSlice::advance_slices(&mut rest, 0);
             while !rest.is_empty() {
-                let written = out.write_vectored(rest)?;
-                IoSlice::advance_slices(&mut rest, written);
+                match out.write_vectored(rest) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    written => IoSlice::advance_slices(&mut rest, written?),
+                }
             }
         }
         Ok(())
