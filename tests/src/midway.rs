@@ -18,11 +18,12 @@ use crate::traveller::{go, place};
 pub const LIMIT: Duration = Duration::from_secs(40);
 
 /// In the order in which a move comes by.
-pub const POINTS: [&str; 15] = [
+pub const POINTS: [&str; 16] = [
     "source-begins",
     "target-begins",
     "source-frozen",
     "source-sent",
+    "target-filled",
     "target-built",
     "target-ready",
     "source-written",
