@@ -269,7 +269,12 @@ impl Prepared {
 
     /// Lets it run. Its pid.
     pub fn go(mut self) -> Result<i32, Error> {
-        // A SIGCONT that came since is newer, and a stop would take it away.
+        // What was pending has been taken away by the stops at the ends of the tables of calls.
+        let mut pending = self.image.signals.pending.iter().chain(&self.image.threads[0].pending);
+        if pending.any(|info| info.first() == Some(&(libc::SIGCONT as u8))) {
+            process::kill(self.target.pid, libc::SIGCONT)?;
+        }
+        // One that is pending is newer than the stop, and another stop would take it away.
         if self.image.meta.stopped && !self.target.is_continued()? {
             process::kill(self.target.pid, libc::SIGSTOP)?;
         }
