@@ -163,17 +163,19 @@ async fn live<T>(
             },
         }
     };
+    // One that passes an image on has work after its last word.
+    let relays = matches!(&task.0, Task::Receive(receive) if receive.relay);
     early.push_front(task);
     let end = converse(conn, early, inbox, out, wrap).await.unwrap_or_else(|error| {
         tracing::warn!(error = %format!("{error:#}"), "connection to a mover");
         End::Lost
     });
     match end {
-        End::Over => Ok(true),
-        End::Free(conn) => {
+        End::Free(conn) if !relays => {
             movers.put(Started { conn, process });
             Ok(true)
         }
+        End::Over | End::Free(_) => Ok(true),
         End::Lost => {
             // What it held is killed with it, and what it had let go is not: that can be told only now.
             let _ = tokio::task::spawn_blocking(move || process.wait_exit(DYING)).await;

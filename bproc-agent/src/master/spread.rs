@@ -92,9 +92,8 @@ impl Actor {
         self.last_spread += 1;
         let number = self.last_spread;
         let task = Task::Hold(Hold { pid: pattern.get(), flags: request.flags });
-        let program = (self.ghost.with_file_name("bproc-mover"), self.config.run_dir.join("master"));
         let told = move |said| Fact::Holder(number, said);
-        let holder = Mover::start(program, async { Ok((task, Vec::new())) }, self.facts.clone(), told);
+        let holder = Mover::start(&self.movers, async { Ok((task, Vec::new())) }, self.facts.clone(), told);
         let spread = Spread {
             pattern,
             parent,
