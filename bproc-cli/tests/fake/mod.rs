@@ -143,6 +143,8 @@ fn run(spawn: wire::Spawn, fds: Vec<OwnedFd>, programs: &mut Vec<Child>) -> repl
             _ => command.stderr(to),
         };
     }
+    // Here no connection of a stream is lost.
+    assert_eq!(fds.next().is_some(), spawn.report);
     assert!(fds.next().is_none());
     die_with_test(&mut command);
     match command.spawn() {
