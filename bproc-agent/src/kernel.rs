@@ -180,6 +180,11 @@ pub fn probe(json: bool) -> Result<ExitCode> {
     Ok(if probe.usable() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Names one life of the running kernel; empty where it does not say.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
 /// Release of the running kernel.
 pub fn release() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()

@@ -7,6 +7,7 @@ pub mod apart;
 mod install;
 mod leftover;
 mod looks;
+pub mod pair;
 
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
@@ -73,11 +74,13 @@ pub struct Options {
     pub log: Option<PathBuf>,
     /// Each node is a machine of its own. This process must have left for a network of its own: [`apart::leave`].
     pub apart: bool,
+    /// Addresses of the master's machine and of its only node's, whose agent somebody starts there: [`pair::Pair`].
+    pub pair: Option<[String; 2]>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { nodes: 1, settings: String::new(), ping_timeout: 5, log: None, apart: false }
+        Options { nodes: 1, settings: String::new(), ping_timeout: 5, log: None, apart: false, pair: None }
     }
 }
 
@@ -95,8 +98,18 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::start`].
     pub fn start_with(options: &Options) -> Result<Cluster> {
+        let cluster = Cluster::begin(options)?;
+        for node in 0..options.nodes {
+            cluster.launch(Role::Node(node))?.ready(&cluster)?;
+        }
+        cluster.settle()?;
+        Ok(cluster)
+    }
+
+    /// Nothing but its programs, and room for the rest.
+    fn bare(options: &Options) -> Result<Cluster> {
         install::sweep()?;
-        let name = install::unused_name()?;
+        let name = if options.pair.is_some() { pair::name() } else { install::unused_name()? };
         let cluster = Cluster {
             guard: RefCell::new(Some(install::guard(&name)?)),
             name,
@@ -112,15 +125,23 @@ impl Cluster {
             },
         };
         install::copy(&cluster)?;
+        Ok(cluster)
+    }
+
+    /// The master, without nodes so far.
+    fn begin(options: &Options) -> Result<Cluster> {
+        let cluster = Cluster::bare(options)?;
         cluster.configure(options)?;
         cluster.start_agent(Role::Master)?;
-        for node in 0..options.nodes {
-            cluster.launch(Role::Node(node))?.ready(&cluster)?;
-        }
-        cluster.wait_up()?;
-        cluster.lasting.replace(leftover::lasting(&cluster.name)?);
-        cluster.tell_exercised();
         Ok(cluster)
+    }
+
+    /// Waits until all nodes are up, and notes what there is then.
+    fn settle(&self) -> Result<()> {
+        self.wait_up()?;
+        self.lasting.replace(leftover::lasting(&self.name)?);
+        self.tell_exercised();
+        Ok(())
     }
 
     /// Its name.
@@ -363,9 +384,17 @@ impl Cluster {
             bail!("no certificates: {}", made.err());
         }
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let host = |node| if options.apart { apart::node(node) } else { format!("127.0.0.{}", node + 1) };
+        let host = |node| match &options.pair {
+            Some([_, there]) => there.clone(),
+            None if options.apart => apart::node(node),
+            None => format!("127.0.0.{}", node + 1),
+        };
         let hosts: Vec<String> = (0..self.nodes).map(|node| format!("\"{}\"", host(node))).collect();
-        let master = if options.apart { apart::master() } else { "127.0.0.1".into() };
+        let master = match &options.pair {
+            Some([here, _]) => here.clone(),
+            None if options.apart => apart::master(),
+            None => "127.0.0.1".into(),
+        };
         let (tls, libexec) = (tls.display(), self.dir().join("libexec/bproc"));
         let text = format!(
             "name = \"{name}\"\nping_timeout = {}\nlibexec_dir = \"{}\"\ncache.directory = \"{}\"\n{}\n\

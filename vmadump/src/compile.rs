@@ -9,6 +9,8 @@ const FIXED: i32 = libc::MAP_FIXED_NOREPLACE;
 const STAT: usize = 144;
 /// Bytes of a file's head that are read to see its build id.
 pub(crate) const HEAD: usize = 4096;
+/// Bytes of the auxiliary vector that kernels before 6.3 have room for; later ones take more.
+const SMALL_AUXV: usize = 384;
 /// Before Linux 6.15 a process gives its timers numbers that only go up, also after an exec.
 const COUNT_UP: &str =
     "give a timer its number again (before Linux 6.15 not where it, or its stand-in, has been before)";
@@ -166,15 +168,18 @@ impl<'a> Compiler<'a> {
     fn marks(&mut self) {
         let mm = &self.image.mm;
         if !mm.auxv.is_empty() && mm.marks.iter().all(|m| *m != 0) {
-            let auxv = self.batch.data(&mm.auxv);
-            let len = mm.auxv.len() as u64;
-            let map = |batch: &mut Batch, exe: u32| {
+            let map = |batch: &mut Batch, auxv: &[u8], exe: u32| {
+                let len = auxv.len() as u64;
+                let auxv = batch.data(auxv);
                 let mut words = mm.marks.to_vec();
                 words.extend([auxv, len | u64::from(exe) << 32]);
                 let at = batch.words(&words);
                 batch.may(libc::SYS_prctl, &[libc::PR_SET_MM as u64, 14, at, 13 * 8, 0], "set the memory marks");
             };
-            map(self.batch, u32::MAX);
+            if mm.auxv.len() > SMALL_AUXV {
+                map(self.batch, &older_auxv(&mm.auxv), u32::MAX);
+            }
+            map(self.batch, &mm.auxv, u32::MAX);
             if let Some(file) = mm.exe {
                 // Needs CAP_CHECKPOINT_RESTORE; without it /proc/PID/exe shows the restorer's.
                 let path = self.path(file);
@@ -184,7 +189,7 @@ impl<'a> Compiler<'a> {
                     &[libc::AT_FDCWD as u64, path, libc::O_RDONLY as u64],
                     "open the program",
                 );
-                map(self.batch, self.slot as u32);
+                map(self.batch, &mm.auxv, self.slot as u32);
                 self.batch.may(libc::SYS_close, &[slot], "close the program");
             }
         }
@@ -344,6 +349,14 @@ impl<'a> Compiler<'a> {
             self.batch.must(libc::SYS_seccomp, &[1, 0, prog], "set a seccomp filter");
         }
     }
+}
+
+/// The auxiliary vector without what came last: restartable sequences' sizes, and further words of features. It is what
+/// /proc/PID/auxv shows; the program has read its own.
+fn older_auxv(auxv: &[u8]) -> Vec<u8> {
+    const YOUNG: std::ops::RangeInclusive<u64> = 27..=30;
+    let young = |pair: &&[u8; 16]| YOUNG.contains(&u64::from(pair[0])) && pair[1..8].iter().all(|b| *b == 0);
+    auxv.as_chunks::<16>().0.iter().filter(|pair| !young(pair)).flatten().copied().collect()
 }
 
 /// File system identity for opening mapped files: groups, gid, uid of the image's owner.

@@ -119,6 +119,9 @@ pub enum Refusal {
     /// The image's vdso cannot be replaced by the one of this kernel.
     #[error("this kernel's vdso lacks {0}")]
     Vdso(String),
+    /// The kernel knows less of restartable sequences.
+    #[error("a thread has registered {0} bytes for restartable sequences, more than the kernel here fills")]
+    Rseq(u32),
     /// The process to restore into is not fit for it.
     #[error("process {0} cannot be replaced: it has several threads")]
     Target(i32),

@@ -30,6 +30,8 @@ pub struct Facts {
     pub caps: u64,
     /// Timers can be made with chosen ids.
     pub timer_ids: bool,
+    /// Bytes of restartable sequences' data that the kernel takes.
+    pub rseq: u32,
     /// Limits of the restorer, soft and hard.
     pub limits: [[u64; 2]; 16],
 }
@@ -43,6 +45,7 @@ impl Facts {
             kernel: own::kernel(),
             caps: own::effective_caps(),
             timer_ids: own::timer_ids(),
+            rseq: own::rseq_size(),
             limits: crate::sys::process::limits(0).unwrap_or([[u64::MAX; 2]; 16]),
         }
     }

@@ -25,6 +25,7 @@ pub mod procfs;
 pub mod restore;
 mod sys;
 mod tracee;
+mod vdso;
 pub mod wire;
 
 pub use error::{Error, Refusal, Uncarried};

@@ -3,12 +3,11 @@
 
 use crate::batch::find_hole;
 use crate::cpu;
-use crate::elf;
 use crate::error::Refusal;
 use crate::facts::{Facts, cap};
 use crate::image::{Area, AreaKind, Creds, Image, PAGE, PosixTimer, Vdso, advice};
 use crate::tracee::leave_call;
-use crate::wire::Bytes;
+use crate::vdso;
 
 /// Whose image it is: no right beyond these may come out of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,6 +157,9 @@ pub struct Plan {
     pub gate: Option<u64>,
 }
 
+/// Bytes of restartable sequences' data that every kernel takes.
+const RSEQ: u32 = 32;
+
 /// Areas with so many pages are filled with huge ones.
 const LARGE: u64 = (16 << 20) / PAGE;
 
@@ -178,13 +180,17 @@ pub fn plan(image: &Image, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refus
     if image.threads.iter().any(|t| !t.filters.is_empty()) && !facts.can(cap::SYS_ADMIN) {
         return Err(Refusal::Seccomp);
     }
+    // The kernel would not fill what the program reads there.
+    if let Some(thread) = image.threads.iter().find(|t| t.rseq.size > facts.rseq.max(RSEQ)) {
+        return Err(Refusal::Rseq(thread.rseq.size));
+    }
     if let Some(owner) = &wishes.owner {
         image.creds.iter().try_for_each(|c| within(c, owner))?;
     }
     let creds = facts.can(cap::SETUID) && !wishes.keep_creds && !image.meta.from_inside;
     let mut used: Vec<(u64, u64)> = image.areas.iter().map(|a| (a.start, a.end)).collect();
     let mut ops = vec![Op::Clear];
-    let gate = vdso(image, facts, &mut used, &mut ops)?;
+    let gate = lay_vdso(image, facts, &mut used, &mut ops)?;
     mappings(image, &mut ops);
     // Filling large memory page by page takes twice as long.
     for area in
@@ -233,43 +239,23 @@ fn within(creds: &Creds, owner: &Owner) -> Result<(), Refusal> {
 }
 
 /// Where the vdso goes. Address of a `syscall` instruction in it.
-fn vdso(image: &Image, facts: &Facts, used: &mut Vec<(u64, u64)>, ops: &mut Vec<Op>) -> Result<Option<u64>, Refusal> {
+fn lay_vdso(image: &Image, facts: &Facts, used: &mut Vec<(u64, u64)>, ops: &mut Vec<Op>) -> Result<Option<u64>, Refusal> {
     let size = |v: &Vdso| v.start - v.data_start + v.code.len() as u64;
     let Some(new) = &facts.vdso else { return Ok(None) };
     let Some(old) = &image.vdso else { return Ok(None) };
     used.push((old.data_start, old.data_start + size(old)));
     let gate =
         |place: u64| elf::syscall_instruction(&new.code).map(|at| place + (new.start - new.data_start) + at as u64);
-    if old.code == new.code && size(old) == size(new) {
+    if size(old) == size(new) && vdso::same(&old.code, &new.code) {
         ops.push(Op::Vdso(old.data_start));
         return Ok(gate(old.data_start));
     }
     let place = find_hole(used, size(new) + 16 * PAGE).ok_or(Refusal::NoRoom)?;
     used.push((place, place + size(new)));
     ops.push(Op::Vdso(place));
-    let code = trampoline(old, new, place + (new.start - new.data_start))?;
+    let code = vdso::trampoline(old, new, place + (new.start - new.data_start))?;
     ops.push(Op::Trampoline { data_start: old.data_start, start: old.start, code });
     Ok(gate(place))
-}
-
-/// The old vdso with each function replaced by a jump to the new one's of the same name.
-pub fn trampoline(old: &Vdso, new: &Vdso, new_start: u64) -> Result<Vec<u8>, Refusal> {
-    let mut code = old.code.0.clone();
-    let targets = elf::functions(&new.code);
-    for (name, at) in elf::functions(&old.code) {
-        let Some((_, to)) = targets.iter().find(|(n, _)| *n == name) else {
-            return Err(Refusal::Vdso(Bytes(name).text()));
-        };
-        // jmp [rip+0]; address
-        let mut jump = vec![0xff, 0x25, 0, 0, 0, 0];
-        jump.extend((new_start + to).to_le_bytes());
-        let at = at as usize;
-        match code.get_mut(at..at + jump.len()) {
-            Some(place) => place.copy_from_slice(&jump),
-            None => return Err(Refusal::Vdso(Bytes(name).text())),
-        }
-    }
-    Ok(code)
 }
 
 fn at(area: &Area, offset: u64) -> MapAt {

@@ -178,6 +178,29 @@ impl Tracee {
         Ok(())
     }
 
+    /// Has it run on, instruction by instruction and without signals, as long as it is inside. False: it still is after
+    /// so many.
+    pub(crate) fn leave(&mut self, inside: impl Fn(u64) -> bool, steps: usize) -> Result<bool, Error> {
+        for _ in 0..steps {
+            if !inside(self.regs[reg::RIP]) {
+                return Ok(true);
+            }
+            self.borrow()?;
+            loop {
+                pt::step(self.tid)?;
+                match pt::wait(self.tid)? {
+                    Status::Stopped(libc::SIGTRAP, 0) => break,
+                    Status::Stopped(libc::SIGSTOP, 0) => self.stop_owed = true,
+                    Status::Stopped(..) => {}
+                    Status::Exited(_) | Status::Killed(_) => return Err(self.lost()),
+                }
+            }
+            self.at_signal = true;
+            self.regs = pt::regs(self.tid)?;
+        }
+        Ok(!inside(self.regs[reg::RIP]))
+    }
+
     /// Writes a batch into the target and starts it; [`Self::finish`] waits for its end.
     pub fn start(&mut self, memory: &MemFile, scratch: &Scratch, batch: &Batch) -> Result<(), Error> {
         self.borrow()?;

@@ -13,6 +13,7 @@ mod compiler;
 mod cpio;
 mod kernels;
 mod machine;
+mod pair;
 mod programs;
 mod results;
 mod rootfs;
@@ -53,10 +54,6 @@ const TOUR_KERNEL: &str = "6.12";
 const TEST_LIMIT: u64 = 600;
 const CLUSTER_LIMIT: u64 = 3600;
 
-/// Names and addresses of a pair, reserved for documentation by RFC 5737: the
-/// link between the two VMs leads nowhere else.
-const PAIR: [(&str, &str); 2] = [("vm-a", "192.0.2.1"), ("vm-b", "192.0.2.2")];
-
 /// What follows `cargo xtask vm`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -81,10 +78,22 @@ enum Task {
         #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
+    /// Run the tests of moves between two kernels: a VM each, linked by a network card, one the master's machine, the
+    /// other the node's; then the other way
+    Pair {
+        /// Series of the two kernels
+        #[arg(long, value_delimiter = ',', num_args = 1, default_values = pair::KERNELS)]
+        kernels: Vec<String>,
+        /// Only with the first as the master's
+        #[arg(long)]
+        one_way: bool,
+        /// Run only tests whose names contain one of these
+        filter: Vec<String>,
+    },
     /// Run a command in each of two VMs that are linked by a network card
     ///
     /// They are called vm-a and vm-b and know each other by these names.
-    Pair {
+    Link {
         /// Kernel of the first
         #[arg(long, default_value = "6.1")]
         kernel_a: String,
@@ -144,10 +153,10 @@ pub fn run(args: Args) -> Result<()> {
             }
             verdict(&outcomes)
         }
-        Task::Pair { kernel_a, kernel_b, limit, a, b } => {
-            let jobs = [Job::new("a", limit, &a), Job::new("b", limit, &b)];
-            let [a, b] = jobs;
-            let outcomes = run_pair([&kernel_a, &kernel_b], [vec![a], vec![b]], &[])?;
+        Task::Pair { kernels, one_way, filter } => pair::run(&kernels, !one_way, &filter),
+        Task::Link { kernel_a, kernel_b, limit, a, b } => {
+            let jobs = [Job::new("a", limit, &a), Job::new("b", limit, &b)].map(|job| vec![job]);
+            let outcomes = pair::machines([&kernel_a, &kernel_b], jobs, &[], true)?;
             tables::print(&outcomes);
             verdict(&outcomes)
         }
@@ -172,7 +181,11 @@ pub fn run_tests(kernels: &[String]) -> Result<()> {
         kernels.to_vec()
     };
     let packages: Vec<String> = PACKAGES.iter().map(|&name| name.to_owned()).collect();
-    run_chosen(&kernels, &packages, &[], &[])
+    let alone = run_chosen(&kernels, &packages, &[], &[]);
+    // The oldest and the newest.
+    let ends = [kernels.first(), kernels.last()].map(|name| name.cloned().unwrap_or_default());
+    let paired = if ends[0] == ends[1] { Ok(()) } else { pair::run(&ends, true, &[]) };
+    alone.and(paired)
 }
 
 /// The tour, in a virtual machine: for those who are not root.
@@ -204,12 +217,18 @@ fn run_chosen(kernels: &[String], packages: &[String], tests: &[String], filters
         jobs.push(program.job(if cluster { CLUSTER_LIMIT } else { TEST_LIMIT }));
         extras.extend(program.extras());
     }
-    extras.extend(compiler::files()?);
-    let sources = SOURCES.iter().map(|dir| paths::root().join(dir)).filter(|dir| dir.is_dir());
-    extras.extend(sources.map(|path| Extra { path, empty_directory: false }));
+    extras.extend(sources()?);
     let outcomes = each(kernels, &jobs, &extras, false)?;
     tables::print(&outcomes);
     verdict(&outcomes)
+}
+
+/// What tests need to compile their programs.
+fn sources() -> Result<Vec<Extra>> {
+    let mut extras = compiler::files()?;
+    let sources = SOURCES.iter().map(|dir| paths::root().join(dir)).filter(|dir| dir.is_dir());
+    extras.extend(sources.map(|path| Extra { path, empty_directory: false }));
+    Ok(extras)
 }
 
 /// Those of the test programs that are named, in the order of the names; all of them when none is.
@@ -243,33 +262,6 @@ fn each(kernels: &[String], jobs: &[Job], extras: &[Extra], echo: bool) -> Resul
     Ok(outcomes)
 }
 
-/// Two VMs at once, linked by a network card: each has its kernel and jobs, and
-/// finds the other by the names `vm-a` and `vm-b`.
-fn run_pair(kernels: [&str; 2], jobs: [Vec<Job>; 2], extras: &[Extra]) -> Result<[Outcome; 2]> {
-    let guest = build_guest()?;
-    let mut machines = Vec::new();
-    for (index, (series, jobs)) in kernels.iter().zip(&jobs).enumerate() {
-        let (name, address) = PAIR[index];
-        let other = 1 - index;
-        let link = Link {
-            remote: format!("../{}-{}", kernels[other], PAIR[other].0).into(),
-            address: format!("{address}/24"),
-            number: index as u8 + 1,
-        };
-        let echo = Echo::All(format!("{name}: "));
-        machines.push(prepare(&guest, series, name, jobs, extras, Some(link), echo)?);
-    }
-    let [a, b] = machines.as_slice() else {
-        bail!("a pair is two machines");
-    };
-    std::thread::scope(|scope| {
-        let other = scope.spawn(|| b.run());
-        let first = a.run();
-        let second = other.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the second VM's thread panicked")));
-        Ok([first?, second?])
-    })
-}
-
 /// Fetches the kernel, writes the root file system: ready to be switched on.
 fn prepare(
     guest: &Path,
@@ -292,7 +284,7 @@ fn prepare(
             if extra.empty_directory { extra.path.clone() } else { rootfs::slim(&extra.path, &work.join("slim"))? };
         root.extra(extra, &content)?;
     }
-    let hosts: String = PAIR.iter().map(|(name, address)| format!("{address} {name}\n")).collect();
+    let hosts: String = pair::MACHINES.iter().map(|(name, address)| format!("{address} {name}\n")).collect();
     let initramfs = logs.join("initramfs.cpio");
     let initramfs_bytes = root.write(&kernel, &job_file(jobs), &hosts, &initramfs)?;
     Ok(Machine {

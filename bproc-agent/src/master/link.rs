@@ -66,6 +66,14 @@ pub struct Links {
 impl Link for Links {
     type AttachStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<ToNode, Status>> + Send>>;
 
+    async fn clocks(&self, _: Request<wire::ClocksRequest>) -> Result<Response<wire::ClocksReply>, Status> {
+        Ok(Response::new(wire::ClocksReply {
+            boot_id: crate::kernel::boot_id(),
+            monotonic_ns: bproc_sys::time::monotonic_ns() as i64,
+            boottime_ns: bproc_sys::time::boottime_ns() as i64,
+        }))
+    }
+
     async fn attach(&self, request: Request<Streaming<FromNode>>) -> Result<Response<Self::AttachStream>, Status> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let peer = request.extensions().get::<PeerInfo>().cloned();

@@ -58,7 +58,8 @@ impl Actor {
         self.dead_leaders.clear();
         self.former.clear();
         self.dismissed = Some(HashMap::new());
-        match Space::make(&self.dir, &self.ghost, &self.title, lease(self.patience).as_secs() as u32) {
+        let clocks = self.space.record.offsets();
+        match Space::make(&self.dir, &self.ghost, &self.title, lease(self.patience).as_secs() as u32, clocks) {
             Ok(space) => {
                 self.kernel.add_space(space.record.pid_ns);
                 self.space = space;

@@ -1,6 +1,6 @@
 //! The node's end of the link: dials the master, says hello, carries messages both ways, and begins again for ever.
 
-use super::Fact;
+use super::{Fact, clocks};
 use anyhow::{Context, Result, bail};
 use bproc_config::net::{Gate, dial, endpoint};
 use bproc_config::tls::Peer;
@@ -68,6 +68,9 @@ impl Dialer {
         let from = self.from.map(|ip| SocketAddr::new(ip, 0));
         let channel = dial(&self.gate, endpoint(), master, Peer::Master, from).await?;
         let mut client = LinkClient::new(channel).max_decoding_message_size(crate::MAX_MESSAGE);
+        if let Some(measured) = clocks::measure(&mut client).await {
+            self.facts.send(Fact::Clocks(measured)).await.context("the agent is ending")?;
+        }
         let (to, receiver) = mpsc::unbounded_channel();
         let (answer, hello) = oneshot::channel();
         self.facts.send(Fact::Hello(answer)).await.context("the agent is ending")?;

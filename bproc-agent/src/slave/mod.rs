@@ -4,9 +4,11 @@
 //! - [`moving`]: processes that come and go while they run
 //! - `orders`: what the master orders · `clients`: what is asked on this machine
 //! - `former`: what a former agent was in the middle of · `names`: who is named by what is under way
+//! - [`clocks`]: those of its processes
 //! - [`table`]: processes, and what the kernel tells of them · [`run`]: start-up · [`life`]: lives of the node
 
 mod clients;
+pub mod clocks;
 pub mod delivery;
 mod former;
 mod leaving;
@@ -57,6 +59,8 @@ pub enum Fact {
     Ghost(ghosts::Report),
     /// From the kernel.
     Kernel(Event),
+    /// What the master's machine's clocks show.
+    Clocks(clocks::Measured),
     /// The link asks what to say first.
     Hello(oneshot::Sender<wire::Hello>),
     /// The link stands.
@@ -258,6 +262,7 @@ impl Actor {
         match fact {
             Fact::Ghost(report) => self.ghost(report),
             Fact::Kernel(event) => self.kernel_event(&event),
+            Fact::Clocks(measured) => self.keep_time(measured).await,
             // What is in its last step is here or is not in a moment; a master that is new must be told the truth.
             Fact::Hello(answer) if self.in_between() && self.heard.elapsed() < self.patience / 2 => {
                 self.hello_later(answer);

@@ -5,7 +5,7 @@ use bproc_common::id::Pid;
 use bproc_core::lease::Block;
 use bproc_sys::pidfd::PidFd;
 use bproc_sys::process::{FileId, Process};
-use bproc_sys::space::{Options, spawn_init};
+use bproc_sys::space::{Options, TimeOffsets, spawn_init};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs::File;
@@ -42,6 +42,21 @@ pub struct Record {
     pub blocks: Vec<(i32, i32)>,
     /// Life of the master's agent whose orders are counted.
     pub master_epoch: u64,
+    /// CLOCK_MONOTONIC and CLOCK_BOOTTIME in the space against the machine's, nanoseconds.
+    #[serde(default)]
+    pub clocks: (i64, i64),
+}
+
+impl Record {
+    /// Of the space's clocks.
+    pub fn offsets(&self) -> TimeOffsets {
+        TimeOffsets { monotonic: self.clocks.0, boottime: self.clocks.1 }
+    }
+
+    /// For the next life.
+    pub fn set_offsets(&mut self, offsets: TimeOffsets) {
+        self.clocks = (offsets.monotonic, offsets.boottime);
+    }
 }
 
 impl Space {
@@ -57,7 +72,8 @@ impl Space {
         if let Some(space) = Space::find(dir, ghost_exe) {
             return Ok((space, true));
         }
-        Ok((Space::make(dir, ghost, title, lease_s)?, false))
+        // Before a master is known nobody knows better clocks.
+        Ok((Space::make(dir, ghost, title, lease_s, TimeOffsets { monotonic: 0, boottime: 0 })?, false))
     }
 
     fn find(dir: &Path, ghost_exe: FileId) -> Option<Space> {
@@ -72,17 +88,25 @@ impl Space {
     }
 
     /// A new life: a namespace with nothing but init.
-    pub fn make(dir: &Path, ghost: &Path, title: &str, lease_s: u32) -> Result<Space> {
+    pub fn make(dir: &Path, ghost: &Path, title: &str, lease_s: u32, clocks: TimeOffsets) -> Result<Space> {
         let title = OsString::from(title);
         let options = Options {
             argv0: &title,
-            time_offsets: None,
+            time_offsets: Some(clocks).filter(|c| (c.monotonic, c.boottime) != (0, 0)),
             mount_proc: true,
             oom_score_adj: Some(-900),
             lease_s,
             tied: false,
         };
-        let init = spawn_init(ghost, &socket_in(dir), options).context("making the space's pid namespace")?;
+        let socket = socket_in(dir);
+        let init = spawn_init(ghost, &socket, options).or_else(|error| {
+            if options.time_offsets.is_none() || ![libc::EINVAL, libc::ENOSYS, libc::EPERM].contains(&error.errno()) {
+                return Err(error);
+            }
+            tracing::warn!(%error, "no time namespace: processes that move here see another CLOCK_MONOTONIC");
+            spawn_init(ghost, &socket, Options { time_offsets: None, ..options })
+        });
+        let init = init.context("making the space's pid namespace")?;
         let pid = init.pidfd.pid();
         let mut epoch = [0; 8];
         File::open("/dev/urandom")?.read_exact(&mut epoch)?;
@@ -93,6 +117,7 @@ impl Space {
             epoch: u64::from_ne_bytes(epoch).max(1),
             blocks: Vec::new(),
             master_epoch: 0,
+            clocks: (clocks.monotonic, clocks.boottime),
         };
         let orders = open_orders(dir)?;
         orders.write_all_at(&0u64.to_ne_bytes(), 0)?;

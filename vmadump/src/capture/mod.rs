@@ -14,6 +14,7 @@ mod ghost;
 mod pages;
 mod state;
 mod survey;
+mod vdsos;
 
 use std::io::Write;
 
@@ -118,14 +119,15 @@ impl Stopped {
 
 fn learn(survey: Survey, room: Room, memory: MemFile, mut threads: Vec<Tracee>) -> Result<Frozen, Error> {
     let pid = survey.pid;
-    let layout = survey.layout_now()?;
+    let mut layout = survey.layout_now()?;
+    let vdso = vdsos::settle(&mut layout, &memory, &mut threads)?;
     let gate = gate(&layout.maps, &memory, pid)?;
     let mut used: Vec<(u64, u64)> = layout.maps.iter().map(|m| (m.start, m.end)).collect();
     let size = state::room(threads.len());
     let base = find_hole(&mut used, size).ok_or(Refusal::NoRoom)?;
     let scratch = Scratch { base, size };
     // Threads that are left in the middle of anything are put right by Tracee's drop.
-    let asked = state::ask(pid, &survey, &layout, &mut threads, &memory, gate, &scratch);
+    let asked = state::ask(pid, &survey, &layout, vdso, &mut threads, &memory, gate, &scratch);
     let laid = asked.is_ok() || state::laid(pid, &scratch);
     // The others stand in the table of calls.
     let place = [scratch.base, scratch.size];

@@ -99,10 +99,12 @@ fn whole(batch: &mut Batch, pid: i32) -> Result<Whole, Error> {
 }
 
 /// Asks everything and makes the image without pages. Leaves the scratch memory mapped.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn ask(
     pid: i32,
     survey: &Survey,
     layout: &Layout,
+    vdso: Option<Vdso>,
     threads: &mut [Tracee],
     memory: &MemFile,
     gate: u64,
@@ -191,13 +193,13 @@ pub(super) fn ask(
         pid,
         survey,
         layout,
+        vdso,
         list,
         creds,
         whole,
         &results[0],
         shared_pending,
         &ids,
-        memory,
         threads[0].in_group_stop(),
     )
 }
@@ -276,13 +278,13 @@ fn assemble(
     pid: i32,
     survey: &Survey,
     layout: &Layout,
+    vdso: Option<Vdso>,
     threads: Vec<Thread>,
     creds: Vec<Creds>,
     asked: &Whole,
     got: &Results,
     pending: Vec<Bytes>,
     ids: &[(i32, i32)],
-    memory: &MemFile,
     stopped: bool,
 ) -> Result<Image, Error> {
     let stat = procfs::stat(&proc_record(pid, "stat")?);
@@ -309,14 +311,6 @@ fn assemble(
         interval_ns: time(*at),
         left_ns: time(*at + 16).max(u64::from(time(*at) != 0)),
     });
-    let vdso = match procfs::vdso_of(&layout.maps) {
-        Some((data_start, code)) => {
-            let mut bytes = vec![0; (code.end - code.start) as usize];
-            memory.read(code.start, &mut bytes)?;
-            Some(Vdso { data_start, start: code.start, code: bytes.into() })
-        }
-        None => None,
-    };
     let cwd = std::fs::read_link(format!("/proc/{pid}/cwd"))
         .map(|p| p.into_os_string().into_encoded_bytes())
         .unwrap_or_else(|_| b"/".to_vec());

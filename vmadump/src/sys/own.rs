@@ -56,6 +56,15 @@ pub(crate) fn timer_ids() -> bool {
     unsafe { libc::prctl(77, 2, 0, 0, 0) >= 0 }
 }
 
+/// Bytes that a thread may register for restartable sequences.
+pub(crate) fn rseq_size() -> u32 {
+    const AT_RSEQ_FEATURE_SIZE: u64 = 27;
+    const AT_RSEQ_ALIGN: u64 = 28;
+    // SAFETY: only reads the auxiliary vector; 0 for what it lacks.
+    let [size, align] = [AT_RSEQ_FEATURE_SIZE, AT_RSEQ_ALIGN].map(|of| unsafe { libc::getauxval(of) } as u32);
+    size.next_multiple_of(align.max(1))
+}
+
 /// Effective capabilities.
 pub(crate) fn effective_caps() -> u64 {
     let status = std::fs::read("/proc/thread-self/status").unwrap_or_default();

@@ -95,6 +95,11 @@ pub(crate) fn cont_syscall(tid: i32) -> Result<(), SysError> {
     request(libc::PTRACE_SYSCALL, tid, 0, 0, "continue").map(drop)
 }
 
+/// Lets it run one instruction.
+pub(crate) fn step(tid: i32) -> Result<(), SysError> {
+    request(libc::PTRACE_SINGLESTEP, tid, 0, 0, "step").map(drop)
+}
+
 /// Lets go, delivering `signal` unless 0.
 pub(crate) fn detach(tid: i32, signal: i32) -> Result<(), SysError> {
     request(libc::PTRACE_DETACH, tid, 0, signal as u64, "detach from").map(drop)
