@@ -364,18 +364,22 @@ pub fn body(ghost: &Path) -> Program {
 /// Looks until something that passes by itself, mostly, is taken for lasting.
 const LOOKS: u32 = 10;
 
-/// Can this process be moved? Tells why not without touching it.
+/// Can this process be moved to a machine that said this of itself (nothing: any)? Tells why not without touching it.
 ///
 /// # Errors
 /// The reason, in words.
-pub async fn survey(host_pid: i32, flags: u32, files: u32) -> Result<(), bproc_proto::Failure> {
+pub async fn survey(host_pid: i32, flags: u32, files: u32, target: &[u8]) -> Result<(), bproc_proto::Failure> {
     let fds = match files {
         0 => vmadump::capture::FdPolicy::Carry,
         1 => vmadump::capture::FdPolicy::DropOthers,
         _ => vmadump::capture::FdPolicy::StdioOnly,
     };
     let options = vmadump::capture::Options { flags, fds };
+    let target = vmadump::facts::Machine::decode(target);
     let checked = tokio::task::spawn_blocking(move || {
+        if let Some(target) = target {
+            target.takes()?;
+        }
         use vmadump::{Error, Refusal};
         let mut looks = LOOKS;
         loop {

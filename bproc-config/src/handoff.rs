@@ -27,8 +27,8 @@ use crate::tls::{Credentials, Peer};
 
 /// For connecting, for the handshake, and for the token.
 const DIALLING: Duration = Duration::from_secs(10);
-/// The same, at the end that is dialled: whoever is silent is dropped.
-const GREETING: Duration = Duration::from_secs(2);
+/// The same, at the end that is dialled: whoever is silent for so long is dropped.
+const GREETING: Duration = DIALLING;
 /// Until the one that is waited for has come.
 const COMING: Duration = Duration::from_secs(60);
 /// Greetings under way; of more the oldest is dropped.

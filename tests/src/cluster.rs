@@ -370,6 +370,13 @@ impl Cluster {
         tail(&self.dir().join(format!("log/{label}.log")), lines)
     }
 
+    /// Prints what an agent warned of: where its machine ends with the test, nobody can look later.
+    fn tell_warnings(&self, role: Role) {
+        let log = self.log_tail(role, usize::MAX);
+        let grave = |line: &&str| line.contains(" WARN ") || line.contains(" ERROR ") || line.contains("anew");
+        log.lines().filter(grave).for_each(|line| println!("{role:?}: {line}"));
+    }
+
     fn configure(&self, options: &Options) -> Result<()> {
         let etc = self.dir().join("etc");
         let (name, tls) = (&self.name, etc.join("tls"));

@@ -6,12 +6,12 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bproc_tests::cluster::pair::{Follower, Pair};
 use bproc_tests::cluster::signal_to;
-use bproc_tests::run::{finish, patience};
+use bproc_tests::run::finish;
 use bproc_tests::runner::{self, Test};
 use bproc_tests::traveller::{Traveller, compile, go, place, try_move};
 
@@ -36,80 +36,84 @@ fn programs(pair: &Pair) -> Result<()> {
     ensure!(here != there || std::env::var_os("BPROC_PAIR_SAME").is_some(), "both are {here}");
     let done = pair.cluster.bpsh(&["0", "sh", "-c", "echo out; echo err >&2; exit 7"])?;
     ensure!((done.status, done.out().as_str(), done.err().as_str()) == (7, "out\n", "err\n"), "{done:?}");
+    println!("{}", said(pair, &["0", "sh", "-c", "cat /proc/uptime /proc/self/timens_offsets"])?);
+    println!("{}", fs::read_to_string("/proc/uptime")?);
     let input = vec![b'x'; 1 << 20];
     let done = pair.cluster.bpsh_with(&["0", "sha256sum"], &input)?;
     ensure!(done.stdout == finish(&mut Command::new("sha256sum"), &input, LIMIT)?.stdout, "{done:?}");
     pair.quiet()
 }
 
-/// Moves a self-checking program at each `round` line; it must end with `done` and 42.
-fn around(pair: &Pair, command: &mut Command, way: &[&str]) -> Result<()> {
+/// Moves a self-checking program between its `round` lines. When it is told to end, it must do so with `done` and 42.
+fn travel(pair: &Pair, command: &mut Command, mut step: impl FnMut(i32, &str) -> Result<()>) -> Result<()> {
     let mut program = Traveller::start(command)?;
-    let mut way = way.iter();
-    loop {
+    let round = |program: &mut Traveller| -> Result<bool> {
         let line = program.line()?;
-        if !line.starts_with("round") {
-            ensure!(line == "done", "{line}");
-            break;
-        }
-        if let Some(node) = way.next() {
-            go(&pair.cluster, program.pid(), node).with_context(|| format!("at {line}"))?;
+        ensure!(line.starts_with("round") || line == "done", "{line}");
+        Ok(line != "done")
+    };
+    for node in AROUND {
+        ensure!(round(&mut program)?, "it ended by itself");
+        if let Err(error) = step(program.pid(), node) {
+            let Some(status) = program.child.try_wait()? else { return Err(error) };
+            let (rest, _) = program.end()?;
+            bail!("{error:#}; it ended with {status}: {:?}", rest.lines().last());
         }
     }
-    ensure!(way.next().is_none(), "the program ended too soon");
+    signal_to(program.pid(), libc::SIGTERM)?;
+    while round(&mut program)? {}
     let (rest, status) = program.end()?;
     ensure!((rest.as_str(), status) == ("", 42 << 8), "{rest:?}, status {status:#x}");
     pair.quiet()
+}
+
+/// [`travel`], and every move succeeds.
+fn around(pair: &Pair, program: &Path, arguments: &[&str]) -> Result<()> {
+    travel(pair, Command::new(program).args(arguments), |pid, node| {
+        let began = Instant::now();
+        go(&pair.cluster, pid, node)?;
+        println!("to {node} in {} ms", began.elapsed().as_millis());
+        Ok(())
+    })
 }
 
 const ALL: &str = "vmadump/tests/programs/all.c";
 
 /// Heap, stack, vectors, handlers, interval timers, pending signals, and the clock in a tight loop.
 fn c_program(pair: &Pair) -> Result<()> {
-    let flags = ["-DROUNDS=60", "-DNO_POSIX_TIMERS"];
-    around(pair, &mut Command::new(compile(&pair.cluster, ALL, &flags, false)?), &AROUND)?;
-    // Without the C library's help, and with the vector unit where there is one.
+    let flags = ["-DUNTIL_TOLD", "-DNO_POSIX_TIMERS"];
+    around(pair, &compile(&pair.cluster, ALL, &flags, false)?, &[])?;
+    // At a fixed address, and with the vector unit where there is one.
     let info = fs::read_to_string("/proc/cpuinfo")?;
     let wide = info.contains(" avx2 ").then_some("-mavx2");
     let flags: Vec<&str> = flags.iter().copied().chain(["-no-pie"]).chain(wide).collect();
-    around(pair, &mut Command::new(compile(&pair.cluster, ALL, &flags, false)?), &AROUND)
+    around(pair, &compile(&pair.cluster, ALL, &flags, false)?, &[])
 }
 
 /// POSIX timers have numbers. A kernel that cannot give them again says so, and the process runs on where it is.
 fn posix_timers(pair: &Pair) -> Result<()> {
-    let mut program = Traveller::start(&mut Command::new(compile(&pair.cluster, ALL, &["-DROUNDS=60"], false)?))?;
-    let pid = program.pid();
-    let (mut way, mut refused) = (AROUND.iter(), 0);
-    loop {
-        let line = program.line()?;
-        if !line.starts_with("round") {
-            ensure!(line == "done", "{line}");
-            break;
-        }
-        let Some(node) = way.next() else { continue };
+    let program = compile(&pair.cluster, ALL, &["-DUNTIL_TOLD"], false)?;
+    let mut refused = 0;
+    travel(pair, &mut Command::new(program), |pid, node| {
         let from = place(&pair.cluster, pid)?;
         let done = try_move(&pair.cluster, pid, node)?;
         let there = place(&pair.cluster, pid)?;
-        match done.status {
-            0 => ensure!(there == *node, "it is on {there}"),
-            _ => {
-                ensure!(done.err().contains(NO_TIMERS) && there == from, "{done:?}, it is on {there}");
-                refused += 1;
-            }
+        if done.status == 0 {
+            ensure!(there == node, "it is on {there}");
+        } else {
+            ensure!(done.err().contains(NO_TIMERS) && there == from, "{done:?}, it is on {there}");
+            refused += 1;
         }
-    }
-    ensure!(way.next().is_none(), "the program ended too soon");
+        Ok(())
+    })?;
     println!("{refused} of {} moves with POSIX timers were refused in words", AROUND.len());
-    let (rest, status) = program.end()?;
-    ensure!((rest.as_str(), status) == ("", 42 << 8), "{rest:?}, status {status:#x}");
-    pair.quiet()
+    Ok(())
 }
 
 /// Threads with mutexes, condition variables, robust mutexes and their own storage.
 fn threads(pair: &Pair) -> Result<()> {
-    let flags = ["-DROUNDS=120", "-DPAUSE=100000"];
-    let program = compile(&pair.cluster, "vmadump/tests/programs/threads.c", &flags, false)?;
-    around(pair, Command::new(program).arg("8"), &AROUND)
+    let flags = ["-DUNTIL_TOLD", "-DPAUSE=100000"];
+    around(pair, &compile(&pair.cluster, "vmadump/tests/programs/threads.c", &flags, false)?, &["8"])
 }
 
 /// Wherever it runs, its clocks are the master's: none goes back, none jumps.
@@ -131,9 +135,10 @@ fn clocks(pair: &Pair) -> Result<()> {
             go(&pair.cluster, program.pid(), node)?;
         }
         let before = clocks();
-        ask.write_all(b"\n")?;
+        ask.write_all(b"\n").or_else(|_| bail!("it says {}", program.line()?))?;
         let line = program.line()?;
         let after = clocks();
+        println!("{node}: {line}, {before:?} to {after:?}");
         let told: Vec<i64> = line.split(' ').filter_map(|n| n.parse().ok()).collect();
         ensure!(told.len() == 2, "{line}");
         for i in 0..2 {
@@ -147,36 +152,42 @@ fn clocks(pair: &Pair) -> Result<()> {
     pair.quiet()
 }
 
-/// A program that prints 0, 1, 2, .. moves at some of its lines and must print all of them once.
-fn counter(pair: &Pair, command: &mut Command, upto: u32) -> Result<()> {
+/// A program that counts until it is told to end misses no number, and doubles none.
+fn counter(pair: &Pair, command: &mut Command) -> Result<()> {
     let mut program = Traveller::start(command)?;
-    let mut way = AROUND.iter().take(6);
-    for i in 0..upto {
-        ensure!(program.line()? == i.to_string(), "line {i}");
-        if let (4, Some(node)) = (i % 5, way.next()) {
-            go(&pair.cluster, program.pid(), node).with_context(|| format!("at line {i}"))?;
+    let mut next = 0;
+    for node in &AROUND[..6] {
+        for _ in 0..3 {
+            ensure!(program.line()? == next.to_string(), "line {next}");
+            next += 1;
         }
+        go(&pair.cluster, program.pid(), node).with_context(|| format!("at line {next}"))?;
     }
+    signal_to(program.pid(), libc::SIGTERM)?;
     let (rest, status) = program.end()?;
-    ensure!((rest.as_str(), status) == ("", 7 << 8), "{rest:?}, status {status:#x}");
+    let all = rest.lines().enumerate().all(|(i, line)| line == (next + i).to_string());
+    ensure!(all && status == 7 << 8, "{rest:?} after {next}, status {status:#x}");
     pair.quiet()
 }
 
 fn interpreters(pair: &Pair) -> Result<()> {
-    let python = "import time,threading,sys,random\nthreading.Thread(target=time.sleep,args=(3,)).start()\nfor i in range(40):\n \
-                  print(i,flush=True); time.sleep(0.05); random.SystemRandom().random()\nsys.exit(7)";
-    let perl = "$|=1; for ($i=0;$i<40;$i++) { print \"$i\\n\"; select(undef,undef,undef,0.05) } exit 7";
-    let awk = "BEGIN { for (i=0;i<40;i++) { print i; fflush(); system(\"sleep 0.05\") } exit 7 }";
-    let bash = "for ((i=0;i<40;i++)); do echo $i; sleep 0.05; done; exit 7";
+    let python = "import itertools,os,random,signal,threading,time\n\
+                  told=threading.Event(); signal.signal(signal.SIGTERM,lambda *_: told.set())\n\
+                  thread=threading.Thread(target=told.wait); thread.start()\n\
+                  for i in itertools.count():\n \
+                  print(i,flush=True); time.sleep(0.05); random.SystemRandom().random()\n \
+                  if told.is_set(): thread.join(); os._exit(7)";
+    let perl = "$|=1; $SIG{TERM}=sub{$told=1}; for ($i=0;!$told;$i++) { print \"$i\n\"; select(undef,undef,undef,0.05) } exit 7";
+    let bash = "trap told=1 TERM; for ((i=0;!told;i++)); do echo $i; sleep 0.05; done; exit 7";
     for (program, arguments) in
-        [("python3", ["-c", python].as_slice()), ("perl", &["-e", perl]), ("awk", &[awk]), ("bash", &["-c", bash])]
+        [("python3", ["-c", python].as_slice()), ("perl", &["-e", perl]), ("bash", &["-c", bash])]
     {
         if !Path::new("/usr/bin").join(program).exists() {
             println!("skipped: no {program} on this machine");
             continue;
         }
         let command = &mut Command::new(Path::new("/usr/bin").join(program));
-        counter(pair, command.args(arguments), 40).with_context(|| program.to_owned())?;
+        counter(pair, command.args(arguments)).with_context(|| program.to_owned())?;
     }
     Ok(())
 }
@@ -204,36 +215,36 @@ fn a_user(pair: &Pair) -> Result<()> {
 
 /// What a shell sees of its children and parent must be what it sees natively, whoever moves.
 fn families(pair: &Pair) -> Result<()> {
-    // Its children outlast the travels, also where these are slow.
-    let unit = patience(Duration::from_millis(400)).as_secs_f64();
-    let (short, long, longest) = (unit * 6.0, unit * 7.0, unit * 8.0);
-    let script = format!(
-        "
-        (sleep {longest}; exit 3) & a=$!
+    let script = "
+        (trap 'exit 3' USR1; while :; do sleep 0.1; done) & a=$!
         (sleep 0.2; exit 4) & b=$!
-        (sleep {short}; kill -TERM $BASHPID) & c=$!
-        echo $BASHPID $a; sleep {long}
+        sleep 1000 & c=$!
+        trap told=1 USR1
+        echo $BASHPID $a $c
+        while ((!told)); do sleep 0.1; done
         wait $a; echo a $?; wait $b; echo b $?; wait $c; echo c $?
         (exit 5) & wait $!; echo d $?
         kill -0 $PPID && echo parent
         kill -0 $a 2>/dev/null || echo gone
-        exit 6"
-    );
+        exit 6";
     let wanted = ["a 3", "b 4", "c 143", "d 5", "parent", "gone"];
     for (parent, child) in
         [(&["0"][..], &[][..]), (&[], &["0", "master"]), (&["0"], &["0"]), (&["0", "master", "0"], &["0", "master"])]
     {
         let name = format!("parent to {parent:?}, child to {child:?}");
-        let mut program = Traveller::start(Command::new("/bin/bash").args(["-c", &script]))?;
+        let mut program = Traveller::start(Command::new("/bin/bash").args(["-c", script]))?;
         let first = program.line()?;
         let numbers: Vec<i32> = first.split(' ').filter_map(|n| n.parse().ok()).collect();
-        let [me, a] = numbers[..] else { bail!("{first}") };
+        let [me, a, c] = numbers[..] else { bail!("{first}") };
         for step in 0..parent.len().max(child.len()) {
             for (pid, node) in [(me, parent.get(step)), (a, child.get(step))] {
                 if let Some(node) = node {
                     go(&pair.cluster, pid, node).with_context(|| name.clone())?;
                 }
             }
+        }
+        for (pid, signal) in [(a, libc::SIGUSR1), (c, libc::SIGTERM), (me, libc::SIGUSR1)] {
+            signal_to(pid, signal)?;
         }
         let (rest, status) = program.end()?;
         ensure!(rest.lines().eq(wanted) && status == 6 << 8, "{name}: {rest:?}, status {status:#x}");

@@ -85,6 +85,9 @@ pub enum Refusal {
     /// The CPU here lacks something.
     #[error("the CPU here lacks {}", .0.join(", "))]
     CpuFeatures(Vec<&'static str>),
+    /// The CPU of the machine where it is to go lacks something.
+    #[error("the CPU there lacks {}", .0.join(", "))]
+    CpuFeaturesThere(Vec<&'static str>),
     /// The CPU here lacks a register set in use.
     #[error("the CPU here lacks a register set (XSAVE component) that thread {0} uses, or lays it out in another way")]
     CpuState(i32),

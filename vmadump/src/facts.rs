@@ -1,7 +1,9 @@
 //! What the machine that restores has and may do. Collected once, then only read.
 
+use crate::error::Refusal;
 use crate::image::{Cpu, Vdso};
 use crate::sys::own;
+use crate::wire;
 
 /// Capability numbers that matter here.
 pub mod cap {
@@ -15,6 +17,37 @@ pub mod cap {
     pub const SYS_RESOURCE: u32 = 24;
     /// CAP_CHECKPOINT_RESTORE.
     pub const CHECKPOINT_RESTORE: u32 = 40;
+}
+
+/// The part of the facts that one machine tells others, so that a process which could not run there need not even be
+/// stopped. Bytes to everybody between.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine(Cpu);
+
+impl Machine {
+    /// This one.
+    pub fn here() -> Self {
+        Machine(crate::cpu::here())
+    }
+
+    /// As bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        wire::encode(&self.0)
+    }
+
+    /// From bytes of another machine; `None` if they are none.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        wire::decode(bytes).ok().map(Machine)
+    }
+
+    /// Could a process of this machine run there?
+    ///
+    /// # Errors
+    /// What it would miss.
+    pub fn takes(&self) -> Result<(), Refusal> {
+        let missing = crate::cpu::missing(&crate::cpu::here(), &self.0);
+        if missing.is_empty() { Ok(()) } else { Err(Refusal::CpuFeaturesThere(missing)) }
+    }
 }
 
 /// Facts about the target.
@@ -58,5 +91,22 @@ impl Facts {
     /// May the restorer choose pids?
     pub fn can_choose_pids(&self) -> bool {
         self.can(cap::CHECKPOINT_RESTORE) || self.can(cap::SYS_ADMIN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Machine;
+    use crate::error::Refusal;
+
+    #[test]
+    fn a_machine_tells_what_it_lacks() {
+        let mut there = Machine::decode(&Machine::here().encode()).unwrap();
+        assert_eq!(there.takes(), Ok(()));
+        // SSE2, which every one has.
+        there.0.features[1] &= !(1 << 26);
+        let there = Machine::decode(&there.encode()).unwrap();
+        assert_eq!(there.takes(), Err(Refusal::CpuFeaturesThere(vec!["sse2"])));
+        assert_eq!(Machine::decode(b"something else"), None);
     }
 }

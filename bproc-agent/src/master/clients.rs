@@ -2,6 +2,7 @@
 
 use super::Fact;
 use super::caller::{self, Caller};
+use super::machines::Machines;
 use super::travel::Travel;
 use crate::local::{self, Counter, fail};
 use crate::stdio::Iod;
@@ -98,6 +99,8 @@ pub struct Desk {
     pub ghost_socket: PathBuf,
     /// Packs programs.
     pub travel: Arc<Travel>,
+    /// What the machines of nodes have.
+    pub machines: Machines,
 }
 
 /// Serves clients for ever.

@@ -100,7 +100,9 @@ impl Actor {
             | Order::Receive(pid, id)
             | Order::Depart(pid, id)
             | Order::Children(pid, id)
-            | Order::Relay(pid, id) => self.moving.get(pid).and_then(|going| going.order(number, order, *pid, *id)),
+            | Order::Relay(pid, id) => {
+                self.moving.get(pid).and_then(|going| going.order(number, order, *pid, *id, &self.machines))
+            }
             order => link::order(number, order, |pid| specs.get(&pid).cloned()),
         };
         let Some(message) = message else { return };

@@ -12,6 +12,7 @@ pub mod caller;
 pub mod clients;
 mod effects;
 pub mod link;
+mod machines;
 mod moving;
 mod nodes;
 mod office;
@@ -41,6 +42,7 @@ use bproc_sys::process::FileId;
 use bproc_sys::signal::SigInfo;
 use clients::ClientFact;
 use link::LinkFact;
+use machines::Machines;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -167,6 +169,7 @@ pub struct Actor {
     owed: Owed,
     away: HashMap<NodeId, Instant>,
     gauges: HashMap<NodeId, Gauges>,
+    machines: Machines,
     changes: watch::Sender<u64>,
     state_files: Vec<PathBuf>,
     addresses: run::Addresses,

@@ -4,6 +4,7 @@
 use super::clients::{Asker, ClientFact, Desk};
 use super::effects;
 use super::link::named;
+use super::machines::Machines;
 use super::places::settled;
 use super::spread::Joining;
 use super::streams::{Streams, carry_streams, listed_streams, own_streams};
@@ -76,11 +77,13 @@ impl Going {
     }
 
     /// An order of a move in the wire's words.
-    pub fn order(&self, number: u64, order: &Order, pid: Pid, id: MoveId) -> Option<ToNode> {
+    pub fn order(&self, number: u64, order: &Order, pid: Pid, id: MoveId, machines: &Machines) -> Option<ToNode> {
         let (files, flags) = (self.request.files as u32, self.request.flags);
         let r#move = Some(named(pid, id));
         let body = match order {
-            Order::Survey(..) => order::Body::Survey(link::Survey { r#move, files, flags }),
+            Order::Survey(..) => {
+                order::Body::Survey(link::Survey { r#move, files, flags, target: machines.of(self.to) })
+            }
             Order::Receive(..) => order::Body::Receive(link::Receive {
                 r#move,
                 spec: Some(self.spec.clone()),
@@ -180,7 +183,8 @@ async fn ask_once(request: wire::Move, asker: &Asker, fds: &[OwnedFd], desk: &De
     let mut stdio = Vec::new();
     let mine = facts.rights(place).is_ok();
     if local && to.is_some() && mine {
-        mover::survey(pid.get(), request.flags, request.files as u32).await.map_err(|f| refused(pid, f))?;
+        let target = desk.machines.of(to);
+        mover::survey(pid.get(), request.flags, request.files as u32, &target).await.map_err(|f| refused(pid, f))?;
     }
     let mut home = Vec::new();
     if request.listed {

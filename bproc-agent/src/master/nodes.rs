@@ -64,6 +64,7 @@ impl Actor {
                 to.send(Ok(ToNode { body: Some(to_node::Body::Welcome(welcome)) })).ok();
                 self.links.insert(node, Attached { id, to, heard: Instant::now(), newest: 0, owed: Owed::default() });
                 self.away.remove(&node);
+                self.machines.note(node, hello.machine.clone());
                 self.gauges.entry(node).or_default().kernel = hello.kernel.clone();
                 tracing::info!(%node, version = %hello.version, kernel = %hello.kernel, resumed = events_seen > 0, "node attached");
                 if script && self.core.view(node).is_some_and(|v| v.state == "boot") {

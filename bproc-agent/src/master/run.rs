@@ -2,6 +2,7 @@
 
 use super::clients::{self, Desk};
 use super::link::Links;
+use super::machines::Machines;
 use super::travel::Travel;
 use super::{Actor, Fact, api};
 use crate::ghosts::{self, Barrier};
@@ -92,8 +93,16 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
 
     let (changes, watched) = watch::channel(0);
     let (ghost_path, socket_path) = (ghost.clone(), ghost_socket.clone());
-    let desk =
-        Desk { facts: facts.clone(), iod: iod.clone(), changes: watched, ghost, ghost_socket, travel: travel.clone() };
+    let machines = Machines::default();
+    let desk = Desk {
+        facts: facts.clone(),
+        iod: iod.clone(),
+        changes: watched,
+        ghost,
+        ghost_socket,
+        travel: travel.clone(),
+        machines: machines.clone(),
+    };
     api::serve(&bproc_config::paths::api_socket_in(&dir), desk.clone())?;
     clients::serve(&bproc_config::paths::agent_socket_in(&dir), desk.clone())?;
 
@@ -137,6 +146,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         owed: Owed::default(),
         away: HashMap::new(),
         gauges: HashMap::new(),
+        machines,
         changes,
         state_files: bproc_config::paths::state_files(&config.name, &dir),
         addresses,

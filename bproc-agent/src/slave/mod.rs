@@ -329,6 +329,7 @@ impl Actor {
             oldest_event: self.events.oldest(),
             leases: self.blocks.held().iter().map(|b| wire::Lease { start: b.start, length: b.length }).collect(),
             skeletons: self.stand_ins(),
+            machine: vmadump::facts::Machine::here().encode(),
             kernel: crate::kernel::release(),
             address: String::new(),
         }

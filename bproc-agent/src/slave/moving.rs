@@ -80,7 +80,7 @@ impl Actor {
         tokio::spawn(async move {
             let result = match host_pid {
                 None => Err(failed(libc::ESRCH, "it has ended")),
-                Some(host) => match mover::survey(host, order.flags, order.files).await {
+                Some(host) => match mover::survey(host, order.flags, order.files, &order.target).await {
                     Ok(()) => spawner.streams_of(host, order.files == 0).await,
                     Err(failure) => Err(failure),
                 },

@@ -77,12 +77,12 @@ impl Cluster {
         procs::all().into_iter().filter(|p| p.exe == program && !p.is_inside() && p.pid != nursery).collect()
     }
 
-    /// Skeletons on the nodes that speak for nobody who lives.
-    fn idle_skeletons(&self) -> Vec<Proc> {
+    /// Skeletons on the nodes that speak for nobody who lives on the master's machine.
+    fn idle_skeletons(&self, lives: &dyn Fn(i32) -> bool) -> Vec<Proc> {
         let (inits, ghost) = (self.inits(), self.ghost_program());
         let inside = |process: &Proc| inits.iter().any(|init| init.space == process.space && init.pid != process.pid);
         let skeletons = procs::all().into_iter().filter(|p| p.exe == ghost && inside(p));
-        skeletons.filter(|p| Proc::read(p.inner()).is_none()).collect()
+        skeletons.filter(|p| !lives(p.inner())).collect()
     }
 
     /// Waits until nothing runs on any node, no ghost is left, and nothing else is more than it was at the start.
@@ -90,9 +90,14 @@ impl Cluster {
     /// # Errors
     /// What is left after half a minute.
     pub fn quiet(&self) -> Result<()> {
+        self.quiet_but_for(&|pid| Proc::read(pid).is_some())
+    }
+
+    /// The same on any machine, when these processes live on the master's.
+    pub(super) fn quiet_but_for(&self, lives: &dyn Fn(i32) -> bool) -> Result<()> {
         eventually("nothing runs on the nodes", Duration::from_secs(30), || {
             let known = self.client()?.processes().map_err(|error| anyhow::anyhow!("{error}"))?;
-            let (programs, ghosts, skeletons) = (self.programs(), self.ghosts(), self.idle_skeletons());
+            let (programs, ghosts, skeletons) = (self.programs(), self.ghosts(), self.idle_skeletons(lives));
             if known.is_empty() && programs.is_empty() && ghosts.is_empty() && skeletons.is_empty() {
                 return Ok(Ok(()));
             }

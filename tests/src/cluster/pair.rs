@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Cluster, Options, Role, eventually};
+use crate::procs;
 use crate::run::patience;
 
 /// The name on both machines. It looks like that of a process which never ends: neither sweeps it away.
@@ -97,7 +98,8 @@ impl Pair {
     /// What is left after half a minute.
     pub fn quiet(&self) -> Result<()> {
         self.cluster.quiet()?;
-        self.ask("quiet")
+        let living: Vec<String> = procs::all().iter().map(|process| process.pid.to_string()).collect();
+        self.ask(&format!("quiet {}", living.join(" ")))
     }
 
     /// Ends the node, then the master.
@@ -105,6 +107,7 @@ impl Pair {
     /// # Errors
     /// What is left on either machine.
     pub fn close(self) -> Result<()> {
+        self.cluster.tell_warnings(Role::Master);
         let there = self.ask("close");
         self.cluster.close()?;
         there
@@ -157,11 +160,15 @@ impl Follower {
     pub fn serve(&self) -> Result<()> {
         loop {
             let said = line(&mut *self.leader.borrow_mut())?;
-            match said.as_str() {
+            let (what, rest) = said.split_once(' ').unwrap_or((&said, ""));
+            match what {
                 "settle" => self.answer(&self.cluster.settle())?,
-                "quiet" => self.answer(&self.cluster.quiet())?,
+                "quiet" => {
+                    let living: Vec<i32> = rest.split(' ').filter_map(|pid| pid.parse().ok()).collect();
+                    self.answer(&self.cluster.quiet_but_for(&|pid| living.contains(&pid)))?;
+                }
                 "close" => return Ok(()),
-                other => bail!("`{other}` is no question"),
+                _ => bail!("`{said}` is no question"),
             }
         }
     }
@@ -172,6 +179,7 @@ impl Follower {
     /// What is left.
     pub fn close(self) -> Result<()> {
         let Follower { cluster, leader } = self;
+        cluster.tell_warnings(Role::Node(0));
         let result = cluster.close();
         let text = result.as_ref().err().map_or("done".to_owned(), |e| format!("failed {e:#}").replace('\n', "\\n"));
         writeln!(leader.borrow_mut().get_mut(), "{text}")?;

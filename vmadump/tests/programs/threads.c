@@ -1,5 +1,5 @@
 // Threads that hand work around under mutexes and condition variables, each with its own thread-local state, a
-// robust mutex that a dying thread leaves behind, and a join at the end.
+// robust mutex that a dying thread leaves behind, and a join at the end. With UNTIL_TOLD the rounds end after SIGTERM.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
@@ -10,6 +10,9 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#ifdef UNTIL_TOLD
+#define ROUNDS 1000000000
+#endif
 #ifndef ROUNDS
 #define ROUNDS 14
 #endif
@@ -21,7 +24,8 @@
 static int count = 8;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER, recursive, robust;
 static pthread_cond_t turn = PTHREAD_COND_INITIALIZER;
-static int whose, rounds = ROUNDS, total;
+static int whose, total;
+static volatile int rounds = ROUNDS, told;
 static __thread int mine;
 static __thread char name[16];
 
@@ -30,6 +34,8 @@ static void fail(const char *what) {
     fflush(stdout);
     _exit(1);
 }
+
+static void on_term(int sig) { (void)sig; told = 1; }
 
 static void *work(void *arg) {
     int me = (int)(long)arg;
@@ -46,6 +52,8 @@ static void *work(void *arg) {
             printf("round %d\n", i);
             fflush(stdout);
             if (PAUSE) usleep(PAUSE);
+            // The others are behind by less than a round.
+            if (told) rounds = i + 1;
         }
         usleep(300);
         pthread_mutex_unlock(&recursive);
@@ -63,6 +71,7 @@ static void *work(void *arg) {
 
 int main(int argc, char **argv) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    signal(SIGTERM, on_term);
     if (argc > 1) count = atoi(argv[1]);
     pthread_mutexattr_t attr;
     pthread_mutexattr_init(&attr);
