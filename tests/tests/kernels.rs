@@ -44,6 +44,17 @@ fn programs(pair: &Pair) -> Result<()> {
     pair.quiet()
 }
 
+fn maps(pid: i32) -> Result<String> {
+    Ok(fs::read_to_string(format!("/proc/{pid}/maps"))?)
+}
+
+/// Where the kernel's vdso is.
+fn vdso(pid: i32) -> Result<String> {
+    let maps = maps(pid)?;
+    let line = maps.lines().find(|line| line.ends_with("[vdso]")).context("a process has a vdso")?;
+    Ok(line.split('-').next().unwrap_or_default().to_owned())
+}
+
 /// Moves a self-checking program between its `round` lines. When it is told to end, it must do so with `done` and 42.
 fn travel(pair: &Pair, command: &mut Command, mut step: impl FnMut(i32, &str) -> Result<()>) -> Result<()> {
     let mut program = Traveller::start(command)?;
@@ -52,12 +63,19 @@ fn travel(pair: &Pair, command: &mut Command, mut step: impl FnMut(i32, &str) ->
         ensure!(line.starts_with("round") || line == "done", "{line}");
         Ok(line != "done")
     };
+    ensure!(round(&mut program)?, "it ended by itself");
+    let home = vdso(program.pid())?;
     for node in AROUND {
         ensure!(round(&mut program)?, "it ended by itself");
+        if place(&pair.cluster, program.pid())? == "master" {
+            ensure!(vdso(program.pid())? == home, "it was {home}: {}", maps(program.pid())?);
+        }
         if let Err(error) = step(program.pid(), node) {
-            let Some(status) = program.child.try_wait()? else { return Err(error) };
-            let (rest, _) = program.end()?;
-            bail!("{error:#}; it ended with {status}: {:?}", rest.lines().last());
+            if !format!("{error:#}").contains("ended") {
+                return Err(error);
+            }
+            let (rest, status) = program.end()?;
+            bail!("{error:#}; its status was {status:#x}, its last words {:?}", rest.lines().last());
         }
     }
     signal_to(program.pid(), libc::SIGTERM)?;

@@ -144,6 +144,8 @@ pub struct Status {
     pub caps: [u64; 5],
     /// no_new_privs.
     pub no_new_privs: bool,
+    /// Ignored signals, bit 0 for signal 1.
+    pub ignored: u64,
     /// 0 none, 1 strict, 2 filter.
     pub seccomp: u32,
 }
@@ -177,6 +179,7 @@ pub fn status(text: &[u8]) -> Status {
             b"CapBnd" => s.caps[3] = hex(),
             b"CapAmb" => s.caps[4] = hex(),
             b"NoNewPrivs" => s.no_new_privs = first == b"1",
+            b"SigIgn" => s.ignored = hex(),
             b"Seccomp" => s.seccomp = int(first) as u32,
             _ => {}
         }

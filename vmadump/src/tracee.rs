@@ -179,13 +179,22 @@ impl Tracee {
     }
 
     /// Has it run on, instruction by instruction and without signals, as long as it is inside. False: it still is after
-    /// so many.
+    /// so many, or it ignores the signal of steps, and would ignore it no longer.
     pub(crate) fn leave(&mut self, inside: impl Fn(u64) -> bool, steps: usize) -> Result<bool, Error> {
-        for _ in 0..steps {
+        let trap = 1 << (libc::SIGTRAP - 1);
+        for i in 0..steps {
             if !inside(self.regs[reg::RIP]) {
-                return Ok(true);
+                break;
             }
-            self.borrow()?;
+            if i == 0 {
+                let status = std::fs::read(format!("/proc/{}/status", self.tid)).unwrap_or_default();
+                if crate::procfs::status(&status).ignored & trap != 0 {
+                    return Ok(false);
+                }
+                self.borrow()?;
+                // Blocked, it would lose its handler.
+                pt::set_mask(self.tid, !trap)?;
+            }
             loop {
                 pt::step(self.tid)?;
                 match pt::wait(self.tid)? {
@@ -197,6 +206,9 @@ impl Tracee {
             }
             self.at_signal = true;
             self.regs = pt::regs(self.tid)?;
+        }
+        if self.borrowed {
+            pt::set_mask(self.tid, !0)?;
         }
         Ok(!inside(self.regs[reg::RIP]))
     }

@@ -71,6 +71,15 @@ fn another_vdso_and_home() {
         }
         assert!(program.moves >= 9 && !there);
         assert_eq!(program.end(), (String::new(), 42 << 8));
+        // There, too, it can become a stand-in: nothing is laid where the kernel's own is.
+        let mut program = Traveller::start(&mut Command::new(compile("all", &["-DROUNDS=200"])));
+        assert_eq!(program.line(), "round 0");
+        program.facts = Some(facts);
+        program.travel();
+        let frozen = vmadump::capture::freeze(program.pid, &program.options).unwrap();
+        let stand_in = frozen.become_exec(b"/bin/true", &[b"true"], &[]).map_err(|e| e.why).unwrap();
+        stand_in.release().unwrap();
+        assert_eq!(program.end().1, 0);
     });
 }
 

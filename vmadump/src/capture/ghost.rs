@@ -34,10 +34,7 @@ impl Frozen {
     }
 
     fn exec(&mut self, program: &Program<'_>) -> Result<(), Error> {
-        let mut used: Vec<(u64, u64)> = self.image.areas.iter().map(|a| (a.start, a.end)).collect();
-        if let Some(vdso) = &self.image.vdso {
-            used.push((vdso.data_start, vdso.start + vdso.code.len() as u64));
-        }
+        let mut used = self.mapped.clone();
         let size = program.room();
         let base = find_hole(&mut used, size).ok_or(Refusal::NoRoom)?;
         let scratch = Scratch { base, size };

@@ -70,6 +70,8 @@ pub struct Frozen {
     image: Image,
     source: Source,
     gate: u64,
+    /// All its mappings: more than the image has.
+    mapped: Vec<(u64, u64)>,
 }
 
 /// A process that runs, and that was not refused.
@@ -122,7 +124,8 @@ fn learn(survey: Survey, room: Room, memory: MemFile, mut threads: Vec<Tracee>) 
     let mut layout = survey.layout_now()?;
     let vdso = vdsos::settle(&mut layout, &memory, &mut threads)?;
     let gate = gate(&layout.maps, &memory, pid)?;
-    let mut used: Vec<(u64, u64)> = layout.maps.iter().map(|m| (m.start, m.end)).collect();
+    let mapped: Vec<(u64, u64)> = layout.maps.iter().map(|m| (m.start, m.end)).collect();
+    let mut used = mapped.clone();
     let size = state::room(threads.len());
     let base = find_hole(&mut used, size).ok_or(Refusal::NoRoom)?;
     let scratch = Scratch { base, size };
@@ -142,7 +145,7 @@ fn learn(survey: Survey, room: Room, memory: MemFile, mut threads: Vec<Tracee>) 
     cleared?;
     layout.tell_readable(&mut image);
     let source = Source::new(pid, memory, room, &mut image)?;
-    Ok(Frozen { pid, threads, image, source, gate })
+    Ok(Frozen { pid, threads, image, source, gate, mapped })
 }
 
 /// Stops every thread, the main one first in the result.

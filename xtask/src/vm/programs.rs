@@ -156,7 +156,8 @@ fn environment(directory: &Path) -> Vec<(String, String)> {
     ]
     .map(|(name, path)| (name.to_owned(), path.to_string_lossy().into_owned()));
     let less = [("BPROC_TEST_MIB", "4"), ("BPROC_TEST_QUICK", "1")];
-    paths.into_iter().chain(less.map(|(name, value)| (name.to_owned(), value.to_owned()))).collect()
+    let passed = ["BPROC_TEST_LOG"].into_iter().filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)));
+    paths.into_iter().chain(less.map(|(name, value)| (name.to_owned(), value.to_owned()))).chain(passed).collect()
 }
 
 /// True for a test program without a single test.
