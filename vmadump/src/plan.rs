@@ -3,6 +3,7 @@
 
 use crate::batch::find_hole;
 use crate::cpu;
+use crate::elf;
 use crate::error::Refusal;
 use crate::facts::{Facts, cap};
 use crate::image::{Area, AreaKind, Creds, Image, PAGE, PosixTimer, Vdso, advice};
@@ -239,7 +240,12 @@ fn within(creds: &Creds, owner: &Owner) -> Result<(), Refusal> {
 }
 
 /// Where the vdso goes. Address of a `syscall` instruction in it.
-fn lay_vdso(image: &Image, facts: &Facts, used: &mut Vec<(u64, u64)>, ops: &mut Vec<Op>) -> Result<Option<u64>, Refusal> {
+fn lay_vdso(
+    image: &Image,
+    facts: &Facts,
+    used: &mut Vec<(u64, u64)>,
+    ops: &mut Vec<Op>,
+) -> Result<Option<u64>, Refusal> {
     let size = |v: &Vdso| v.start - v.data_start + v.code.len() as u64;
     let Some(new) = &facts.vdso else { return Ok(None) };
     let Some(old) = &image.vdso else { return Ok(None) };
