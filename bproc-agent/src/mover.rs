@@ -391,10 +391,33 @@ pub async fn survey(host_pid: i32, flags: u32, files: u32, target: &[u8]) -> Res
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
     });
-    match checked.await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(bproc_proto::Failure { number: error.errno(), message: error.to_string() }),
-        Err(error) => Err(bproc_proto::Failure { number: libc::EIO, message: error.to_string() }),
+    let beyond = beyond_its_user(host_pid);
+    match (checked.await, beyond) {
+        (Ok(Ok(())), None) => Ok(()),
+        (Ok(Ok(())), Some(message)) => Err(bproc_proto::Failure { number: libc::EPERM, message }),
+        (Ok(Err(error)), Some(more)) => {
+            Err(bproc_proto::Failure { number: error.errno(), message: format!("{error}; {more}") })
+        }
+        (Ok(Err(error)), None) => Err(bproc_proto::Failure { number: error.errno(), message: error.to_string() }),
+        (Err(error), _) => Err(bproc_proto::Failure { number: libc::EIO, message: error.to_string() }),
+    }
+}
+
+/// Rights that a user's process has beyond those of its user: a set-user-id program, or capabilities that it kept. Nobody can
+/// vouch for them where it goes.
+fn beyond_its_user(host_pid: i32) -> Option<String> {
+    let status = vmadump::procfs::status(&std::fs::read(format!("/proc/{host_pid}/status")).ok()?);
+    let [inheritable, permitted, effective, _, ambient] = status.caps;
+    let caps = inheritable | permitted | effective | ambient;
+    let user = status.uids[0];
+    if user == 0 {
+        return None;
+    }
+    match status.uids.iter().find(|uid| **uid != user) {
+        Some(uid) => Some(format!("it belongs to user {user} and has the rights of user {uid}, which stay here")),
+        None => {
+            (caps != 0).then(|| format!("it belongs to user {user} and has capabilities ({caps:#x}), which stay here"))
+        }
     }
 }
 

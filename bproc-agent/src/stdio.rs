@@ -5,9 +5,16 @@ use bproc_common::id::Pid;
 use bproc_config::MachineConfig;
 use bproc_proto::Failure;
 use bproc_stdio::{AsyncIodClient, IodError, Kind, Launch, Role, Status, StreamName, StreamSpec, Token, launch};
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 use tokio::sync::Mutex;
+
+/// How long what a process wrote may take to be out before it goes.
+pub const FLUSH: Duration = Duration::from_secs(5);
+/// The same, where what nobody reads need not be out.
+const FLUSH_HOME: Duration = Duration::from_millis(100);
 
 /// The stdio service of this machine in one role.
 pub struct Iod {
@@ -147,12 +154,21 @@ impl Iod {
         Ok(self.client().await?.share(stream_names(from), known(token)?, fds).await?)
     }
 
-    /// Master: what these streams lead to.
+    /// Master: what these streams lead to, for a process that comes home. True: what nobody reads now is written when its
+    /// node has said [`Iod::leave`] with the same token.
     ///
     /// # Errors
     /// The service is lost.
-    pub async fn take(&self, streams: &[(Vec<u8>, i32, bool)]) -> Result<Vec<OwnedFd>> {
-        Ok(self.client().await?.take(stream_names(streams)).await?)
+    pub async fn take(&self, streams: &[(Vec<u8>, i32, bool)], token: &[u8]) -> Result<(Vec<OwnedFd>, bool)> {
+        Ok(self.client().await?.take(stream_names(streams), known(token)?).await?)
+    }
+
+    /// Slave: a process that stands still goes on elsewhere, where its streams have another token. False: the service is
+    /// lost.
+    pub async fn leave(&self, token: &[u8], successor: &[u8]) -> bool {
+        let asked =
+            async { Ok::<_, anyhow::Error>(self.client().await?.leave(known(token)?, known(successor)?).await?) };
+        asked.await.inspect_err(|error| tracing::warn!(%error, "output of a process that moves")).is_ok()
     }
 
     /// Slave: forward these. Comes back when the service has them, whatever becomes of this agent from then on; its
@@ -180,6 +196,33 @@ impl Iod {
             (Ok(token), Ok(client)) => client.forget(token).await.unwrap_or(true),
             (_, client) => client.is_err(),
         }
+    }
+
+    /// Slave: a process that stands still is about to go. What it has not read comes back, by its inputs (token, number); what it
+    /// has written goes on by its streams. Where it goes on as `successor` what it writes there waits for that; else it must
+    /// be out first. False: the service is lost.
+    pub async fn let_go(
+        &self,
+        inputs: Vec<(Vec<u8>, i32)>,
+        streams: BTreeSet<Vec<u8>>,
+        successor: &[u8],
+        home: bool,
+    ) -> bool {
+        for (token, stream) in inputs {
+            self.recall(&token, stream).await;
+        }
+        for token in streams {
+            if !successor.is_empty() && !self.leave(&token, successor).await {
+                return false;
+            }
+            match (successor.is_empty(), home) {
+                (true, _) => self.flush(&token, FLUSH).await,
+                // What is no pipe at home does not wait, and needs no more time than it takes.
+                (false, true) => self.flush(&token, FLUSH_HOME).await,
+                (false, false) => {}
+            }
+        }
+        true
     }
 
     /// Slave: waits until what the process wrote is out on the master's side, at most `limit`.

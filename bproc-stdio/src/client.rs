@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 use crate::packet;
 use crate::watched::{sent, watch};
 use crate::wire::{
-    Attach, Body, Empty, Expect, MAX_PACKET, Reply, Request, Settle, Share, Status, StreamName, StreamSpec, Take,
-    Token, Winsize,
+    Attach, Body, Empty, Expect, Leave, MAX_PACKET, Reply, Request, Settle, Share, Status, StreamName, StreamSpec,
+    Take, Token, Winsize,
 };
 
 /// Why a request failed.
@@ -281,12 +281,23 @@ impl AsyncIodClient {
         self.call(Body::Share(Share { from, token: token.as_bytes().to_vec(), fds }), &[]).await.map(drop)
     }
 
-    /// Master: what these streams lead to. See [`Body::Take`].
+    /// Master: what these streams lead to, and whether some output waits for Leave. See [`Body::Take`].
     ///
     /// # Errors
     /// The service is lost, or the streams make no sense.
-    pub async fn take(&self, streams: Vec<StreamName>) -> Result<Vec<OwnedFd>, IodError> {
-        Ok(self.call_for_fds(Body::Take(Take { streams }), &[]).await?.1)
+    pub async fn take(&self, streams: Vec<StreamName>, token: Token) -> Result<(Vec<OwnedFd>, bool), IodError> {
+        let take = Take { streams, token: token.as_bytes().to_vec() };
+        let (reply, fds) = self.call_for_fds(Body::Take(take), &[]).await?;
+        Ok((fds, reply.waits))
+    }
+
+    /// Slave: a process goes on under another name. See [`Body::Leave`].
+    ///
+    /// # Errors
+    /// The service is lost.
+    pub async fn leave(&self, token: Token, successor: Token) -> Result<(), IodError> {
+        let (token, successor) = (token.as_bytes().to_vec(), successor.as_bytes().to_vec());
+        self.call(Body::Leave(Leave { token, successor }), &[]).await.map(drop)
     }
 
     /// See [`IodClient::expect`]. The descriptors must stay open until it returns.

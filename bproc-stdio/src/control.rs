@@ -11,11 +11,11 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use crate::master::{Master, Report};
+use crate::master::{End, HandedOn, Master, Report};
 use crate::packet;
 use crate::pump::Counters;
 use crate::slave::Slave;
-use crate::turn::Turn;
+use crate::turn::{is_channel, write_later};
 use crate::watched::{sent, watch};
 use crate::wire::{Body, Kind, MAX_PACKET, MAX_STREAMS, Reply, Request, Settle, Status, StreamName, StreamSpec, Token};
 
@@ -203,13 +203,17 @@ fn broken(error: io::Error) -> Refusal {
 impl Control {
     fn handle(&self, body: Option<Body>, fds: Vec<OwnedFd>) -> Result<(Reply, Vec<OwnedFd>), Refusal> {
         if let (Some(Body::Take(ask)), Side::Master(master)) = (&body, &self.side) {
-            let names = names(&ask.streams)?;
-            let ends = master.hand_on(&names).map_err(broken)?.into_iter().zip(&names);
-            let home = |((fd, turn), (_, _, kind)): ((OwnedFd, Turn), &(Token, i32, Kind))| match kind {
-                Kind::Input => crate::turn::come_home(turn, fd),
-                _ => Ok(fd),
+            let (names, successor) = (names(&ask.streams)?, token(&ask.token)?);
+            let ends = master.hand_on(&names, successor).map_err(broken)?;
+            let waits = ends.iter().any(|end| end.stalls);
+            // When one waits, all do that can: the others need not be through when the process goes.
+            let home = |(end, (_, _, kind)): (HandedOn, &(Token, i32, Kind))| match (kind, end.behind) {
+                (Kind::Input, _) => crate::turn::come_home(end.turn, end.fd),
+                (_, Some(behind)) if waits && is_channel(&end.fd) => write_later(end.fd, behind),
+                _ => Ok(end.fd),
             };
-            return Ok((Reply::default(), ends.map(home).collect::<io::Result<_>>().map_err(broken)?));
+            let fds = ends.into_iter().zip(&names).map(home).collect::<io::Result<_>>().map_err(broken)?;
+            return Ok((Reply { waits, ..Reply::default() }, fds));
         }
         self.handle_plain(body, fds).map(|reply| (reply, Vec::new()))
     }
@@ -225,18 +229,21 @@ impl Control {
                     return Err(refuse(libc::EINVAL, "one report at most, and it is the last"));
                 }
                 let report = report.map(|(_, fd)| Report::new(fd, ask.owner));
-                let streams = streams.into_iter().map(|(spec, fd)| (spec, fd, Turn::default())).collect();
+                let streams = streams.into_iter().map(|(spec, fd)| End::new(spec, fd)).collect();
                 let expected = master.expect(token(&ask.token)?, streams, ask.node, ask.owner, ask.held, report);
                 if expected { done } else { Err(in_use()) }
             }
             (Some(Body::Share(ask)), Side::Master(master)) => {
-                let names = names(&ask.from)?;
-                let ends = master.hand_on(&names).map_err(broken)?;
+                let (names, successor) = (names(&ask.from)?, token(&ask.token)?);
                 let specs = ask.fds.iter().zip(&names).map(|(fd, (_, _, kind))| StreamSpec::new(*fd, *kind)).collect();
-                let (ends, turns): (Vec<_>, Vec<_>) = ends.into_iter().unzip();
-                let streams = pair(specs, ends)?.into_iter().zip(turns).map(|((spec, fd), turn)| (spec, fd, turn));
-                let report = master.report_of(&names);
-                let expected = master.expect(token(&ask.token)?, streams.collect(), None, 0, false, report);
+                let (mut fds, mut rest) = (Vec::new(), Vec::new());
+                for HandedOn { fd, turn, behind, .. } in master.hand_on(&names, successor).map_err(broken)? {
+                    fds.push(fd);
+                    rest.push((turn, behind));
+                }
+                let streams = pair(specs, fds)?.into_iter().zip(rest);
+                let streams = streams.map(|((spec, fd), (turn, behind))| End { turn, behind, ..End::new(spec, fd) });
+                let expected = master.expect(successor, streams.collect(), None, 0, false, master.report_of(&names));
                 if expected { done } else { Err(in_use()) }
             }
             (Some(Body::Attach(ask)), Side::Slave(slave)) => {
@@ -278,6 +285,10 @@ impl Control {
             }
             (Some(Body::Pipe(inode)), Side::Slave(slave)) => {
                 Ok(Reply { stream: slave.pipes.stream(inode), ..Reply::default() })
+            }
+            (Some(Body::Leave(ask)), Side::Slave(slave)) => {
+                slave.leave(token(&ask.token)?, token(&ask.successor)?);
+                done
             }
             (Some(Body::Over(bytes)), Side::Slave(slave)) => {
                 slave.over(token(&bytes)?);

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::end::{Held, Sink};
 use crate::pump::{Counters, Ended, Place, QUEUE, count, is_hangup};
-use crate::turn::{MyTurn, Reader, Turn};
+use crate::turn::{Behind, Gone, MyTurn, Reader, Turn, is_channel, is_full};
 use crate::watched::{pidfd, watch};
 use crate::wire::{Kind, StreamSpec, Token};
 
@@ -41,7 +41,7 @@ type Answer = Result<Chunk, Status>;
 struct Process {
     /// Only this node may call.
     node: Option<i32>,
-    unclaimed: HashMap<i32, (Kind, OwnedFd, Turn)>,
+    unclaimed: HashMap<i32, End>,
     /// Duplicates for a move, as long as the streams live.
     kept: HashMap<i32, Kept>,
     /// Inputs that the process still reads on the master.
@@ -60,11 +60,47 @@ struct Process {
     left: usize,
 }
 
+/// What a stream leads to.
+pub(crate) struct End {
+    pub(crate) spec: StreamSpec,
+    pub(crate) fd: OwnedFd,
+    /// Whose turn it is to read it.
+    pub(crate) turn: Turn,
+    /// An output: what is to be written before.
+    pub(crate) behind: Option<Behind>,
+    pub(crate) past: Past,
+}
+
+impl End {
+    /// The end of a fresh stream.
+    pub(crate) fn new(spec: StreamSpec, fd: OwnedFd) -> End {
+        End { spec, fd, turn: Turn::default(), behind: None, past: Past::default() }
+    }
+}
+
+/// How far an output is.
+#[derive(Clone, Default)]
+pub(crate) struct Past {
+    gone: Arc<Gone>,
+    /// A write is under way.
+    writing: Arc<AtomicBool>,
+}
+
 /// What a stream leads to, for those who come after its process.
 struct Kept {
     fd: OwnedFd,
-    /// Whose turn it is to read it.
     turn: Turn,
+    past: Past,
+}
+
+/// What a stream leads to, for one who comes after its process.
+pub(crate) struct HandedOn {
+    pub(crate) fd: OwnedFd,
+    pub(crate) turn: Turn,
+    /// An output: behind what its process has written.
+    pub(crate) behind: Option<Behind>,
+    /// Nobody reads it now.
+    pub(crate) stalls: bool,
 }
 
 /// All processes with streams.
@@ -126,7 +162,7 @@ impl Master {
     pub(crate) fn expect(
         self: &Arc<Self>,
         token: Token,
-        streams: Vec<(StreamSpec, OwnedFd, Turn)>,
+        streams: Vec<End>,
         node: Option<i32>,
         owner: i32,
         held: bool,
@@ -138,14 +174,14 @@ impl Master {
         }
         let left = streams.len();
         // Without a duplicate a process cannot move with the stream; it works all the same.
-        let keep = |(spec, fd, turn): &(StreamSpec, OwnedFd, Turn)| {
-            let fd = fd.try_clone().ok()?;
-            Some((spec.fd, Kept { fd, turn: turn.clone() }))
+        let keep = |end: &End| {
+            let fd = end.fd.try_clone().ok()?;
+            Some((end.spec.fd, Kept { fd, turn: end.turn.clone(), past: end.past.clone() }))
         };
         let kept = streams.iter().filter_map(keep).collect();
-        let inputs = streams.iter().filter(|(spec, ..)| held && spec.kind() == Kind::Input);
-        let held = inputs.filter_map(|(.., turn)| turn.clone().try_lock_owned().ok()).collect();
-        let unclaimed = streams.into_iter().map(|(spec, fd, turn)| (spec.fd, (spec.kind(), fd, turn))).collect();
+        let inputs = streams.iter().filter(|end| held && end.spec.kind() == Kind::Input);
+        let held = inputs.filter_map(|end| end.turn.clone().try_lock_owned().ok()).collect();
+        let unclaimed = streams.into_iter().map(|end| (end.spec.fd, end)).collect();
         let process = Process {
             node,
             unclaimed,
@@ -167,17 +203,22 @@ impl Master {
         true
     }
 
-    /// What these streams lead to, for a process that goes on elsewhere, and whose turn it is to read there. One that has
-    /// ended leads to nobody, or to the end.
-    pub(crate) fn hand_on(&self, streams: &[(Token, i32, Kind)]) -> std::io::Result<Vec<(OwnedFd, Turn)>> {
+    /// What these streams lead to, for a process that goes on elsewhere as `successor`, and whose turn it is to read there. One
+    /// that has ended leads to nobody, or to the end.
+    pub(crate) fn hand_on(&self, streams: &[(Token, i32, Kind)], successor: Token) -> std::io::Result<Vec<HandedOn>> {
         let processes = self.lock();
         let one = |(token, fd, kind): &(Token, i32, Kind)| {
             let kept = processes.get(token).and_then(|p| p.kept.get(fd));
-            match (kept, kind) {
-                (Some(kept), _) => Ok((kept.fd.try_clone()?, kept.turn.clone())),
-                (None, Kind::Input) => Ok((std::fs::File::open("/dev/null")?.into(), Turn::default())),
-                (None, _) => std::io::pipe().map(|(_, writer)| (writer.into(), Turn::default())),
-            }
+            let (fd, turn, past) = match (kept, kind) {
+                (Some(kept), _) => (kept.fd.try_clone()?, kept.turn.clone(), Some(&kept.past)),
+                (None, Kind::Input) => (std::fs::File::open("/dev/null")?.into(), Turn::default(), None),
+                (None, _) => std::io::pipe().map(|(_, writer)| (writer.into(), Turn::default(), None))?,
+            };
+            let past = past.filter(|_| *kind == Kind::Output);
+            let behind = past.map(|past| Behind::new(&past.gone, successor));
+            let stalls =
+                past.is_some_and(|past| is_channel(&fd) && (is_full(&fd) || past.writing.load(Ordering::Relaxed)));
+            Ok(HandedOn { fd, turn, behind, stalls })
         };
         streams.iter().map(one).collect()
     }
@@ -258,7 +299,7 @@ impl Master {
                 tracing::warn!("{token:?}: no node called for {} of its streams", process.unclaimed.len());
                 process.left -= process.unclaimed.len();
                 let kept = &mut process.kept;
-                stale.extend(process.unclaimed.drain().map(|(fd, (_, end, _))| (end, kept.remove(&fd))));
+                stale.extend(process.unclaimed.drain().map(|(fd, end)| (end, kept.remove(&fd))));
             }
             process.left > 0
         });
@@ -279,7 +320,7 @@ impl Master {
                     tracing::warn!("{peer} called for a stream of node {node}: refused");
                     return Err(Status::permission_denied("these streams are another node's"));
                 }
-                let Some((kind, end, turn)) = process.unclaimed.remove(&fd) else {
+                let Some(end) = process.unclaimed.remove(&fd) else {
                     return Err(Status::already_exists(format!("descriptor {fd} is not there, or taken already")));
                 };
                 if process.unclaimed.is_empty() {
@@ -288,7 +329,7 @@ impl Master {
                 let used = process.used.clone();
                 let winsize = process.winsize.subscribe();
                 let report = process.report.clone();
-                return Ok(Claim { token, fd, kind, end, used, report, winsize, turn });
+                return Ok(Claim { token, fd, end, used, report, winsize });
             }
             if tokio::time::timeout_at(deadline, added).await.is_err() {
                 return Err(Status::not_found("no process here waits for streams with this token"));
@@ -303,7 +344,7 @@ impl Master {
         let master = self.clone();
         let task = tokio::spawn(async move {
             let _leave = leave;
-            let ended = match claim.kind {
+            let ended = match claim.end.spec.kind() {
                 Kind::Output | Kind::PtyOutput | Kind::Report => master.output(claim, requests, sender).await,
                 Kind::Input | Kind::PtyInput => master.input(claim, requests, sender).await,
             };
@@ -329,32 +370,48 @@ impl Master {
     /// From the process: what comes is written.
     async fn output(&self, claim: Claim, mut requests: Streaming<Chunk>, sender: mpsc::Sender<Answer>) -> Ended {
         let fd = claim.fd;
-        let sink = Sink::new(claim.end, Held::Shared);
+        let End { fd: end, behind, past, .. } = claim.end;
+        let sink = Sink::new(end, Held::Shared);
         if let Err(e) = &sink {
             tracing::debug!("{:?} fd {fd}: cannot be written: {e}", claim.token);
         }
         if let Ok(sink) = sink {
-            loop {
-                let chunk = tokio::select! {
-                    request = requests.message() => match request {
-                        Ok(Some(chunk)) => chunk,
-                        other => return gone(&other),
-                    },
-                    () = sink.broken() => break,
-                };
-                if !chunk.data.is_empty() {
-                    claim.used.store(true, Ordering::Relaxed);
-                    count(&self.counters.output, chunk.data.len());
-                    if let Err(e) = sink.write_all(chunk.data).await {
-                        tracing::debug!("{:?} fd {fd}: cannot be written: {e}", claim.token);
-                        break;
+            let reader_is_there = match behind {
+                None => true,
+                Some(mut behind) => tokio::select! {
+                    () = behind.wait() => true,
+                    () = sink.broken() => false,
+                },
+            };
+            if reader_is_there {
+                loop {
+                    let chunk = tokio::select! {
+                        request = requests.message() => match request {
+                            Ok(Some(chunk)) => chunk,
+                            other => return gone(&other),
+                        },
+                        () = sink.broken() => break,
+                    };
+                    if !chunk.data.is_empty() {
+                        claim.used.store(true, Ordering::Relaxed);
+                        count(&self.counters.output, chunk.data.len());
+                        past.writing.store(true, Ordering::Relaxed);
+                        let written = sink.write_all(chunk.data).await;
+                        past.writing.store(false, Ordering::Relaxed);
+                        if let Err(e) = written {
+                            tracing::debug!("{:?} fd {fd}: cannot be written: {e}", claim.token);
+                            break;
+                        }
                     }
-                }
-                if chunk.mark != 0 {
-                    let _ = sender.send(Ok(Chunk { fd, mark: chunk.mark, ..Chunk::default() })).await;
-                }
-                if chunk.end {
-                    return Ended::Whole;
+                    if let Some(successor) = Token::from_bytes(&chunk.left) {
+                        past.gone.send_if_modified(|gone| gone.insert(successor));
+                    }
+                    if chunk.mark != 0 {
+                        let _ = sender.send(Ok(Chunk { fd, mark: chunk.mark, ..Chunk::default() })).await;
+                    }
+                    if chunk.end {
+                        return Ended::Whole;
+                    }
                 }
             }
         }
@@ -367,12 +424,12 @@ impl Master {
 
     /// To the process: what can be read is sent, when it is its turn.
     async fn input(&self, claim: Claim, mut requests: Streaming<Chunk>, sender: mpsc::Sender<Answer>) -> Ended {
-        let (fd, pty) = (claim.fd, claim.kind == Kind::PtyInput);
+        let (fd, pty) = (claim.fd, claim.end.spec.kind() == Kind::PtyInput);
         let mut winsize = claim.winsize;
         winsize.mark_changed();
-        let turn = claim.turn.lock_owned();
+        let turn = claim.end.turn.lock_owned();
         tokio::pin!(turn);
-        let (mut end, mut reader) = (Some(claim.end), None::<Reader>);
+        let (mut end, mut reader) = (Some(claim.end.fd), None::<Reader>);
         let mut place = None;
         let (mut told_end, mut at_end) = (false, false);
         // What comes back, while it does and until it is known what becomes of the process.
@@ -512,12 +569,10 @@ impl Report {
 struct Claim {
     token: Token,
     fd: i32,
-    kind: Kind,
-    end: OwnedFd,
+    end: End,
     used: Arc<AtomicBool>,
     report: Option<Arc<Report>>,
     winsize: sync::watch::Receiver<Option<[u8; 8]>>,
-    turn: Turn,
 }
 
 /// The gRPC face of [`Master`].

@@ -1,6 +1,6 @@
 //! On a node: the node-side ends of the processes' pipes, a call to the master for each.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
@@ -20,8 +20,13 @@ use crate::wire::{Kind, StreamSpec, Token};
 /// Most that is read from a terminal or a socket for one flush, where the kernel does not tell how much is waiting.
 const FLUSH_MORE: u64 = 64 * 1024;
 
-/// Asks an output stream to tell when what is in the pipe now is written at the far end; true: it is.
-type Flush = oneshot::Sender<bool>;
+/// What an output stream is asked about what is in the pipe now.
+enum Flush {
+    /// To tell when that is written at the far end; true: it is.
+    Tell(oneshot::Sender<bool>),
+    /// To say there that this is all of a process that goes on under this token.
+    Leave(Token),
+}
 
 /// What an input is asked to do when its process moves.
 enum Ask {
@@ -36,7 +41,7 @@ enum Ask {
 }
 
 struct Process {
-    flushes: Vec<mpsc::Sender<Flush>>,
+    flushes: Vec<mpsc::UnboundedSender<Flush>>,
     /// By number.
     inputs: Vec<(i32, mpsc::UnboundedSender<Ask>)>,
     abort: AbortHandle,
@@ -85,7 +90,8 @@ impl Slave {
         for (spec, fd) in streams {
             self.pipes.note(token, spec, &fd);
             let told = if matches!(spec.kind(), Kind::Output | Kind::PtyOutput) {
-                let (sender, receiver) = mpsc::channel(4);
+                // Unbounded: asked as often as processes end or move.
+                let (sender, receiver) = mpsc::unbounded_channel();
                 flushes.push(sender);
                 Told::Output(receiver)
             } else {
@@ -130,7 +136,7 @@ impl Slave {
         for sender in senders {
             let (done, answer) = oneshot::channel();
             // A stream that has ended already takes no request: it is through.
-            if sender.send(done).await.is_ok() {
+            if sender.send(Flush::Tell(done)).is_ok() {
                 answers.push(answer);
             }
         }
@@ -139,6 +145,14 @@ impl Slave {
             whole &= answer.await.unwrap_or(true);
         }
         whole
+    }
+
+    /// A process that stands still goes on elsewhere as `successor`.
+    pub(crate) fn leave(&self, token: Token, successor: Token) {
+        if let Some(process) = self.lock().get(&token) {
+            // One that has ended is through.
+            process.flushes.iter().for_each(|sender| drop(sender.send(Flush::Leave(successor))));
+        }
     }
 }
 
@@ -176,7 +190,7 @@ impl Slave {
 
 /// By which a stream is told.
 enum Told {
-    Output(mpsc::Receiver<Flush>),
+    Output(mpsc::UnboundedReceiver<Flush>),
     Input(mpsc::UnboundedReceiver<Ask>),
 }
 
@@ -243,7 +257,7 @@ impl Call {
     async fn output(
         &self,
         fd: OwnedFd,
-        mut flushes: mpsc::Receiver<Flush>,
+        mut flushes: mpsc::UnboundedReceiver<Flush>,
         sender: Sender,
         mut answers: Streaming<Chunk>,
     ) -> Ended {
@@ -266,11 +280,13 @@ impl Call {
                 place = None::<mpsc::OwnedPermit<Chunk>>;
                 let _ = sender.send(Chunk { fd: number, end: true, ..Chunk::default() }).await;
             }
-            if let Some(sender) = &sender
-                && let Some(mark) = marks.due()
+            // A mark waits for a place like anything else: meanwhile others may ask, and the reader may go.
+            if sender.is_some()
+                && marks.is_due()
+                && let Some(place) = place.take()
             {
-                place = None;
-                let _ = sender.send(Chunk { fd: number, mark, ..Chunk::default() }).await;
+                place.put(marks.next(number));
+                continue;
             }
             tokio::select! {
                 answer = answers.message() => match answer {
@@ -287,7 +303,9 @@ impl Call {
                     };
                     marks.ask(done, more);
                 }
-                got = reserve(&sender), if place.is_none() && source.is_some() => place = got,
+                got = reserve(&sender), if place.is_none() && sender.is_some() && (source.is_some() || marks.is_due()) => {
+                    place = got;
+                }
                 data = read(&mut source), if place.is_some() && source.is_some() => match data {
                     Ok(data) if !data.is_empty() => {
                         marks.read += data.len() as u64;
@@ -505,9 +523,10 @@ async fn read(source: &mut Option<Source>) -> std::io::Result<Bytes> {
 struct Marks {
     /// Bytes read so far.
     read: u64,
-    /// Marks sent or to be sent: number, bytes that must be read before, whom to tell; by number.
-    asked: Vec<(u64, u64, Flush)>,
-    sent: u64,
+    /// Marks to be sent: number, bytes that must be read before, what for; by number.
+    asked: VecDeque<(u64, u64, Flush)>,
+    /// Marks sent: number, whom to tell.
+    sent: Vec<(u64, oneshot::Sender<bool>)>,
     last: u64,
 }
 
@@ -515,32 +534,42 @@ impl Marks {
     /// `more` bytes wait in the pipe.
     fn ask(&mut self, done: Flush, more: u64) {
         self.last += 1;
-        self.asked.push((self.last, self.read + more, done));
+        self.asked.push_back((self.last, self.read + more, done));
     }
 
-    /// A mark that is to be sent now.
-    fn due(&mut self) -> Option<u64> {
-        let next = self.asked.iter().find(|(number, _, _)| *number > self.sent)?;
-        (self.read >= next.1).then(|| {
-            self.sent = next.0;
-            next.0
-        })
+    /// Is a mark to be sent now?
+    fn is_due(&self) -> bool {
+        self.asked.front().is_some_and(|(_, bytes, _)| self.read >= *bytes)
+    }
+
+    /// The mark that is due.
+    fn next(&mut self, fd: i32) -> Chunk {
+        match self.asked.pop_front() {
+            Some((mark, _, Flush::Tell(done))) => {
+                self.sent.push((mark, done));
+                Chunk { fd, mark, ..Chunk::default() }
+            }
+            Some((_, _, Flush::Leave(successor))) => {
+                Chunk { fd, left: Bytes::copy_from_slice(successor.as_bytes()), ..Chunk::default() }
+            }
+            None => Chunk { fd, ..Chunk::default() },
+        }
     }
 
     /// The far end has written all before this mark.
     fn done(&mut self, mark: u64) {
-        let asked = std::mem::take(&mut self.asked);
-        for (number, bytes, done) in asked {
-            if number <= mark {
-                let _ = done.send(true);
-            } else {
-                self.asked.push((number, bytes, done));
-            }
+        for (_, done) in self.sent.extract_if(.., |(number, _)| *number <= mark) {
+            let _ = done.send(true);
         }
     }
 
     fn finish(self, whole: bool) {
-        for (_, _, done) in self.asked {
+        let asked = self.asked.into_iter().filter_map(|(_, _, what)| match what {
+            Flush::Tell(done) => Some(done),
+            // The end of the stream says it too.
+            Flush::Leave(_) => None,
+        });
+        for done in self.sent.into_iter().map(|(_, done)| done).chain(asked) {
             let _ = done.send(whole);
         }
     }

@@ -1,16 +1,18 @@
 //! Who reads an input: one stream at a time. When a process moves, what was sent ahead to its old place and not read there
 //! comes back, and the stream to its new place begins with it.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::unistd::{Whence, lseek};
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 use crate::end::{Held, Sink, Source};
+use crate::wire::Token;
 
 /// What was read from a descriptor and has reached no process.
 #[derive(Default)]
@@ -123,4 +125,65 @@ pub(crate) fn come_home(turn: Turn, fd: OwnedFd) -> io::Result<OwnedFd> {
         }
     });
     Ok(reader.into())
+}
+
+/// Whom a stream has let go: tokens of those whose last output here is written. Closed when the stream has ended.
+pub(crate) type Gone = watch::Sender<HashSet<Token>>;
+
+/// What comes after the output of another stream waits for that.
+pub(crate) struct Behind {
+    gone: watch::Receiver<HashSet<Token>>,
+    me: Token,
+}
+
+impl Behind {
+    pub(crate) fn new(before: &Gone, me: Token) -> Behind {
+        Behind { gone: before.subscribe(), me }
+    }
+
+    /// All that was to come before is written, or never will be.
+    pub(crate) async fn wait(&mut self) {
+        let me = self.me;
+        let _ = self.gone.wait_for(|gone| gone.contains(&me)).await;
+    }
+}
+
+/// An output for a process that comes home, before all that it wrote elsewhere is written: a pipe, with a task that empties it
+/// when its time has come.
+pub(crate) fn write_later(fd: OwnedFd, mut behind: Behind) -> io::Result<OwnedFd> {
+    let (reader, writer) = io::pipe()?;
+    let sink = Sink::new(fd, Held::Shared)?;
+    let mut source = Source::new(reader.into(), Held::Ours)?;
+    tokio::spawn(async move {
+        tokio::select! {
+            () = behind.wait() => {}
+            () = sink.broken() => return,
+        }
+        loop {
+            let data = tokio::select! {
+                data = source.read() => data,
+                () = sink.broken() => return,
+            };
+            match data {
+                Ok(data) if !data.is_empty() => {
+                    if sink.write_all(data).await.is_err() {
+                        return;
+                    }
+                }
+                _ => return,
+            }
+        }
+    });
+    Ok(writer.into())
+}
+
+/// May a write to it have to wait for somebody who reads?
+pub(crate) fn is_channel(fd: &OwnedFd) -> bool {
+    is(fd, &[libc::S_IFIFO, libc::S_IFSOCK])
+}
+
+/// Is there no room in it now?
+pub(crate) fn is_full(fd: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
+    poll(&mut polled, 0u8).is_ok_and(|n| n == 0)
 }

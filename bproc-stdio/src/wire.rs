@@ -87,7 +87,7 @@ pub struct Request {
     #[prost(uint64, tag = "1")]
     pub tag: u64,
     /// What is asked.
-    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16")]
+    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17")]
     pub body: Option<Body>,
 }
 
@@ -120,12 +120,13 @@ pub enum Body {
     #[prost(message, tag = "9")]
     Quit(Empty),
     /// Master: a process moves to another node, which is going to call for these streams of it under another name.
-    /// Output goes on under the old name too, for those who stay behind. Input begins under the new name when it has ended
+    /// Output goes on under the old name too, for those who stay behind; under the new one it waits for Leave. Input begins under the new name when it has ended
     /// under the old one, with what was called back.
     #[prost(message, tag = "10")]
     Share(Share),
     /// Master: a process comes home: duplicates of the descriptors of these streams come with the reply. For input, which
-    /// begins when it has ended under the old name, it may be a pipe.
+    /// begins when it has ended under the old name, it may be a pipe; for output too, if nobody reads now: then what
+    /// comes by it waits for Leave.
     #[prost(message, tag = "11")]
     Take(Take),
     /// Slave: the process stands still and is about to go elsewhere: what was sent ahead to this input and not read
@@ -144,6 +145,21 @@ pub enum Body {
     /// Slave: which stream is the pipe with this inode number the node's end of? An agent that has just begun asks.
     #[prost(uint64, tag = "16")]
     Pipe(u64),
+    /// Slave: the process stands still and is about to go elsewhere. What it has written is passed on in its time; what comes
+    /// under its new name waits for that. The reply is at once.
+    #[prost(message, tag = "17")]
+    Leave(Leave),
+}
+
+/// See [`Body::Leave`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Leave {
+    /// [`Token`] of its streams here.
+    #[prost(bytes = "vec", tag = "1")]
+    pub token: Vec<u8>,
+    /// [`Token`] of its streams where it goes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub successor: Vec<u8>,
 }
 
 /// Names one stream.
@@ -191,6 +207,9 @@ pub struct Take {
     /// Which.
     #[prost(message, repeated, tag = "1")]
     pub streams: Vec<StreamName>,
+    /// What [`Leave`] will call the successor: for outputs that nobody reads now.
+    #[prost(bytes = "vec", tag = "2")]
+    pub token: Vec<u8>,
 }
 
 /// Nothing.
@@ -267,6 +286,9 @@ pub struct Reply {
     /// Answer to [`Body::Pipe`]; absent: of none.
     #[prost(message, optional, tag = "7")]
     pub stream: Option<StreamName>,
+    /// Answer to [`Body::Take`]: some output waits for Leave.
+    #[prost(bool, tag = "8")]
+    pub waits: bool,
 }
 
 /// How the service is.

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, eventually};
 use crate::run::{Finished, finish, tie};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -56,10 +56,20 @@ impl Traveller {
     /// # Errors
     /// It has ended.
     pub fn line(&mut self) -> Result<String> {
+        match self.output_line()? {
+            Some(line) => Ok(line),
+            None => bail!("the program ended: {:?}", self.child.try_wait()?),
+        }
+    }
+
+    /// The next line of its output, or the end.
+    ///
+    /// # Errors
+    /// No UTF-8.
+    pub fn output_line(&mut self) -> Result<Option<String>> {
         let mut line = String::new();
         self.output.read_line(&mut line)?;
-        ensure!(!line.is_empty(), "the program ended: {:?}", self.child.try_wait()?);
-        Ok(line.trim_end().to_owned())
+        Ok((!line.is_empty()).then(|| line.trim_end().to_owned()))
     }
 
     /// Lines up to this one.
@@ -122,21 +132,30 @@ pub fn go(cluster: &Cluster, pid: i32, node: &str) -> Result<()> {
 /// The way around: to nodes, between them, home, and out again.
 pub const AROUND: [&str; 10] = ["0", "1", "master", "2", "0", "master", "1", "2", "1", "master"];
 
-/// Moves a self-checking program on its way at each `round` line; it must end with `done` and 42.
+/// Moves a program that checks itself at each line `round ..`; it must end with the line `done` and the exit code 42.
 ///
 /// # Errors
-/// It did not move, or not go on right.
+/// It did not go on right, or something of it is left.
 pub fn around(cluster: &Cluster, command: &mut Command, way: &[&str]) -> Result<()> {
     let mut program = Traveller::start(command)?;
     let mut way = way.iter();
     loop {
         let line = program.line()?;
         if !line.starts_with("round") {
-            ensure!(line == "done", "{line}");
-            break;
+            if line == "done" {
+                break;
+            }
+            bail!("{line}\n{}", program.end()?.0);
         }
-        if let Some(node) = way.next() {
-            go(cluster, program.pid(), node).with_context(|| format!("at {line}"))?;
+        if let Some(node) = way.next()
+            && let Err(error) = go(cluster, program.pid(), node)
+        {
+            // What it says itself tells more, if that is why.
+            let ended = eventually("its end", Duration::from_secs(2), || {
+                Ok(program.child.try_wait()?.map_or(Err("it runs".into()), |_| Ok(())))
+            });
+            let last = if ended.is_ok() { program.end()? } else { Default::default() };
+            bail!("at {line}: {error:#} {last:x?}");
         }
     }
     ensure!(way.next().is_none(), "the program ended too soon");

@@ -210,8 +210,8 @@ fn refusals(cluster: &Cluster) -> Result<()> {
     refused(i32::MAX - 1, "0", "cannot be read")?;
     let python = Path::new("/usr/bin/python3");
     if python.exists() {
-        let script = "import socket,time\na,b=socket.socketpair()\nprint('ready',flush=True)\ntry: b.recv(1)\n\
-                      except OSError: time.sleep(100)";
+        let script = "import socket,time\ns=socket.socket()\ns.bind(('127.0.0.1',0))\ns.listen()\n\
+                      print('ready',flush=True)\ntry: s.accept()\nexcept OSError: time.sleep(100)";
         let mut program = Traveller::start(Command::new(python).args(["-c", script]))?;
         program.until("ready")?;
         refused(program.pid(), "0", "these open files cannot be carried")?;
@@ -264,6 +264,36 @@ fn streams(cluster: &Cluster) -> Result<()> {
     let wanted: Vec<String> = (0..LINES).map(|i| format!("err {i}")).collect();
     ensure!(errors.lines().eq(wanted), "{} lines on the other stream", errors.lines().count());
     cluster.quiet()
+}
+
+/// A process whose output nobody reads moves all the same; when somebody reads, all is there, in order.
+fn output_that_nobody_reads(cluster: &Cluster) -> Result<()> {
+    const LINES: usize = 150_000;
+    let script = format!("BEGIN {{ for (i = 0; i < {LINES}; i++) printf \"line %d %0100d\\n\", i, i; exit 3 }}");
+    for way in [&["0", "1", "master", "2", "0"][..], &["1", "master"], &["master", "0", "master", "1", "master"]] {
+        let name = || format!("to {way:?}");
+        // The one that begins on a node is started there.
+        let mut command = if way[0] == "master" { cluster.command("bpsh") } else { Command::new("awk") };
+        if way[0] == "master" {
+            command.args(["2", "awk"]);
+        }
+        let mut program = Traveller::start(command.arg(&script))?;
+        ensure!(program.line()?.starts_with("line 0 "), "the first line");
+        let mut pid = program.pid();
+        if way[0] == "master" {
+            let listed = cluster.client()?.processes().map_err(|e| anyhow::anyhow!("{e}"))?;
+            pid = listed.first().context("it runs on no node")?.pid;
+        }
+        for node in way {
+            go(cluster, pid, node).with_context(name)?;
+        }
+        let (rest, status) = program.end()?;
+        let wrong = (1..LINES).zip(rest.lines()).find(|(i, line)| **line != format!("line {i} {i:0100}"));
+        ensure!(wrong.is_none(), "{}: {wrong:?}", name());
+        ensure!(rest.lines().count() == LINES - 1 && status == 3 << 8, "{}: status {status:#x}", name());
+        cluster.quiet().with_context(name)?;
+    }
+    Ok(())
 }
 
 /// What a process has not read when it moves it reads where it goes, byte for byte.
@@ -387,6 +417,7 @@ fn main() -> ExitCode {
         Test::new("families", families),
         Test::new("signals_on_the_way", signals),
         Test::new("streams", streams),
+        Test::new("output_that_nobody_reads", output_that_nobody_reads),
         Test::new("input", input),
         Test::new("library", library),
         Test::new("refusals", refusals),

@@ -3,6 +3,7 @@
 use crate::batch::{Batch, Index};
 use crate::image::{AreaKind, Creds, FileRef, Image, PosixTimer, Thread};
 use crate::plan::{MapAt, Op, TimerStep};
+use crate::wire::Bytes;
 
 const FIXED: i32 = libc::MAP_FIXED_NOREPLACE;
 /// Bytes of `struct stat`.
@@ -31,6 +32,8 @@ pub(crate) struct Compiler<'a> {
     /// The lowest free descriptor, which every open takes and gives back.
     pub(crate) slot: i32,
     pub(crate) opened: Vec<Opened>,
+    /// Writes, and how many bytes each has to take.
+    pub(crate) filled: Vec<(Index, u64)>,
     /// Paths that stand for files of the image: index, path.
     pub(crate) instead: &'a [(u32, Vec<u8>)],
     /// Files that are open and verified already: index, descriptor.
@@ -39,7 +42,7 @@ pub(crate) struct Compiler<'a> {
 
 impl<'a> Compiler<'a> {
     pub(crate) fn new(image: &'a Image, batch: &'a mut Batch, slot: i32, instead: &'a [(u32, Vec<u8>)]) -> Self {
-        Compiler { image, batch, slot, opened: Vec::new(), instead, ready: &[] }
+        Compiler { image, batch, slot, opened: Vec::new(), filled: Vec::new(), instead, ready: &[] }
     }
 
     /// Steps that build the memory, up to the pages.
@@ -247,8 +250,15 @@ impl<'a> Compiler<'a> {
     }
 
     /// What is a thread's own: run in that thread. `tid` is the one that it has now.
-    pub(crate) fn thread(&mut self, thread: &Thread, pid: i32, tid: i32) {
+    pub(crate) fn thread(&mut self, thread: &Thread, pid: i32, tid: i32, processors: &[u8]) {
         let batch = &mut *self.batch;
+        if !processors.is_empty() {
+            let mut words = processors.to_vec();
+            words.resize(words.len().next_multiple_of(8), 0);
+            let at = batch.data(&words);
+            // Where none of them is here, those that the body has are as good.
+            batch.may(libc::SYS_sched_setaffinity, &[0, words.len() as u64, at], "bind to processors");
+        }
         let stack = batch.words(&[thread.altstack.sp, u64::from(thread.altstack.flags & !1), thread.altstack.size]);
         // SS_ONSTACK (1) is no setting.
         if thread.altstack.flags & 2 == 0 && thread.altstack.size > 0 {
@@ -342,8 +352,8 @@ impl<'a> Compiler<'a> {
     }
 
     /// Seccomp filters, oldest first. The tracer suspends their effect meanwhile.
-    pub(crate) fn filters(&mut self, thread: &Thread) {
-        for filter in &thread.filters {
+    pub(crate) fn filters(&mut self, filters: &[Bytes]) {
+        for filter in filters {
             let code = self.batch.data(filter);
             let prog = self.batch.words(&[(filter.len() / 8) as u64, code]);
             self.batch.must(libc::SYS_seccomp, &[1, 0, prog], "set a seccomp filter");

@@ -17,6 +17,11 @@ fn is_elf64(b: &[u8]) -> bool {
     b.starts_with(b"\x7fELF\x02\x01")
 }
 
+/// A program of another word size than ours.
+pub(crate) fn is_elf32(head: &[u8]) -> bool {
+    head.starts_with(b"\x7fELF\x01")
+}
+
 /// Program headers: type, offset, address, bytes in the file.
 fn segments(b: &[u8]) -> impl Iterator<Item = (usize, usize, usize, usize)> {
     let (at, size, count) = if is_elf64(b) {

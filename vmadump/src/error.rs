@@ -128,6 +128,33 @@ pub enum Refusal {
     /// The process to restore into is not fit for it.
     #[error("process {0} cannot be replaced: it has several threads")]
     Target(i32),
+    /// Seccomp filters cannot be taken off.
+    #[error("process {0}, in whose place it would go on, has other seccomp filters than it")]
+    OtherFilters(i32),
+    /// A body that can gain no rights.
+    #[error("process {pid}, in whose place it would go on, may gain no rights (no_new_privs), and {what}")]
+    NoNewPrivs {
+        /// The body.
+        pid: i32,
+        /// What cannot be done without.
+        what: &'static str,
+    },
+    /// Several of these.
+    #[error("{}", .0.iter().map(Refusal::to_string).collect::<Vec<_>>().join("; "))]
+    Several(Vec<Refusal>),
+}
+
+impl Refusal {
+    /// All of them, each once; `None` when there is none.
+    pub fn all(mut refusals: Vec<Refusal>) -> Option<Refusal> {
+        let mut each: Vec<Refusal> = Vec::new();
+        for refusal in refusals.drain(..) {
+            if !each.contains(&refusal) {
+                each.push(refusal);
+            }
+        }
+        if each.len() > 1 { Some(Refusal::Several(each)) } else { each.pop() }
+    }
 }
 
 /// Why an operation failed. The process that it concerned goes on as if nothing had been tried.

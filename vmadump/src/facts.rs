@@ -67,6 +67,8 @@ pub struct Facts {
     pub rseq: u32,
     /// Limits of the restorer, soft and hard.
     pub limits: [[u64; 2]; 16],
+    /// Processors that a program may run on which is bound to none: bit by number.
+    pub processors: Vec<u8>,
 }
 
 impl Facts {
@@ -80,6 +82,7 @@ impl Facts {
             timer_ids: own::timer_ids(),
             rseq: own::rseq_size(),
             limits: crate::sys::process::limits(0).unwrap_or([[u64::MAX; 2]; 16]),
+            processors: crate::sys::process::processors(0).unwrap_or_default(),
         }
     }
 

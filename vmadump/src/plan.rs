@@ -6,7 +6,7 @@ use crate::cpu;
 use crate::elf;
 use crate::error::Refusal;
 use crate::facts::{Facts, cap};
-use crate::image::{Area, AreaKind, Creds, Image, PAGE, PosixTimer, Vdso, advice};
+use crate::image::{Area, AreaKind, Creds, FdKind, Image, PAGE, PosixTimer, Vdso, advice};
 use crate::tracee::leave_call;
 use crate::vdso;
 
@@ -150,6 +150,8 @@ pub struct Plan {
     pub xstate: Vec<Vec<u8>>,
     /// Registers of each thread, out of interrupted system calls.
     pub regs: Vec<[u64; 27]>,
+    /// Processors that each thread may run on: bit by number.
+    pub processors: Vec<Vec<u8>>,
     /// Credentials are given.
     pub creds: bool,
     /// Where scratch memory may lie: base, bytes.
@@ -210,6 +212,12 @@ pub fn plan(image: &Image, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refus
     }
     ops.extend([Op::Filters, Op::Registers]);
     let size = (8 << 20) + 1024 * (image.areas.len() + image.fds.len() + image.threads.len()) as u64 + wishes.staging;
+    let waiting = image.fds.iter().map(|f| match &f.kind {
+        FdKind::Pipe { data, .. } | FdKind::Socket { data, .. } => data.len() as u64 + 256,
+        FdKind::Epoll { watches } => 256 * watches.len() as u64,
+        _ => 0,
+    });
+    let size = size + waiting.sum::<u64>();
     let size = size.next_multiple_of(PAGE);
     used.extend(&wishes.avoid);
     let fits = |(base, room): &(u64, u64)| *room >= size && used.iter().all(|(a, b)| *b <= *base || *a >= base + room);
@@ -217,7 +225,19 @@ pub fn plan(image: &Image, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refus
         Some(scratch) => scratch,
         None => (find_hole(&mut used, size).ok_or(Refusal::NoRoom)?, size),
     };
-    Ok(Plan { ops, xstate, regs: image.threads.iter().map(|t| leave_call(t.regs)).collect(), creds, scratch, gate })
+    Ok(Plan {
+        ops,
+        xstate,
+        regs: image.threads.iter().map(|t| leave_call(t.regs)).collect(),
+        processors: (0..image.threads.len())
+            .map(|i| {
+                image.processors.get(i).filter(|set| !set.is_empty()).map_or(&facts.processors, |set| &set.0).clone()
+            })
+            .collect(),
+        creds,
+        scratch,
+        gate,
+    })
 }
 
 /// No right that the owner has not: his uid everywhere, groups of his, no capabilities unless he is root.

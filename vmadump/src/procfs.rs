@@ -258,9 +258,39 @@ pub fn fdinfo<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':')).map(str::trim)
 }
 
+/// What an epoll descriptor watches, from its fdinfo: number, events, data.
+pub fn watched(text: &str) -> Vec<[u64; 3]> {
+    let number = |word: Option<&str>, radix| u64::from_str_radix(word?, radix).ok();
+    let line = |l: &str| {
+        let mut words = l.strip_prefix("tfd:")?.split_whitespace();
+        let fd = number(words.next(), 10)?;
+        words.next().filter(|w| *w == "events:")?;
+        let events = number(words.next(), 16)?;
+        words.next().filter(|w| *w == "data:")?;
+        Some([fd, events, number(words.next(), 16)?])
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// A `(seconds, nanoseconds)` field of a timerfd's fdinfo, in nanoseconds.
+pub fn timer_ns(text: &str, key: &str) -> u64 {
+    let pair = fdinfo(text, key).and_then(|v| v.strip_prefix('(')?.strip_suffix(')')?.split_once(", "));
+    let part = |word: &str| word.parse::<u64>().unwrap_or(0);
+    pair.map_or(0, |(s, ns)| part(s).saturating_mul(1_000_000_000).saturating_add(part(ns)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn epoll_and_timerfd() {
+        let text = "pos:\t0\nflags:\t02000002\ntfd:        5 events:       1d data:             ffff5  pos:0 ino:61af sdev:7\n\
+                    tfd:       11 events: 80000019 data: ffffffffffffffff  pos:0 ino:8 sdev:d\n";
+        assert_eq!(watched(text), [[5, 0x1d, 0xffff5], [11, 0x8000_0019, u64::MAX]]);
+        let text = "clockid: 1\nticks: 3\nsettime flags: 01\nit_value: (2, 500)\nit_interval: (0, 7)\n";
+        assert_eq!((timer_ns(text, "it_value"), timer_ns(text, "it_interval")), (2_000_000_500, 7));
+    }
 
     #[test]
     fn maps_with_spaces_escapes_and_flags() {

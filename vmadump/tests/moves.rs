@@ -89,6 +89,11 @@ fn threads() {
 }
 
 #[test]
+fn descriptors_of_its_own() {
+    in_namespace("descriptors_of_its_own", LIMIT, || around(&mut Command::new(compile("fds", &[])), 10));
+}
+
+#[test]
 fn sixty_four_threads_static() {
     in_namespace("sixty_four_threads_static", LIMIT, || {
         around(Command::new(compile("threads", &["-static"])).arg("64"), 5)

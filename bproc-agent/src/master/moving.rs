@@ -57,6 +57,8 @@ pub struct Going {
     address: String,
     /// The first bytes on the connection.
     token: Vec<u8>,
+    /// See [`Streams::successor`].
+    successor: Vec<u8>,
     pub(super) mover: Option<Mover>,
     fds: Vec<(i32, OwnedFd)>,
     /// Its image is another process's, that others get too: this one's number.
@@ -106,6 +108,7 @@ impl Going {
                 to: self.to.map_or(-1, |node| node.0),
                 children: self.children.iter().map(|c| c.pid).collect(),
                 recall: self.keeps_input(),
+                successor: self.successor.clone(),
             }),
             Order::Children(..) => order::Body::Children(link::Children { r#move, children: self.children.clone() }),
             _ => return None,
@@ -249,6 +252,7 @@ impl Actor {
             to: asked.facts.to,
             address: String::new(),
             token: token.as_bytes().to_vec(),
+            successor: Vec::new(),
             mover: None,
             fds: asked.home,
             image,
@@ -387,6 +391,7 @@ impl Actor {
         let result = match (result, self.moving.get_mut(&pid)) {
             (Ok(streams), Some(going)) => {
                 (going.spec.streams, going.spec.stdio_token) = (streams.streams, streams.token);
+                going.successor = streams.successor;
                 going.fds = streams.fds;
                 Ok(())
             }

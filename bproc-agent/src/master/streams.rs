@@ -19,6 +19,8 @@ pub struct Streams {
     pub streams: Vec<Stream>,
     /// The name.
     pub token: Vec<u8>,
+    /// By which the node is to say that all that it wrote there is under way. Empty: it waits until it is out.
+    pub successor: Vec<u8>,
     /// For the master: the descriptors themselves.
     pub fds: Vec<(i32, OwnedFd)>,
     /// What 0 to 2 of the process lead to, for one of the master's own.
@@ -147,15 +149,19 @@ pub async fn carry_streams(
     if from.is_empty() {
         return Ok(all);
     }
+    let token = Token::random().map_err(|e| broken(e.to_string()))?;
     if home {
-        let fds = iod.take(&from).await.map_err(|e| broken(format!("{e:#}")))?;
+        let (fds, waits) = iod.take(&from, token.as_bytes()).await.map_err(|e| broken(format!("{e:#}")))?;
         all.fds.extend(told.iter().map(|s| s.fd).zip(fds));
+        if waits {
+            all.successor = token.as_bytes().to_vec();
+        }
         return Ok(all);
     }
-    let token = Token::random().map_err(|e| broken(e.to_string()))?;
     let fds = told.iter().map(|s| s.fd).collect();
     iod.share(&from, token.as_bytes(), fds).await.map_err(|e| broken(format!("{e:#}")))?;
     all.token = token.as_bytes().to_vec();
+    all.successor.clone_from(&all.token);
     all.streams.extend(told.iter().map(|s| Stream { fd: s.fd, input: s.input, ..Stream::default() }));
     Ok(all)
 }

@@ -6,6 +6,7 @@ use super::spawn::{Member, Spawner};
 use super::{Actor, Fact};
 use crate::checked;
 use crate::mover::{self, Mover, Said};
+use crate::stdio::FLUSH;
 use bproc_common::event::Event;
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::Pid;
@@ -21,8 +22,6 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
-/// How long what a process wrote may take to be out before it goes.
-const FLUSH: Duration = Duration::from_secs(5);
 /// Looks for the record of a fork that was made just before the process stood still, a millisecond apart.
 const LOOKS: u32 = 200;
 
@@ -38,6 +37,10 @@ pub struct Half {
     streams: Vec<wire::ForwardedStream>,
     /// Source: what was sent ahead to its input is to come back.
     recall: bool,
+    /// Source: under which name its streams go on, if they wait there for what it wrote here.
+    successor: Vec<u8>,
+    /// Source: it goes home.
+    home: bool,
     /// Target: who it is.
     spec: Option<Box<bproc_proto::SpawnSpec>>,
     /// Target: built, and told to go on. Source: allowed to go.
@@ -158,6 +161,8 @@ impl Actor {
             mover: None,
             streams: Vec::new(),
             recall: false,
+            successor: Vec::new(),
+            home: false,
             spec: Some(Box::new(spec)),
             committed: false,
             leaving: false,
@@ -224,6 +229,8 @@ impl Actor {
             mover: None,
             streams,
             recall: order.recall,
+            successor: order.successor,
+            home: order.to < 0,
             spec: None,
             committed: false,
             leaving: false,
@@ -371,16 +378,10 @@ impl Actor {
         let Some(half) = self.halves.get(&r#move.pid) else { return };
         let tokens: BTreeSet<Vec<u8>> = half.streams.iter().map(|s| s.token.clone()).collect();
         let (inputs, spawner, facts) = (half.inputs(), self.spawner.clone(), self.facts.clone());
+        let (successor, home) = (half.successor.clone(), half.home);
         tokio::spawn(async move {
-            let all = async {
-                for (token, stream) in inputs {
-                    spawner.iod.recall(&token, stream).await;
-                }
-                for token in tokens {
-                    spawner.iod.flush(&token, FLUSH).await;
-                }
-            };
-            let flushed = tokio::time::timeout(FLUSH, all).await.is_ok();
+            let all = spawner.iod.let_go(inputs, tokens, &successor, home);
+            let flushed = tokio::time::timeout(FLUSH, all).await.unwrap_or(false);
             facts.send(Fact::MayGo(r#move, flushed)).await.ok();
         });
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use super::{DUMP_EXEC, DUMP_LIBS, DUMP_OTHER};
-use crate::error::{Error, Refusal};
+use crate::error::Refusal;
 use crate::image::{Area, AreaKind, FileRef, TASK_END, advice};
 use crate::procfs::{self, Map};
 use crate::wire::Bytes;
@@ -88,7 +88,7 @@ impl Layout {
         exe: &[u8],
         flags: u32,
     ) -> Result<Self, Refusal> {
-        let mut out = Layout::default();
+        let (mut out, mut why) = (Layout::default(), Vec::new());
         let vdso = procfs::vdso_of(&maps).map(|(first, code)| (first, code.end));
         for map in &maps {
             if map.start >= TASK_END || vdso.is_some_and(|(from, to)| map.start >= from && map.end <= to) {
@@ -101,8 +101,11 @@ impl Layout {
             if map.name == b"[anon:vmadump]" {
                 continue;
             }
-            refuse(map)?;
-            out.add(map, known, exe, flags)?;
+            let carried = refuse(map).and_then(|()| out.add(map, known, exe, flags));
+            why.extend(carried.err());
+        }
+        if let Some(refusal) = Refusal::all(why) {
+            return Err(refusal);
         }
         if let Some(file) = known.get(exe) {
             out.file(file);
@@ -178,7 +181,7 @@ impl Layout {
     }
 
     /// Refuses memory that another process maps too.
-    pub(crate) fn alone(&self, pid: i32) -> Result<(), Error> {
+    pub(crate) fn alone(&self, pid: i32) -> Result<(), Refusal> {
         if self.objects.is_empty() {
             return Ok(());
         }
@@ -193,7 +196,7 @@ impl Layout {
             let Ok(text) = fs::read(format!("/proc/{other}/maps")) else { continue };
             for map in procfs::maps(&text).iter().filter(|m| m.inode != 0) {
                 if let Some((.., what)) = self.objects.iter().find(|o| (o.0, o.1) == (map.dev, map.inode)) {
-                    return Err(Refusal::SharedMemory { what: what.clone(), with: other }.into());
+                    return Err(Refusal::SharedMemory { what: what.clone(), with: other });
                 }
             }
         }

@@ -21,7 +21,7 @@ use std::io::Write;
 pub(crate) use areas::Layout;
 pub use ghost::NotExecuted;
 pub(crate) use pages::{Room, Source};
-pub(crate) use survey::Survey;
+pub(crate) use survey::{Survey, children};
 
 use crate::batch::{Scratch, find_hole};
 use crate::error::{Error, Refusal};

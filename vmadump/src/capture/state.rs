@@ -14,6 +14,8 @@ use crate::wire::Bytes;
 use crate::{cpu, procfs};
 
 const PR_GET_TID_ADDRESS: u64 = 40;
+/// So many POSIX timers fit the batch.
+pub(super) const MOST_TIMERS: usize = 512;
 const PER_THREAD: u64 = 4096;
 const LEADER: u64 = 64 << 10;
 
@@ -25,6 +27,11 @@ pub(super) fn room(threads: usize) -> u64 {
 /// Is the scratch memory mapped?
 pub(super) fn laid(pid: i32, scratch: &Scratch) -> bool {
     proc_file(pid, "maps").is_ok_and(|text| procfs::maps(&text).iter().any(|m| m.start == scratch.base))
+}
+
+/// Timers of this kind can be made elsewhere.
+pub(super) fn carries(timer: &procfs::Timer) -> bool {
+    timer.clock >= 0 && timer.notify & 3 != 2
 }
 
 struct Each {
@@ -72,7 +79,7 @@ fn whole(batch: &mut Batch, pid: i32) -> Result<Whole, Error> {
     let text = String::from_utf8_lossy(&proc_file(pid, "timers").unwrap_or_default()).into_owned();
     let mut timers = Vec::new();
     for timer in procfs::timers(&text) {
-        if timer.clock < 0 || timer.notify & 3 == 2 || timers.len() >= 512 {
+        if !carries(&timer) || timers.len() >= MOST_TIMERS {
             return Err(Refusal::Timer.into());
         }
         let at = batch.room(32);
@@ -293,7 +300,8 @@ fn assemble(
     let last = |v: &[i32]| v.last().copied().unwrap_or(0);
     let time = |at: u64| got.word(at).saturating_mul(1_000_000_000).saturating_add(got.word(at + 8));
     let mut layout_files = layout.clone();
-    let fds = fds::read(pid, survey.options.fds, &mut layout_files)?;
+    let fds = fds::read(pid, survey.options.fds, &mut layout_files, &survey.channels.again(pid))?;
+    let processors = bound(ids.iter().map(|(outer, _)| *outer))?;
     let exe = survey.known.get(&survey.exe).map(|f| layout_files.file(f));
     let status = &survey.status;
     let actions = asked.actions.iter().filter_map(|(signal, at)| {
@@ -379,7 +387,16 @@ fn assemble(
             oom_score_adj: oom,
         },
         fds,
+        processors,
     })
+}
+
+/// Processors of each thread, where one may not run on all that this program may.
+fn bound(threads: impl Iterator<Item = i32>) -> Result<Vec<Bytes>, Error> {
+    let all = process::processors(1).or_else(|_| process::processors(0))?;
+    let of = |tid| process::processors(tid).map(|set| Bytes(if set == all { Vec::new() } else { set }));
+    let each: Vec<Bytes> = threads.map(of).collect::<Result<_, _>>()?;
+    Ok(if each.iter().any(|set| !set.is_empty()) { each } else { Vec::new() })
 }
 
 /// The parent's pid in the innermost namespace: known only where that is the reader's own.

@@ -6,6 +6,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use super::areas::Layout;
+use super::fds::Channels;
+use super::state::{MOST_TIMERS, carries};
 use super::{FdPolicy, Options, fds, tids};
 use crate::error::{Error, Refusal};
 use crate::image::FileRef;
@@ -25,6 +27,8 @@ pub(crate) struct Survey {
     /// Mapped and open files by path.
     pub(crate) known: HashMap<Vec<u8>, FileRef>,
     layout: Layout,
+    /// Pipes and pairs of sockets that are its own.
+    pub(crate) channels: Channels,
 }
 
 /// Reads a file of /proc/PID.
@@ -63,21 +67,48 @@ impl Survey {
         if maps.is_empty() || matches!(status.state, b'Z' | b'X') {
             return Err(Refusal::NoMemory.into());
         }
+        let mut why = Vec::new();
         let filtered = status.seccomp != 0;
         if filtered && sys::own::effective_caps() >> 21 & 1 == 0 {
-            return Err(Refusal::Seccomp.into());
+            why.push(Refusal::Seccomp);
         }
-        waits_for_vfork(pid)?;
-        shares_space(pid, status.ppid)?;
-        let mut survey =
-            Survey { pid, options: *options, status, exe, filtered, known: HashMap::new(), layout: Layout::default() };
-        survey.layout = survey.lay_out(maps)?;
-        survey.layout.alone(pid)?;
+        if head_of(&root_path(pid, &exe)).is_some_and(|head| elf::is_elf32(&head)) {
+            why.push(Refusal::Architecture);
+        }
+        let timers = String::from_utf8_lossy(&proc_file(pid, "timers").unwrap_or_default()).into_owned();
+        let timers = procfs::timers(&timers);
+        if timers.len() > MOST_TIMERS || !timers.iter().all(carries) {
+            why.push(Refusal::Timer);
+        }
+        why.extend(waits_for_vfork(pid)?);
+        why.extend(shares_space(pid, status.ppid));
+        let mut survey = Survey {
+            pid,
+            options: *options,
+            status,
+            exe,
+            filtered,
+            known: HashMap::new(),
+            layout: Layout::default(),
+            channels: Channels::default(),
+        };
+        match survey.lay_out(maps) {
+            Ok(layout) => {
+                why.extend(layout.alone(pid).err());
+                survey.layout = layout;
+            }
+            Err(Error::Refused(refusal)) => why.push(refusal),
+            Err(error) => return Err(error),
+        }
         if options.fds != FdPolicy::StdioOnly {
-            fds::refuse(pid, options.fds)?;
+            survey.channels = Channels::of(pid)?;
+            why.extend(fds::refused(pid, options.fds, &survey.channels)?);
         }
-        fds::refuse_kinds(pid)?;
-        Ok(survey)
+        why.extend(fds::refused_kinds(pid)?);
+        match Refusal::all(why) {
+            Some(refusal) => Err(refusal.into()),
+            None => Ok(survey),
+        }
     }
 
     /// The calling process, before it forks its twin.
@@ -92,8 +123,11 @@ impl Survey {
             filtered: false,
             known: HashMap::new(),
             layout: Layout::default(),
+            channels: Channels::default(),
         };
-        fds::refuse_kinds(pid)?;
+        if let Some(refusal) = Refusal::all(fds::refused_kinds(pid)?) {
+            return Err(refusal.into());
+        }
         survey.layout = survey.lay_out(procfs::maps(&proc_file(pid, "smaps")?))?;
         survey.layout.alone(pid)?;
         Ok(survey)
@@ -149,6 +183,7 @@ impl Survey {
             filtered: self.filtered,
             known: self.known.clone(),
             layout: Layout::default(),
+            channels: Channels::default(),
         };
         let layout = again.lay_out(procfs::maps(&proc_file(pid, "smaps")?))?;
         Ok((layout, true))
@@ -157,15 +192,12 @@ impl Survey {
 
 /// How to know the file again; `None` if the path leads to another file (or none) by now.
 pub(crate) fn file_ref(pid: i32, path: &[u8], inode: u64) -> Option<FileRef> {
-    use std::os::unix::ffi::OsStrExt;
-    let mut at = format!("/proc/{pid}/root").into_bytes();
-    at.extend_from_slice(path);
-    let at = std::path::Path::new(std::ffi::OsStr::from_bytes(&at));
-    let meta = fs::metadata(at).ok()?;
+    let at = root_path(pid, path);
+    let meta = fs::metadata(&at).ok()?;
     if !meta.is_file() || (inode != 0 && meta.ino() != inode) {
         return None;
     }
-    let build_id = head_of(at).as_deref().and_then(elf::build_id).map(<[u8]>::to_vec).unwrap_or_default();
+    let build_id = head_of(&at).as_deref().and_then(elf::build_id).map(<[u8]>::to_vec).unwrap_or_default();
     Some(FileRef {
         path: Bytes(path.to_vec()),
         size: meta.len(),
@@ -173,6 +205,14 @@ pub(crate) fn file_ref(pid: i32, path: &[u8], inode: u64) -> Option<FileRef> {
         mtime_ns: meta.mtime_nsec() as u32,
         build_id: build_id.into(),
     })
+}
+
+/// A path of the process's, as this process opens it.
+fn root_path(pid: i32, path: &[u8]) -> std::path::PathBuf {
+    use std::os::unix::ffi::OsStringExt;
+    let mut at = format!("/proc/{pid}/root").into_bytes();
+    at.extend_from_slice(path);
+    std::ffi::OsString::from_vec(at).into()
 }
 
 /// First page of a file.
@@ -184,7 +224,7 @@ fn head_of(path: &std::path::Path) -> Option<Vec<u8>> {
 }
 
 /// A parent between vfork and the child's exec cannot be stopped, and its memory is in use.
-fn waits_for_vfork(pid: i32) -> Result<(), Error> {
+fn waits_for_vfork(pid: i32) -> Result<Option<Refusal>, Error> {
     for tid in tids(pid)? {
         let Ok(stat) = proc_record(pid, &format!("task/{tid}/stat")) else { continue };
         let after = stat.iter().rposition(|b| *b == b')').map_or(0, |p| p + 2);
@@ -194,28 +234,25 @@ fn waits_for_vfork(pid: i32) -> Result<(), Error> {
         let call = proc_file(pid, &format!("task/{tid}/syscall")).unwrap_or_default();
         let nr = std::str::from_utf8(&call).ok().and_then(|t| t.split(' ').next()?.parse::<i64>().ok());
         if matches!(nr, Some(libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3)) {
-            return Err(Refusal::VforkParent(tid).into());
+            return Ok(Some(Refusal::VforkParent(tid)));
         }
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Children of all threads; zombies too.
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    let mut all = Vec::new();
+    for tid in tids(pid).unwrap_or_default() {
+        let text = proc_file(pid, &format!("task/{tid}/children")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        all.extend(text.split_ascii_whitespace().filter_map(|w| w.parse::<i32>().ok()));
+    }
+    all
 }
 
 /// Address space or descriptors shared with a parent or child.
-fn shares_space(pid: i32, ppid: i32) -> Result<(), Error> {
-    let mut relatives = vec![ppid];
-    for tid in tids(pid)? {
-        let children = proc_file(pid, &format!("task/{tid}/children")).unwrap_or_default();
-        relatives.extend(
-            std::str::from_utf8(&children)
-                .unwrap_or_default()
-                .split_ascii_whitespace()
-                .filter_map(|w| w.parse::<i32>().ok()),
-        );
-    }
-    for other in relatives.into_iter().filter(|p| *p > 0) {
-        if sys::process::shares_space(pid, other) {
-            return Err(Refusal::SharedSpace.into());
-        }
-    }
-    Ok(())
+fn shares_space(pid: i32, ppid: i32) -> Option<Refusal> {
+    let shares = |other: &i32| *other > 0 && sys::process::shares_space(pid, *other);
+    children(pid).iter().chain([&ppid]).any(shares).then_some(Refusal::SharedSpace)
 }

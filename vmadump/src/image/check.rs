@@ -78,6 +78,9 @@ pub(crate) fn check(image: &Image) -> Result<(), Unsound> {
     ensure(timers.posix.iter().all(|t| t.id < 1 << 31 && t.interval_ns <= far && t.left_ns <= far), Unsound::Timers)?;
     ensure(timers.posix.windows(2).all(|w| w[0].id < w[1].id), Unsound::Timers)?;
     fds(image)?;
+    let bound = &image.processors;
+    ensure(bound.is_empty() || bound.len() == image.threads.len(), Unsound::Threads)?;
+    ensure(bound.iter().all(|set| set.len() <= 1024), Unsound::Threads)?;
     if let Some(vdso) = &image.vdso {
         let end = vdso.start.checked_add(vdso.code.len() as u64);
         let fine = vdso.data_start.is_multiple_of(PAGE)
@@ -153,7 +156,9 @@ fn threads(image: &Image) -> Result<(), Unsound> {
 }
 
 fn fds(image: &Image) -> Result<(), Unsound> {
+    const MOST_PAIRS: u32 = 1 << 12;
     let mut last = -1;
+    let mut ends = Vec::new();
     for (at, fd) in image.fds.iter().enumerate() {
         ensure(fd.fd > last && fd.fd < 1 << 20, Unsound::Fds)?;
         last = fd.fd;
@@ -164,8 +169,26 @@ fn fds(image: &Image) -> Result<(), Unsound> {
             }
             FdKind::Directory { path } | FdKind::Device { path } => ensure(is_path(path), Unsound::Path)?,
             FdKind::SameAs { fd } => ensure(image.fds[..at].iter().any(|o| o.fd == *fd), Unsound::Fds)?,
+            FdKind::Timerfd { interval_ns, left_ns, .. } => {
+                ensure((*interval_ns).max(*left_ns) <= i64::MAX as u64, Unsound::Fds)?;
+            }
+            FdKind::Epoll { watches } => ensure(watches.iter().all(|w| w[0] < 1 << 20), Unsound::Fds)?,
+            FdKind::Pipe { pair, writes, size, data } => {
+                ensure(
+                    (1..=1 << 30).contains(size) && data.len() <= *size as usize && *pair < MOST_PAIRS,
+                    Unsound::Fds,
+                )?;
+                ends.push((*pair, *writes, 0));
+            }
+            FdKind::Socket { pair, second, kind, .. } => {
+                ensure(matches!(kind, 1 | 2 | 5) && *pair < MOST_PAIRS, Unsound::Fds)?;
+                ends.push((*pair, *second, *kind));
+            }
             _ => {}
         }
     }
-    Ok(())
+    // Both ends of each, of one kind, and numbers without gaps.
+    ends.sort_unstable();
+    let fits = |(number, two): (usize, &[(u32, bool, u32)])| matches!(two, [(a, false, k), (b, true, l)] if a == b && k == l && *a as usize == number);
+    ensure(ends.chunks(2).enumerate().all(fits), Unsound::Fds)
 }

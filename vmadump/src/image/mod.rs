@@ -74,6 +74,8 @@ pub enum Section {
     Pages = 13,
     /// Number of pages and checksum over all section checksums.
     End = 14,
+    /// Of each thread, in their order: processors that it may run on. Optional.
+    Processors = 15,
 }
 
 /// All of an image but its pages.
@@ -103,6 +105,8 @@ pub struct Image {
     pub process: Process,
     /// Descriptors by number.
     pub fds: Vec<Fd>,
+    /// Of each thread: processors that it is bound to, a bit each; empty: it may run on all. Or no thread is bound.
+    pub processors: Vec<Bytes>,
 }
 
 impl Image {

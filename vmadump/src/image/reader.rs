@@ -8,7 +8,7 @@ use super::{
     Unsound, VERSION, check,
 };
 use crate::crc::{crc32c, pages};
-use crate::wire::{Cursor, Malformed, Wire, decode};
+use crate::wire::{Bytes, Cursor, Malformed, Wire, decode};
 
 /// Why bytes are no image that this library can use.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +106,7 @@ struct Parts {
     timers: Option<super::Timers>,
     process: Option<super::Process>,
     fds: Option<Vec<super::Fd>>,
+    processors: Option<Vec<Bytes>>,
 }
 
 fn once<T: Wire>(slot: &mut Option<T>, bytes: &[u8]) -> Result<(), FormatError> {
@@ -346,6 +347,7 @@ impl Parts {
             10 => once(&mut self.timers, bytes),
             11 => once(&mut self.process, bytes),
             12 => once(&mut self.fds, bytes),
+            15 => once(&mut self.processors, bytes),
             kind if head.critical => Err(FormatError::UnknownSection(kind)),
             _ => Ok(()),
         }
@@ -366,6 +368,7 @@ impl Parts {
             timers: self.timers.ok_or_else(missing)?,
             process: self.process.ok_or_else(missing)?,
             fds: self.fds.ok_or_else(missing)?,
+            processors: self.processors.unwrap_or_default(),
         })
     }
 }

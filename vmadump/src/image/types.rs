@@ -389,6 +389,8 @@ wire_enum! {
             interval_ns: u64,
             /// 0: disarmed.
             left_ns: u64,
+            /// Expirations that were not read yet.
+            ticks: u64,
         },
         /// signalfd.
         Signalfd = 7 {
@@ -404,6 +406,28 @@ wire_enum! {
         NotCarried = 9 {
             /// What it is, for people.
             what: Bytes,
+        },
+        /// An end of a pipe whose other end the process has, too.
+        Pipe = 10 {
+            /// Both ends have the same number; counted from 0, with those of sockets.
+            pair: u32,
+            /// It is the end to write to.
+            writes: bool,
+            /// Bytes that the pipe can hold.
+            size: u32,
+            /// End to read from: what waits there.
+            data: Bytes,
+        },
+        /// One of a pair of sockets of which the process has both.
+        Socket = 11 {
+            /// Both have the same number; counted from 0, with those of pipes.
+            pair: u32,
+            /// The one with the greater inode.
+            second: bool,
+            /// SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET.
+            kind: u32,
+            /// What waits to be read from it.
+            data: Bytes,
         },
     }
 }

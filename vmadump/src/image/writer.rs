@@ -59,6 +59,9 @@ impl<W: Write> Writer<W> {
         add(&mut writer, Section::Timers, true, encode(&image.timers));
         add(&mut writer, Section::Process, true, encode(&image.process));
         add(&mut writer, Section::Fds, true, encode(&image.fds));
+        if !image.processors.is_empty() {
+            add(&mut writer, Section::Processors, false, encode(&image.processors));
+        }
         writer.emit(&front)?;
         writer.out.flush()?;
         Ok(writer)

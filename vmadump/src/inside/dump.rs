@@ -182,6 +182,7 @@ fn image_of(pid: i32, survey: &Survey, twin: &Twin, context: &Context, mask: u64
             oom_score_adj: 0,
         },
         fds: Vec::new(),
+        processors: Vec::new(),
     };
     layout.tell_readable(&mut image);
     let source = Source::new(twin.0, memory, Room::touched(), &mut image)?;

@@ -214,7 +214,7 @@ fn everything(
                 compiler.batch.copy(run.start, *from, run.len());
             }),
             Op::ThreadState => {
-                compiler.thread(image.leader(), pid, pid);
+                compiler.thread(image.leader(), pid, pid, image.processors.first().map_or(&[], |set| &set.0));
                 compiler.after_creds(image.leader());
             }
             Op::Clear | Op::Fds | Op::Threads | Op::Creds | Op::Filters | Op::Registers => {}

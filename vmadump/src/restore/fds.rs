@@ -11,14 +11,21 @@ use crate::error::{Error, Refusal};
 use crate::image::{FdKind, Image};
 use crate::sys::process;
 
+/// TFD_IOC_SET_TICKS.
+const SET_TICKS: u64 = 0x4008_5400;
+
 /// Where given descriptors wait in the target.
 pub(super) struct Given {
     /// Number in the image, waiting place.
     fds: Vec<(i32, i32)>,
     /// Page stream.
     pub(super) stream: Option<i32>,
+    /// Working directory.
+    pub(super) cwd: Option<i32>,
     /// First waiting place.
     high: i32,
+    /// First place for the ends of pipes and pairs of sockets.
+    free: i32,
 }
 
 impl Target {
@@ -29,9 +36,10 @@ impl Target {
         image: &Image,
         options: &RestoreOptions<'_>,
         stream: Option<RawFd>,
+        cwd: Option<RawFd>,
         batch: &mut Batch,
     ) -> Result<Given, Error> {
-        let ours: Vec<RawFd> = options.fds.iter().map(|(_, fd)| fd.as_raw_fd()).chain(stream).collect();
+        let ours: Vec<RawFd> = options.fds.iter().map(|(_, fd)| fd.as_raw_fd()).chain(stream).chain(cwd).collect();
         // A child of ours was born with them.
         let theirs = match self.handed() {
             Some(handed) => handed,
@@ -48,7 +56,8 @@ impl Target {
             .unwrap_or(0);
         let high = top + 1;
         // The soft limit may be too low for so many; the hard one must not be lowered, for there is no way back up.
-        let need = high as u64 + theirs.len() as u64 + 8;
+        let ends = image.fds.iter().filter(|f| matches!(f.kind, FdKind::Pipe { .. } | FdKind::Socket { .. })).count();
+        let need = high as u64 + theirs.len() as u64 + ends as u64 + 8;
         let [soft, hard] = process::limit(0, libc::RLIMIT_NOFILE as usize)?;
         if need > if self.child { soft } else { 256 } {
             let room = batch.words(&[need, need.max(hard)]);
@@ -68,7 +77,9 @@ impl Target {
             "close descriptors",
         );
         let fds = options.fds.iter().enumerate().map(|(i, (n, _))| (*n, high + i as i32)).collect();
-        Ok(Given { fds, stream: stream.map(|_| high + options.fds.len() as i32), high })
+        let free = high + theirs.len() as i32;
+        let cwd = cwd.map(|_| free - 1);
+        Ok(Given { fds, stream: stream.map(|_| high + options.fds.len() as i32), cwd, high, free })
     }
 
     /// Our descriptors, received by the target over a socket pair that it makes itself.
@@ -112,11 +123,12 @@ impl Compiler<'_> {
         if user {
             as_user(self.batch, &image.creds[image.leader().creds as usize]);
         }
+        self.pairs(given);
         // Number 0 is where every open lands: what belongs there comes last.
         let mut order: Vec<_> = image.fds.iter().filter(|f| !given.fds.iter().any(|(n, _)| *n == f.fd)).collect();
         order.sort_by_key(|f| (f.fd == 0, f.fd));
         for fd in order.iter().filter(|f| !matches!(f.kind, FdKind::SameAs { .. })) {
-            if !self.open(fd.fd, fd.flags, &fd.kind) {
+            if !self.open(fd.fd, fd.flags, &fd.kind, given) {
                 dropped.push(fd.fd);
             }
         }
@@ -137,13 +149,117 @@ impl Compiler<'_> {
             }
         }
         self.batch.must(libc::SYS_close_range, &[given.high as u64, u32::MAX.into(), 0], "close descriptors");
+        for fd in &order {
+            if let FdKind::Epoll { watches } = &fd.kind {
+                self.watch(fd.fd, watches);
+            }
+        }
         dropped
     }
 
-    fn open(&mut self, number: i32, flags: u32, kind: &FdKind) -> bool {
+    /// Pipes and pairs of sockets, filled, at places of their own: while nothing is open below these, a fresh pair is 0 and 1.
+    fn pairs(&mut self, given: &Given) {
+        let image = self.image;
+        let mut pairs: Vec<_> = image
+            .fds
+            .iter()
+            .filter_map(|fd| match &fd.kind {
+                FdKind::Pipe { pair, writes: false, size, data } => Some((*pair, None, *size, [data, data])),
+                FdKind::Socket { pair, second: false, kind, data } => {
+                    let other = image.fds.iter().find_map(|other| match &other.kind {
+                        FdKind::Socket { pair: of, second: true, data, .. } if of == pair => Some(data),
+                        _ => None,
+                    })?;
+                    Some((*pair, Some(*kind), 0, [data, other]))
+                }
+                _ => None,
+            })
+            .collect();
+        pairs.sort_by_key(|p| p.0);
+        for (pair, kind, size, data) in pairs {
+            let ends = self.batch.room(8);
+            match kind {
+                None => {
+                    let batch = &mut *self.batch;
+                    batch.must(libc::SYS_pipe2, &[ends, libc::O_NONBLOCK as u64], "make a pipe");
+                    batch.must(libc::SYS_fcntl, &[1, libc::F_SETPIPE_SZ as u64, size.into()], "size a pipe");
+                    self.fill(libc::SYS_write, 1, data[0]);
+                }
+                Some(kind) => {
+                    self.batch.must(
+                        libc::SYS_socketpair,
+                        &[libc::AF_UNIX as u64, kind.into(), 0, ends],
+                        "make a pair of sockets",
+                    );
+                    self.fill(libc::SYS_sendto, 1, data[0]);
+                    self.fill(libc::SYS_sendto, 0, data[1]);
+                }
+            }
+            for end in 0..2u64 {
+                let place = given.free as u64 + 2 * u64::from(pair) + end;
+                self.batch.must(libc::SYS_dup3, &[end, place, libc::O_CLOEXEC as u64], "place a descriptor");
+                self.batch.must(libc::SYS_close, &[end], "close a descriptor");
+            }
+        }
+    }
+
+    /// Writes what waited in a pipe or socket; where there is no room for it, it fails instead of waiting.
+    fn fill(&mut self, call: i64, end: u64, data: &[u8]) {
+        if data.is_empty() {
+            return;
+        }
+        let (at, len) = (self.batch.data(data), data.len() as u64);
+        let flags = (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as u64;
+        let index = self.batch.must(call, &[end, at, len, flags, 0, 0], "fill a pipe or socket");
+        self.filled.push((index, len));
+    }
+
+    /// All that an epoll descriptor watched. What cannot be watched here is left out: a standard stream, for example,
+    /// that is a file where it was a pipe.
+    fn watch(&mut self, epoll: i32, watches: &[[u64; 3]]) {
+        for [fd, events, data] in watches {
+            let mut event = (*events as u32).to_ne_bytes().to_vec();
+            event.extend(data.to_ne_bytes());
+            let event = self.batch.data(&event);
+            let add = libc::EPOLL_CTL_ADD as u64;
+            self.batch.may(libc::SYS_epoll_ctl, &[epoll as u64, add, *fd, event], "watch a descriptor");
+        }
+    }
+
+    fn open(&mut self, number: i32, flags: u32, kind: &FdKind, given: &Given) -> bool {
         let keep = flags & !((libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_CLOEXEC) as u32);
         let cloexec = flags & libc::O_CLOEXEC as u32;
+        let nonblock = u64::from(flags & libc::O_NONBLOCK as u32);
         match kind {
+            FdKind::Pipe { pair, writes: second, .. } | FdKind::Socket { pair, second, .. } => {
+                let place = given.free as u64 + 2 * u64::from(*pair) + u64::from(*second);
+                self.batch.must(libc::SYS_dup3, &[place, number as u64, cloexec.into()], "place a descriptor");
+                let keep = u64::from(keep & !libc::O_ACCMODE as u32);
+                self.batch.may(
+                    libc::SYS_fcntl,
+                    &[number as u64, libc::F_SETFL as u64, keep],
+                    "set flags of a descriptor",
+                );
+                return true;
+            }
+            FdKind::Timerfd { clock, interval_ns, left_ns, ticks } => {
+                self.batch.may(libc::SYS_timerfd_create, &[*clock as u64, nonblock], "make a timerfd");
+                let split = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000];
+                let ([a, b], [c, d]) = (split(*interval_ns), split(*left_ns));
+                let at = self.batch.words(&[a, b, c, d]);
+                self.batch.may(libc::SYS_timerfd_settime, &[0, 0, at, 0], "set a timerfd");
+                if *ticks > 0 {
+                    let at = self.batch.words(&[*ticks]);
+                    self.batch.may(libc::SYS_ioctl, &[0, SET_TICKS, at], "set a timerfd");
+                }
+            }
+            FdKind::Signalfd { mask } => {
+                let mask = self.batch.words(&[*mask]);
+                self.batch.may(libc::SYS_signalfd4, &[u64::MAX, mask, 8, nonblock], "make a signalfd");
+            }
+            FdKind::Epoll { .. } => {
+                self.batch.may(libc::SYS_epoll_create1, &[0], "make an epoll descriptor");
+            }
             FdKind::Regular { file, offset } => {
                 let path = self.batch.text(&self.image.files[*file as usize].path);
                 self.batch.may(libc::SYS_openat, &[libc::AT_FDCWD as u64, path, keep.into()], "open a file");
@@ -154,7 +270,7 @@ impl Compiler<'_> {
                 self.batch.may(libc::SYS_openat, &[libc::AT_FDCWD as u64, path, keep.into()], "open a file");
             }
             FdKind::Eventfd { count, semaphore } => {
-                let more = u64::from(*semaphore) | u64::from(flags & libc::O_NONBLOCK as u32);
+                let more = u64::from(*semaphore) | nonblock;
                 self.batch.may(libc::SYS_eventfd2, &[*count & 0xffff_ffff, more], "make an eventfd");
             }
             _ => return false,
@@ -166,13 +282,20 @@ impl Compiler<'_> {
         true
     }
 
-    /// Pending signals, to the pid that the process has now.
-    pub(super) fn pending(&mut self, pid: i32) {
-        for info in &self.image.signals.pending {
+    /// Pending signals, to the pid that the process has now. `alive`: children of the body that have not ended.
+    pub(super) fn pending(&mut self, pid: i32, alive: &[i32]) {
+        for info in self.image.signals.pending.iter().filter(|info| !comes_again(info, alive)) {
             let at = self.batch.data(info);
             self.batch.may(libc::SYS_rt_sigqueueinfo, &[pid as u64, u64::from(info[0]), at], "queue a signal");
         }
     }
+}
+
+/// SIGCHLD for the end of a child that has a stand-in here: that will end the same way, and tells of it.
+fn comes_again(info: &[u8], alive: &[i32]) -> bool {
+    let word = |at: usize| info.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
+    let ended = matches!(word(8), libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED);
+    word(0) == libc::SIGCHLD && ended && alive.contains(&word(16))
 }
 
 /// Files that could not be opened: added to `dropped`; the first as a refusal.

@@ -163,11 +163,19 @@ impl Restorer {
             None => Target::new(options)?,
         };
         let ours: Vec<RawFd> = options.fds.iter().map(|(_, fd)| fd.as_raw_fd()).chain(source.raw()).collect();
-        target.expect(&ours)?;
+        // What one gets that executes its program first is lost with that.
+        if !target.powerless {
+            target.expect(&ours)?;
+        }
         let mut reader = Reader::after_header(source, minor)?;
         let mut image = reader.image().clone();
         if options.only_given_fds {
             image.fds.clear();
+        }
+        if target.powerless {
+            let exe = image.mm.exe.and_then(|i| image.files.get(i as usize)).map(|f| f.path.0.as_slice());
+            let argv = options.elevate.as_ref().map_or(&[][..], |program| program.argv);
+            target.do_without(&image, exe, argv)?;
         }
         let wishes = Wishes {
             owner: options.owner.clone(),
@@ -175,7 +183,8 @@ impl Restorer {
             scratch: target.early(),
             ..Wishes::default()
         };
-        let plan = plan(&image, &facts, &wishes)?;
+        let mut plan = plan(&image, &facts, &wishes)?;
+        plan.creds &= !target.powerless;
         let given = fill(&mut target, &image, &plan, options, &mut reader, progress)?;
         let instead = instead(&image, options);
         Ok(Filled { target, image, plan, given, instead, drop_missing: options.drop_missing_fds })
@@ -216,7 +225,8 @@ fn fill<S: ImageSource>(
     let stream = reader.source().raw();
     target.lay(plan)?;
     let mut batch = target.batch();
-    let given = target.take_fds(image, options, stream, &mut batch)?;
+    let cwd = if target.powerless { target.directory(&image.process.cwd) } else { None };
+    let given = target.take_fds(image, options, stream, cwd.as_ref().map(AsRawFd::as_raw_fd), &mut batch)?;
     target.build_memory(image, plan, &instead(image, options), batch)?;
     let all = image.pages();
     let mut done = 0;

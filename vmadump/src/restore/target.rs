@@ -39,6 +39,12 @@ pub(super) struct Target {
     touched: bool,
     /// Numbers in it of the descriptors that were handed over before the image came.
     handed: Option<Vec<i32>>,
+    /// It can gain no rights.
+    no_new_privs: bool,
+    /// It has not the rights that building needs, and cannot gain them.
+    pub(super) powerless: bool,
+    /// Seccomp filters that it has, and every thread that it makes.
+    present: usize,
     fallback: Option<Fallback>,
 }
 
@@ -94,8 +100,11 @@ impl Target {
                     envp: p.envp.iter().map(|t| t.to_vec()).collect(),
                 };
                 target.fallback = options.fallback.as_ref().map(kept);
-                if let (Some(program), false) = (&options.elevate, child) {
-                    target.elevate(program)?;
+                match &options.elevate {
+                    // It would gain nothing.
+                    Some(_) if target.no_new_privs => target.powerless = true,
+                    Some(program) if !child => target.elevate(program)?,
+                    _ => {}
                 }
                 Ok(target)
             }
@@ -119,6 +128,10 @@ impl Target {
         let status = procfs::status(&files::read_record(&format!("/proc/{pid}/status")).map_err(|_| Error::Gone(pid))?);
         let ns_pid = status.ns_pid.last().copied().unwrap_or(pid);
         options |= pt::EXITKILL;
+        if status.seccomp != 0 {
+            // What it was once has left its filters in it; they must not get in the way.
+            options |= pt::SUSPEND_SECCOMP;
+        }
         pt::set_options(pid, options)?;
         Ok(Target {
             pid,
@@ -132,6 +145,9 @@ impl Target {
             options,
             touched: false,
             handed: None,
+            no_new_privs: status.no_new_privs,
+            powerless: false,
+            present: 0,
             fallback: None,
         })
     }
@@ -160,6 +176,40 @@ impl Target {
                 self.gate = gate(&maps_of(self.pid)?, &self.memory, self.pid)?;
                 Ok(())
             })
+    }
+
+    /// Does without rights: what it may be it must be already, and its program it gets by executing it.
+    pub(super) fn do_without(&mut self, image: &Image, path: Option<&[u8]>, argv: &[&[u8]]) -> Result<(), Error> {
+        let refuse = |what| Error::Refused(Refusal::NoNewPrivs { pid: self.pid, what });
+        if image.threads.len() > 1 {
+            return Err(refuse("threads get their numbers from those who have rights"));
+        }
+        let text = std::fs::read(format!("/proc/{}/status", self.pid)).map_err(|_| Error::Gone(self.pid))?;
+        let (has, wants) = (procfs::status(&text), &image.creds[image.leader().creds as usize]);
+        let same = has.uids == wants.uids && has.gids == wants.gids && has.groups == wants.groups;
+        if !same || has.caps != wants.caps || !wants.no_new_privs {
+            return Err(refuse("has another user, other groups or capabilities than it"));
+        }
+        let Some(path) = path else { return Err(refuse("its program is unknown")) };
+        self.elevate(&Program { path, argv, envp: &[] })
+    }
+
+    /// Children of the body that have not ended, by their numbers in the namespace.
+    fn living_children(&self) -> Vec<i32> {
+        let status = |pid: i32| Some(procfs::status(&std::fs::read(format!("/proc/{pid}/status")).ok()?));
+        let alive = |pid: i32| status(pid).filter(|s| s.state != b'Z').and_then(|s| s.ns_pid.last().copied());
+        crate::capture::children(self.pid).into_iter().filter_map(alive).collect()
+    }
+
+    /// A directory as the process sees it, for one that has no right to the way there: it was in it before.
+    pub(super) fn directory(&self, path: &[u8]) -> Option<std::fs::File> {
+        use std::os::unix::ffi::OsStringExt;
+        use std::os::unix::fs::OpenOptionsExt;
+        let mut at = format!("/proc/{}/root", self.pid).into_bytes();
+        at.extend_from_slice(path);
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        let path = std::ffi::OsString::from_vec(at);
+        std::fs::File::options().read(true).custom_flags(flags).open(path).ok()
     }
 
     /// Executes a program in the place of whatever there is; the only thread left is the first one, in its exec stop.
@@ -370,11 +420,13 @@ impl Target {
         instead: &[(u32, Vec<u8>)],
         drop_missing: bool,
     ) -> Result<Vec<i32>, Error> {
+        self.present = self.present_filters(image)?;
         let filtered = image.threads.iter().any(|t| !t.filters.is_empty());
         if filtered {
             self.options |= pt::SUSPEND_SECCOMP;
             pt::set_options(self.pid, self.options)?;
         }
+        let alive = self.living_children();
         let mut batch = self.batch();
         let mut compiler = Compiler::new(image, &mut batch, 0, instead);
         let mut dropped = Vec::new();
@@ -382,12 +434,19 @@ impl Target {
             match op {
                 Op::Fds => dropped = compiler.fds(given, plan.creds),
                 Op::Threads => {}
-                Op::Pending => compiler.pending(self.ns_pid),
+                Op::Pending => compiler.pending(self.ns_pid, &alive),
+                Op::Surroundings => {
+                    compiler.process(op);
+                    if let Some(cwd) = given.cwd {
+                        compiler.batch.may(libc::SYS_fchdir, &[cwd as u64], "change the directory");
+                    }
+                }
                 // Timers may name threads.
                 Op::Timers(_) => {}
                 op => compiler.process(op),
             }
         }
+        let filled = compiler.filled;
         for thread in &image.threads[1..] {
             let tid = batch.data(&thread.tid.to_ne_bytes());
             let args = batch.data(&process::thread_args(tid));
@@ -409,6 +468,12 @@ impl Target {
         let got = got?;
         if self.threads.len() != image.threads.len() {
             return Err(Error::Unexpected { pid: self.pid, what: "a new thread did not show up".into() });
+        }
+        if filled.iter().any(|(index, len)| got.ret(*index) != *len as i64) {
+            return Err(Error::Unexpected {
+                pid: self.pid,
+                what: "a pipe or socket took less than it held before".into(),
+            });
         }
         let lost = super::fds::lost(image, given, &got, &batch, &mut dropped);
         if let (Some(refusal), false) = (lost, drop_missing) {
@@ -438,13 +503,28 @@ impl Target {
             }
         }
         let mut compiler = Compiler::new(image, batch, 0, &[]);
-        compiler.thread(thread, self.ns_pid, tid);
+        compiler.thread(thread, self.ns_pid, tid, &plan.processors[i]);
         if plan.creds {
             compiler.creds(&image.creds[thread.creds as usize]);
         }
         compiler.after_creds(thread);
-        compiler.filters(thread);
+        compiler.filters(&thread.filters[self.present.min(thread.filters.len())..]);
         Ok(())
+    }
+
+    /// How many filters the body has already, and every thread that it makes: nobody gets rid of one. They must be the
+    /// first of all threads of the image.
+    fn present_filters(&self, image: &Image) -> Result<usize, Error> {
+        let status = procfs::status(&std::fs::read(format!("/proc/{}/status", self.pid)).unwrap_or_default());
+        if status.seccomp == 0 {
+            return Ok(0);
+        }
+        let present = pt::filters(self.pid)?;
+        if image.threads.iter().all(|thread| thread.filters.starts_with(&present)) {
+            Ok(present.len())
+        } else {
+            Err(Refusal::OtherFilters(self.pid).into())
+        }
     }
 
     /// Takes the scratch memory away and puts the registers in.

@@ -2,6 +2,7 @@
 //! functions whose errors name the operation and the process.
 
 pub(crate) mod blob;
+pub(crate) mod channel;
 pub(crate) mod cpu;
 pub(crate) mod files;
 pub(crate) mod inside;

@@ -115,6 +115,18 @@ pub(crate) fn scheduling(tid: i32) -> Result<(u32, u32, i32), SysError> {
     Ok((policy as u32, param.sched_priority as u32, 20 - nice as i32))
 }
 
+/// Processors that a thread may run on: bit by number.
+pub(crate) fn processors(tid: i32) -> Result<Vec<u8>, SysError> {
+    let mut set = vec![0u8; 1024];
+    // SAFETY: the set outlives the call, which is told its length.
+    let len = unsafe { libc::syscall(libc::SYS_sched_getaffinity, tid, set.len(), set.as_mut_ptr()) };
+    set.truncate(done(len, "read the processors of", tid)? as usize);
+    while set.last() == Some(&0) {
+        set.pop();
+    }
+    Ok(set)
+}
+
 /// Do two descriptors of processes lead to the same open file (kcmp)?
 pub(crate) fn same_file(a: (i32, i32), b: (i32, i32)) -> bool {
     // SAFETY: numbers only.

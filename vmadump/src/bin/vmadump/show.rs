@@ -42,6 +42,9 @@ fn descriptor(image: &Image, kind: &FdKind) -> String {
         FdKind::Signalfd { mask } => format!("signalfd {mask:#x}"),
         FdKind::Epoll { watches } => format!("epoll of {} descriptors", watches.len()),
         FdKind::NotCarried { what } => format!("{} (stays behind)", what.text()),
+        FdKind::Pipe { pair, writes: true, .. } => format!("pipe {pair}, writing end"),
+        FdKind::Pipe { pair, data, .. } => format!("pipe {pair}, {} bytes wait", data.len()),
+        FdKind::Socket { pair, data, .. } => format!("socket of pair {pair}, {} bytes wait", data.len()),
     }
 }
 

@@ -1,0 +1,132 @@
+//! Every arrangement of parent and child: one table of cases, each run natively, and with the parent, the child, or both being
+//! moved at every point. What each of them says must be the same.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use bproc_tests::cluster::{Cluster, Role};
+use bproc_tests::runner::{self, Test};
+use bproc_tests::traveller::{Traveller, compile, try_move};
+
+const PROGRAM: &str = "tests/programs/kin.c";
+
+/// Where a process goes at each of its points, and at those of others: in turn.
+type Way = &'static [&'static str];
+
+/// Every process of the program ends by then, and should long before.
+const ALARM: Duration = Duration::from_secs(60);
+
+/// Name; the parent's way; its children's and theirs.
+const ARRANGEMENTS: [(&str, Way, Way); 7] = [
+    ("natively", &[], &[]),
+    ("the parent goes to a node", &["0"], &[]),
+    ("the child goes to a node", &[], &["0"]),
+    ("both to one node", &["0"], &["0"]),
+    ("to different nodes", &["1"], &["0", "2"]),
+    ("out and home", &["0", "master", "1"], &["1", "0", "master"]),
+    ("the child first, and the parent after it", &["master", "0", "1"], &["0", "1", "2"]),
+];
+
+/// The words that the program knows.
+const CASES: [&str; 17] = [
+    "exits",
+    "zombie",
+    "before_fork",
+    "terminated",
+    "sigkilled",
+    "kills_parent",
+    "orphan",
+    "subreaper",
+    "parent_dies",
+    "stopped",
+    "two",
+    "group",
+    "session",
+    "ignored",
+    "handled",
+    "blocked",
+    "executes",
+];
+
+/// Cases in which somebody does not see yet what he would see natively; true: only where the parent moves.
+const OPEN: [(&str, bool); 4] = [("zombie", true), ("subreaper", false), ("stopped", true), ("group", true)];
+
+/// What each process said.
+type Transcript = BTreeMap<char, Vec<String>>;
+
+/// Words of refusals that are nobody's fault: it has ended meanwhile.
+const ENDED: [&str; 5] = ["has ended", "ended meanwhile", "cannot be read", "has no memory", "has no ghost here"];
+
+fn run(cluster: &Cluster, program: &Path, case: &str, parent: Way, child: Way) -> Result<(Transcript, i32)> {
+    let points = cluster.dir().join("log/points");
+    fs::remove_dir_all(&points).or_else(|e| if points.exists() { Err(e) } else { Ok(()) })?;
+    fs::create_dir(&points)?;
+    let mut p = Traveller::start(Command::new(program).arg(case).arg(&points))?;
+    let mut known: BTreeMap<char, (i32, usize)> = BTreeMap::from([('P', (p.pid(), 0))]);
+    let mut said = Transcript::new();
+    let mut log = Vec::new();
+    loop {
+        let line = match p.output_line()? {
+            Some(line) => line,
+            None => break,
+        };
+        let Some(point) = line.strip_prefix("at ") else {
+            let who = line.chars().next().context("an empty line")?;
+            said.entry(who).or_default().push(line);
+            continue;
+        };
+        let (name, pid) = point.split_once(' ').context("a point without a number")?;
+        let who = name.chars().next().context("a point without a name")?;
+        let entry = known.entry(who).or_insert((0, 0));
+        entry.0 = pid.parse()?;
+        for (who, (pid, steps)) in &mut known {
+            let way = if *who == 'P' { parent } else { child };
+            let Some(node) = way.get(*steps % way.len().max(1)) else { continue };
+            *steps += 1;
+            let done = try_move(cluster, *pid, node)?;
+            log.push(format!("{who} {pid} to {node}: {}", done.err().trim()));
+            // Who has ended may be held by the keeper for a moment.
+            let held = !name.starts_with(*who) && done.err().contains("traces it already");
+            if done.status != 0 && !held && !ENDED.iter().any(|words| done.err().contains(words)) {
+                bail!("at {name}: {who} to {node}: {}", done.err());
+            }
+        }
+        fs::write(points.join(name), "")?;
+    }
+    let (rest, status) = p.end()?;
+    ensure!(rest.is_empty(), "{rest}");
+    cluster.quiet().with_context(|| log.join("; "))?;
+    Ok((said, status))
+}
+
+fn compare(cluster: &Cluster, case: &str) -> Result<()> {
+    let program = compile(cluster, PROGRAM, &[], false)?;
+    let mut native = None;
+    for (name, parent, child) in ARRANGEMENTS {
+        let open =
+            |(open, parents): &(&str, bool)| *open == case && !(parent.is_empty() && (*parents || child.is_empty()));
+        if OPEN.iter().any(open) {
+            println!("skipped: {name}: open, see docs/status.md");
+            continue;
+        }
+        let began = Instant::now();
+        let seen = run(cluster, &program, case, parent, child).with_context(|| name)?;
+        ensure!(began.elapsed() < ALARM, "{name}: somebody lived until the alarm");
+        let native = native.get_or_insert_with(|| seen.clone());
+        ensure!(
+            *native == seen,
+            "{name}:\n{seen:?}\nnatively:\n{native:?}\nmaster: {}",
+            cluster.log_tail(Role::Master, 8)
+        );
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let test = |case: &'static str| Test::new(case, move |cluster: &Cluster| compare(cluster, case));
+    runner::main(|| Cluster::start(3), CASES.into_iter().map(test).collect(), Cluster::close)
+}

@@ -1,0 +1,180 @@
+//! Which programs travel: runtimes with threads and event loops of their own, C libraries, rights of every kind, large
+//! memory. Each program checks itself and goes around all machines. What is not installed is skipped, and says so.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use bproc_tests::cluster::Cluster;
+use bproc_tests::run::finish;
+use bproc_tests::runner::{self, Test};
+use bproc_tests::traveller::{AROUND, Traveller, around, compile, try_move};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn source(name: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/programs")).join(name)
+}
+
+/// Is it in the path? Else says that the test is skipped.
+fn has(program: &str) -> bool {
+    let mut which = Command::new("sh");
+    let found = which.args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status();
+    let found = found.is_ok_and(|status| status.success());
+    if !found {
+        println!("skipped: no {program} on this machine");
+    }
+    found
+}
+
+fn go(cluster: &Cluster) -> Result<()> {
+    if !has("go") {
+        return Ok(());
+    }
+    let program = cluster.dir().join("log/wander-go");
+    let mut build = Command::new("go");
+    build.args(["build", "-o"]).arg(&program).arg(source("wander.go"));
+    build.env("GOCACHE", cluster.dir().join("log/go")).env("GO111MODULE", "off").env("CGO_ENABLED", "0");
+    let built = finish(&mut build, b"", LIMIT)?;
+    ensure!(built.status == 0, "{}", built.err());
+    around(cluster, &mut Command::new(program), &AROUND)
+}
+
+fn tokio(cluster: &Cluster) -> Result<()> {
+    let program = Path::new(env!("CARGO_BIN_EXE_bproc-wander"));
+    if !program.exists() {
+        println!("skipped: no {} on this machine", program.display());
+        return Ok(());
+    }
+    around(cluster, &mut Command::new(program), &AROUND)
+}
+
+fn node(cluster: &Cluster) -> Result<()> {
+    if !has("node") {
+        return Ok(());
+    }
+    around(cluster, Command::new("node").arg(source("wander.js")), &AROUND)
+}
+
+fn python(cluster: &Cluster) -> Result<()> {
+    if !has("python3") {
+        return Ok(());
+    }
+    let numpy = Command::new("python3").args(["-c", "import numpy"]).stderr(Stdio::null()).status()?;
+    if !numpy.success() {
+        println!("skipped: numpy, which this python does not have");
+    }
+    // pyenv's is a script, which executes the real one.
+    let mut real = Command::new("python3");
+    let real = finish(real.args(["-c", "import sys; print(sys.executable)"]), b"", LIMIT)?;
+    let mut program = Command::new(real.out().trim());
+    around(cluster, program.env("OPENBLAS_NUM_THREADS", "3").arg(source("wander.py")).arg("30"), &AROUND)
+}
+
+fn musl(cluster: &Cluster) -> Result<()> {
+    if !has("musl-gcc") {
+        return Ok(());
+    }
+    for (name, flags, arguments) in [
+        ("all.c", &["-DROUNDS=400", "-static"][..], &[][..]),
+        ("threads.c", &["-DROUNDS=60", "-DPAUSE=100000"], &["8"]),
+    ] {
+        let program = cluster.dir().join(format!("log/musl-{name}.out"));
+        let mut gcc = Command::new("musl-gcc");
+        gcc.args(["-O1", "-pthread", "-D_GNU_SOURCE"]).args(flags).arg("-o").arg(&program);
+        let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../vmadump/tests/programs")).join(name);
+        let done = finish(gcc.arg(source), b"", LIMIT)?;
+        ensure!(done.status == 0, "musl-gcc {name}: {}", done.err());
+        // Before Linux 6.15 POSIX timers cannot go back to where they were.
+        let way = if name == "all.c" && !timers_return() { &["0", "1", "2"][..] } else { &AROUND };
+        around(cluster, Command::new(program).args(arguments), way).with_context(|| format!("musl {name}"))?;
+    }
+    Ok(())
+}
+
+fn timers_return() -> bool {
+    // SAFETY: PR_TIMER_CREATE_RESTORE_IDS_GET takes no pointer and changes nothing.
+    unsafe { libc::prctl(77, 2, 0, 0, 0) >= 0 }
+}
+
+fn descriptors(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, "vmadump/tests/programs/fds.c", &["-DROUNDS=60", "-DPAUSE=50000"], false)?;
+    around(cluster, &mut Command::new(program), &AROUND)
+}
+
+fn sixty_four_threads(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, "tests/programs/sync.c", &[], false)?;
+    around(cluster, &mut Command::new(program), &AROUND)
+}
+
+fn sparse(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, "tests/programs/sparse.c", &[], false)?;
+    around(cluster, &mut Command::new(program), &AROUND)
+}
+
+fn rights(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, "tests/programs/rights.c", &[], false)?;
+    for words in [
+        &["nice", "batch", "slack", "processor", "reaper"][..],
+        &["fifo", "filter"],
+        &["user", "nice", "processor"],
+        &["user", "filter", "privileges"],
+        &["user", "privileges", "nice", "slack"],
+        &["privileges", "filter"],
+    ] {
+        let mut command = Command::new(&program);
+        around(cluster, command.args(words), &AROUND).with_context(|| words.join(" "))?;
+    }
+    Ok(())
+}
+
+/// Rights that a user got from elsewhere stay where they are, and so does who has them.
+fn rights_beyond_the_user(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, "tests/programs/rights.c", &[], false)?;
+    let mut program = Traveller::start(Command::new(program).args(["user", "capabilities"]))?;
+    program.until("round 0")?;
+    let done = try_move(cluster, program.pid(), "0")?;
+    ensure!(done.status == 1 && done.err().contains("has capabilities (0x401), which stay here"), "{done:?}");
+    let (rest, status) = program.end()?;
+    ensure!(rest.ends_with("done\n") && status == 42 << 8, "{rest}, status {status:#x}");
+    cluster.quiet()
+}
+
+/// Everything that cannot be carried is told at once, before the process is stopped.
+fn refusals(cluster: &Cluster) -> Result<()> {
+    if !has("python3") {
+        return Ok(());
+    }
+    let script = "import socket, time, mmap, os, sys\n\
+                  s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen()\n\
+                  f = open(sys.argv[1], 'wb+'); f.truncate(8192); m = mmap.mmap(f.fileno(), 8192)\n\
+                  os.unlink(sys.argv[1]); r, w = os.pipe()\n\
+                  if os.fork() == 0: time.sleep(100)\n\
+                  print('ready', flush=True); time.sleep(100)";
+    let mut command = Command::new("python3");
+    let mut program = Traveller::start(command.args(["-c", script]).arg(cluster.dir().join("log/unlinked")))?;
+    program.until("ready")?;
+    let done = try_move(cluster, program.pid(), "0")?;
+    for words in ["socket", "deleted file", "pipe", "shares the memory"] {
+        ensure!(done.status == 1 && done.err().contains(words), "{done:?} instead of {words}");
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let tests = vec![
+        Test::new("go", go),
+        Test::new("rust_with_tokio", tokio),
+        Test::new("node", node),
+        Test::new("python_with_threads", python),
+        Test::new("musl", musl),
+        Test::new("descriptors_of_its_own", descriptors),
+        Test::new("sixty_four_threads", sixty_four_threads),
+        Test::new("sparse", sparse),
+        Test::new("rights", rights),
+        Test::new("rights_beyond_the_user", rights_beyond_the_user),
+        Test::new("refusals_all_at_once", refusals),
+    ];
+    runner::main(|| Cluster::start(3), tests, Cluster::close)
+}
