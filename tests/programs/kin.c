@@ -216,6 +216,7 @@ static void stopped(void) {
     if (!c) {
         raise(SIGSTOP);
         say("goes on", 1);
+        here("1");
         for (;;) pause();
     }
     told(c, WUNTRACED);
@@ -223,6 +224,7 @@ static void stopped(void) {
     told(c, WNOHANG | WUNTRACED);
     say("kill", kill(c, SIGCONT));
     told(c, WCONTINUED);
+    passed("C1");
     here("2");
     say("kill", kill(c, SIGSTOP));
     told_all(c, WSTOPPED);

@@ -38,8 +38,10 @@ impl Seen {
 }
 
 fn all(pid: i32) -> Result<Vec<Seen>, Error> {
-    let dir =
-        fs::read_dir(format!("/proc/{pid}/fd")).map_err(|e| SysError::from_io("read the descriptors of", pid, &e))?;
+    let dir = fs::read_dir(format!("/proc/{pid}/fd")).map_err(|e| match e.raw_os_error() {
+        Some(libc::ENOENT | libc::ESRCH) => Error::Gone(pid),
+        _ => SysError::from_io("read the descriptors of", pid, &e).into(),
+    })?;
     let mut seen: Vec<Seen> = dir
         .flatten()
         .filter_map(|entry| {
