@@ -157,7 +157,16 @@ impl Traveller {
     }
 
     pub fn dump_and_end(&mut self) {
-        let frozen = freeze(self.pid, &self.options).unwrap_or_else(|e| panic!("move {}: {e}", self.moves));
+        let mut tries = 100;
+        let frozen = loop {
+            match freeze(self.pid, &self.options) {
+                Ok(frozen) => break frozen,
+                // A shell in the middle of a redirection has its output under another number, too.
+                Err(e) if tries > 0 && e.to_string().contains("open files cannot be carried") => tries -= 1,
+                Err(e) => panic!("move {}: {e}", self.moves),
+            }
+            std::thread::yield_now();
+        };
         frozen.write_image(File::create(&self.image).unwrap()).unwrap();
         frozen.kill().unwrap();
         self.reap();
