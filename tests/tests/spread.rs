@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bproc_common::errno::{BE_INVALIDNODE, BE_NODEDOWN};
 use bproc_tests::cluster::{Cluster, Options, Role, apart, eventually, signal_to};
+use bproc_tests::midway::movers;
 use bproc_tests::procs::{self, Proc};
 use bproc_tests::runner::{self, Test};
 use bproc_tests::traveller::{Traveller, compile};
@@ -153,11 +154,6 @@ fn one_is_down(cluster: &Cluster) -> Result<()> {
 
 fn stop_at(cluster: &Cluster) -> std::path::PathBuf {
     cluster.dir().join("libexec/bproc/bproc-mover.stop-at")
-}
-
-fn movers(cluster: &Cluster) -> Vec<Proc> {
-    let program = cluster.dir().join("libexec/bproc/bproc-mover");
-    procs::all().into_iter().filter(|p| p.exe == program).collect()
 }
 
 /// The node whose mover this is.
