@@ -103,6 +103,12 @@ fn descriptors(cluster: &Cluster) -> Result<()> {
     around(cluster, &mut Command::new(program), &AROUND)
 }
 
+fn memory_files(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, "vmadump/tests/programs/memory.c", &["-DROUNDS=60", "-DPAUSE=50000"], false)?;
+    around(cluster, &mut Command::new(&program), &AROUND)?;
+    around(cluster, Command::new(&program).arg("65534"), &AROUND).context("another user")
+}
+
 fn sixty_four_threads(cluster: &Cluster) -> Result<()> {
     let program = compile(cluster, "tests/programs/sync.c", &[], false)?;
     around(cluster, &mut Command::new(program), &AROUND)
@@ -150,13 +156,14 @@ fn refusals(cluster: &Cluster) -> Result<()> {
                   s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen()\n\
                   f = open(sys.argv[1], 'wb+'); f.truncate(8192); m = mmap.mmap(f.fileno(), 8192)\n\
                   os.unlink(sys.argv[1]); r, w = os.pipe()\n\
+                  d = os.memfd_create('common')\n\
                   if os.fork() == 0: time.sleep(100)\n\
                   print('ready', flush=True); time.sleep(100)";
     let mut command = Command::new("python3");
     let mut program = Traveller::start(command.args(["-c", script]).arg(cluster.dir().join("log/unlinked")))?;
     program.until("ready")?;
     let done = try_move(cluster, program.pid(), "0")?;
-    for words in ["socket", "deleted file", "pipe", "shares the memory"] {
+    for words in ["socket", "deleted file", "pipe", "shares the memory", "memfd common, which process"] {
         ensure!(done.status == 1 && done.err().contains(words), "{done:?} instead of {words}");
     }
     Ok(())
@@ -170,6 +177,7 @@ fn main() -> ExitCode {
         Test::new("python_with_threads", python),
         Test::new("musl", musl),
         Test::new("descriptors_of_its_own", descriptors),
+        Test::new("memory_files", memory_files),
         Test::new("sixty_four_threads", sixty_four_threads),
         Test::new("sparse", sparse),
         Test::new("rights", rights),

@@ -38,11 +38,13 @@ pub(crate) struct Compiler<'a> {
     pub(crate) instead: &'a [(u32, Vec<u8>)],
     /// Files that are open and verified already: index, descriptor.
     pub(crate) ready: &'a [(u32, i32)],
+    /// Descriptor at which the first memory file waits; the others follow.
+    pub(crate) memory_files: i32,
 }
 
 impl<'a> Compiler<'a> {
     pub(crate) fn new(image: &'a Image, batch: &'a mut Batch, slot: i32, instead: &'a [(u32, Vec<u8>)]) -> Self {
-        Compiler { image, batch, slot, opened: Vec::new(), filled: Vec::new(), instead, ready: &[] }
+        Compiler { image, batch, slot, opened: Vec::new(), filled: Vec::new(), instead, ready: &[], memory_files: 0 }
     }
 
     /// Steps that build the memory, up to the pages.
@@ -69,6 +71,7 @@ impl<'a> Compiler<'a> {
             Op::Anon(map) => self.map(map, libc::MAP_ANONYMOUS, -1),
             Op::Shared(size, maps) => self.shared(*size, maps),
             Op::File(file, maps) => self.file(*file, maps),
+            Op::MemoryFile(file, maps) => self.memory_file(*file, maps),
             Op::Advise { start, len, advice } => {
                 self.batch.may(libc::SYS_madvise, &[*start, *len, *advice as u64], "advise an area");
             }
@@ -98,6 +101,46 @@ impl<'a> Compiler<'a> {
             self.map(map, 0, self.slot);
         }
         self.batch.must(libc::SYS_close, &[self.slot as u64], "close shared memory");
+    }
+
+    /// Permission bits are those of a fresh one until it is sealed.
+    fn memory_file(&mut self, index: u32, maps: &[MapAt]) {
+        let file = &self.image.memory_files[index as usize];
+        let (slot, place) = (self.slot as u64, (self.memory_files + index as i32) as u64);
+        let name = self.batch.text(&file.name);
+        let flags = u64::from(libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING);
+        self.batch.must(libc::SYS_memfd_create, &[name, flags], "make a memory file");
+        self.batch.must(libc::SYS_ftruncate, &[slot, file.size], "size a memory file");
+        self.batch.must(libc::SYS_dup3, &[slot, place, libc::O_CLOEXEC as u64], "place a descriptor");
+        self.batch.must(libc::SYS_close, &[slot], "close a descriptor");
+        maps.iter().for_each(|map| self.map(map, 0, place as i32));
+    }
+
+    fn sealed(&mut self, index: u32, contents: Option<(u64, u64)>, maps: &[MapAt]) {
+        const F_SEAL_EXEC: u32 = 0x20;
+        const FRESH: u32 = 0o777;
+        let file = &self.image.memory_files[index as usize];
+        let place = self.memory_files + index as i32;
+        if let Some((start, len)) = contents {
+            self.batch.must(libc::SYS_munmap, &[start, len], "unmap a memory file");
+        }
+        if file.mode & FRESH != FRESH {
+            self.batch.may(
+                libc::SYS_fchmod,
+                &[place as u64, (file.mode & FRESH).into()],
+                "set the mode of a memory file",
+            );
+        }
+        // Before Linux 6.3 there was no such seal; it comes before the one that forbids others.
+        for (seals, must) in [(file.seals & F_SEAL_EXEC, false), (file.seals & !F_SEAL_EXEC, true)] {
+            let args = [place as u64, libc::F_ADD_SEALS as u64, seals.into()];
+            match must {
+                _ if seals == 0 => {}
+                true => drop(self.batch.must(libc::SYS_fcntl, &args, "seal a memory file")),
+                false => drop(self.batch.may(libc::SYS_fcntl, &args, "seal a memory file")),
+            }
+        }
+        maps.iter().for_each(|map| self.map(map, 0, place));
     }
 
     fn path(&mut self, file: u32) -> u64 {
@@ -141,6 +184,7 @@ impl<'a> Compiler<'a> {
             Op::Lock { start, len } => {
                 self.batch.may(libc::SYS_mlock, &[*start, *len], "lock an area");
             }
+            Op::Sealed(file, contents, maps) => self.sealed(*file, *contents, maps),
             Op::Marks => self.marks(),
             Op::Actions => self.actions(),
             Op::Surroundings => {
@@ -405,7 +449,7 @@ pub(crate) fn same_file(file: &FileRef, stat: &[u8], head: &[u8]) -> Result<(), 
     Ok(())
 }
 
-/// Does some area need this file?
+/// Is anything opened or made in the user's name before the pages come?
 pub(crate) fn maps_files(image: &Image) -> bool {
-    image.areas.iter().any(|a| matches!(a.kind, AreaKind::File { .. }))
+    !image.memory_files.is_empty() || image.areas.iter().any(|a| matches!(a.kind, AreaKind::File { .. }))
 }

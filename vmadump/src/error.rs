@@ -113,6 +113,9 @@ pub enum Refusal {
     /// The inside driver cannot make threads.
     #[error("the image has {0} threads; a process cannot turn itself into it (use vmadump undump)")]
     InsideThreads(usize),
+    /// The inside driver makes no descriptors.
+    #[error("the image has {0} memory files (memfd); a process cannot turn itself into it (use vmadump undump)")]
+    InsideMemoryFiles(usize),
     /// More rights than allowed.
     #[error("the image asks for rights that its owner does not have here: {0}")]
     Rights(String),

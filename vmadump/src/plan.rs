@@ -75,8 +75,13 @@ pub enum Op {
     Shared(u64, Vec<MapAt>),
     /// A file (index in the file table) and its mappings.
     File(u32, Vec<MapAt>),
+    /// A memory file (index in the table), which stays open until the descriptors are made, and what maps it while
+    /// the pages come.
+    MemoryFile(u32, Vec<MapAt>),
     /// Here the pages are put in.
     Pages,
+    /// The memory file is whole: where its contents were mapped, and what maps it only then.
+    Sealed(u32, Option<(u64, u64)>, Vec<MapAt>),
     /// Final protection.
     Protect {
         /// First address.
@@ -201,7 +206,9 @@ pub fn plan(image: &Image, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refus
     {
         ops.push(Op::Advise { start: area.start, len: area.end - area.start, advice: libc::MADV_HUGEPAGE });
     }
+    let sealed = memory_files(image, &mut ops);
     ops.push(Op::Pages);
+    ops.extend(sealed);
     finish_areas(&image.areas, &mut ops);
     ops.extend([Op::Marks, Op::Actions, Op::Surroundings, Op::Fds]);
     ops.push(Op::Limits(Box::new(limits(image, facts))));
@@ -307,7 +314,9 @@ fn mappings(image: &Image, ops: &mut Vec<Op>) {
         match area.kind {
             AreaKind::Anon | AreaKind::Data => ops.push(Op::Anon(at(area, 0))),
             AreaKind::File { file, offset } => add(&mut files, file, at(area, offset)),
+            AreaKind::Shared { object, .. } if shown(image, object) => {}
             AreaKind::Shared { object, offset } => add(&mut objects, object, at(area, offset)),
+            AreaKind::Contents { .. } => {}
         }
     }
     ops.extend(files.into_iter().map(|(file, maps)| Op::File(file, maps)));
@@ -315,6 +324,35 @@ fn mappings(image: &Image, ops: &mut Vec<Op>) {
         let size = maps.iter().map(|m| m.offset + m.len).max().unwrap_or(0);
         Op::Shared(size, maps)
     }));
+}
+
+/// Is the shared memory a memory file?
+fn shown(image: &Image, object: u32) -> bool {
+    image.memory_files.iter().any(|file| file.object == Some(object))
+}
+
+/// Makes memory files, as far as it can be done before their contents come; the steps after that are returned.
+fn memory_files(image: &Image, ops: &mut Vec<Op>) -> Vec<Op> {
+    let mut after = Vec::new();
+    for (index, file) in image.memory_files.iter().enumerate() {
+        let index = index as u32;
+        let contents = image.areas.iter().find(|a| a.kind == AreaKind::Contents { file: index });
+        let mut maps: Vec<MapAt> = image
+            .areas
+            .iter()
+            .filter_map(|area| match area.kind {
+                AreaKind::Shared { object, offset } if Some(object) == file.object => Some(at(area, offset)),
+                _ => None,
+            })
+            .collect();
+        // Where nobody may write any more, only those mappings are allowed that came after; elsewhere those that came
+        // before may be the ones that are.
+        let late = if file.seals & libc::F_SEAL_WRITE as u32 != 0 { std::mem::take(&mut maps) } else { Vec::new() };
+        maps.extend(contents.map(|area| MapAt { flags: libc::MAP_SHARED, ..at(area, 0) }));
+        ops.push(Op::MemoryFile(index, maps));
+        after.push(Op::Sealed(index, contents.map(|area| (area.start, area.end - area.start)), late));
+    }
+    after
 }
 
 const ADVICE: [(u32, i32); 8] = [

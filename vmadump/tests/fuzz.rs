@@ -353,7 +353,7 @@ fn anonymous(image: &[u8]) -> Vec<u8> {
 #[ignore = "writes into the sources"]
 fn make_corpus() {
     in_namespace("make_corpus", Duration::from_secs(60), || {
-        for (name, flags) in [("count", &["-static"][..]), ("all", &[]), ("threads", &[])] {
+        for (name, flags) in [("count", &["-static"][..]), ("all", &[]), ("threads", &[]), ("memory", &[])] {
             let mut command = Command::new(compile(name, flags));
             let mut program = Traveller::start(command.arg("3").env_clear());
             program.line();

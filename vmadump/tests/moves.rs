@@ -94,6 +94,15 @@ fn descriptors_of_its_own() {
 }
 
 #[test]
+fn memory_files() {
+    in_namespace("memory_files", LIMIT, || {
+        let program = compile("memory", &[]);
+        around(&mut Command::new(&program), 10);
+        around(Command::new(&program).arg("65534"), 4);
+    });
+}
+
+#[test]
 fn sixty_four_threads_static() {
     in_namespace("sixty_four_threads_static", LIMIT, || {
         around(Command::new(compile("threads", &["-static"])).arg("64"), 5)

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 
 use super::{DUMP_EXEC, DUMP_LIBS, DUMP_OTHER};
 use crate::error::Refusal;
-use crate::image::{Area, AreaKind, FileRef, TASK_END, advice};
+use crate::image::{Area, AreaKind, FileRef, MemoryFile, TASK_END, advice};
 use crate::procfs::{self, Map};
 use crate::wire::Bytes;
 
@@ -21,6 +21,8 @@ pub(crate) struct Layout {
     pub(crate) readable: Vec<u64>,
     /// Objects that must not be shared with anyone: device, inode, name.
     objects: Vec<((u32, u32), u64, String)>,
+    /// Memory files that descriptors lead to: device, inode.
+    pub(crate) memory: Vec<((u64, u64), MemoryFile)>,
 }
 
 const ADVICE: [(&[u8; 2], u32); 10] = [
@@ -180,6 +182,17 @@ impl Layout {
         }
     }
 
+    /// Has it memory that somebody could share?
+    pub(crate) fn shares(&self) -> bool {
+        !self.objects.is_empty()
+    }
+
+    /// Number of the shared memory that is this file (device, inode).
+    pub(crate) fn object_of(&self, (dev, inode): (u64, u64)) -> Option<u32> {
+        let of = (libc::major(dev), libc::minor(dev));
+        self.objects.iter().position(|o| (o.0, o.1) == (of, inode)).map(|at| at as u32)
+    }
+
     /// Refuses memory that another process maps too.
     pub(crate) fn alone(&self, pid: i32) -> Result<(), Refusal> {
         if self.objects.is_empty() {
@@ -188,11 +201,14 @@ impl Layout {
         let owner = |pid: i32| fs::metadata(format!("/proc/{pid}")).map(|m| m.uid()).ok();
         let mine = owner(pid);
         let Ok(dir) = fs::read_dir("/proc") else { return Ok(()) };
-        for other in dir.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok()) {
-            // Whoever shares memory got it by fork or from the same user.
-            if other == pid || owner(other) != mine {
-                continue;
-            }
+        let all = dir.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+        // Whoever shares memory got it by fork or from the same user.
+        self.alone_among(all.filter(|other| *other != pid && owner(*other) == mine))
+    }
+
+    /// Refuses memory that one of these maps too.
+    pub(crate) fn alone_among(&self, others: impl Iterator<Item = i32>) -> Result<(), Refusal> {
+        for other in others {
             let Ok(text) = fs::read(format!("/proc/{other}/maps")) else { continue };
             for map in procfs::maps(&text).iter().filter(|m| m.inode != 0) {
                 if let Some((.., what)) = self.objects.iter().find(|o| (o.0, o.1) == (map.dev, map.inode)) {

@@ -7,10 +7,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::FdPolicy;
 use super::areas::Layout;
+use super::contents;
 use super::survey::file_ref;
 use crate::error::{Error, Refusal, Uncarried};
 use crate::image::{Fd, FdKind};
-use crate::procfs::{fdinfo, timer_ns, watched};
+use crate::procfs::{fdinfo, maps, timer_ns, watched};
 use crate::sys::SysError;
 use crate::sys::channel::{self, peek_pipe, peek_stream, pipe_size, unix_peer};
 use crate::sys::files;
@@ -19,14 +20,15 @@ use crate::sys::process::{get_fd, same_file};
 /// More bytes than any pipe or pair of sockets of a sane program holds unread.
 const MOST_WAITING: usize = 4 << 20;
 
-struct Seen {
-    fd: i32,
+/// A descriptor as /proc shows it.
+pub(super) struct Seen {
+    pub(super) fd: i32,
     link: Vec<u8>,
-    info: String,
+    pub(super) info: String,
 }
 
 impl Seen {
-    fn flags(&self) -> u32 {
+    pub(super) fn flags(&self) -> u32 {
         fdinfo(&self.info, "flags").and_then(|f| u32::from_str_radix(f, 8).ok()).unwrap_or(0)
     }
 
@@ -83,11 +85,13 @@ pub(super) fn refused(pid: i32, policy: FdPolicy, own: &Channels) -> Result<Opti
     Ok((!lost.is_empty()).then_some(Refusal::OpenFiles(lost)))
 }
 
-/// Pipes and pairs of sockets that nobody else has a part of.
+/// Pipes and pairs of sockets that nobody else has a part of, and memory files.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Channels {
     /// Inode, and its partner's (its own for a pipe).
     all: HashMap<(bool, u32), u32>,
+    /// Memory files by device and inode: who else has it.
+    pub(super) memory: HashMap<(u64, u64), Option<i32>>,
 }
 
 impl Channels {
@@ -103,8 +107,13 @@ impl Channels {
         all.extend(sockets.iter().filter_map(|inode| Some(((true, *inode), peer(inode)?))));
         let name = |(socket, inode): (bool, u32)| format!("{}:[{inode}]", if socket { "socket" } else { "pipe" });
         all.retain(|key, _| !streams.contains(name(*key).as_bytes()));
-        let mut channels = Channels { all };
-        if !channels.all.is_empty() {
+        let memory = seen.iter().filter(|s| s.fd > 2 && contents::name(&s.link).is_some());
+        let memory: HashMap<_, _> = memory.filter_map(|s| Some((contents::identity(pid, s.fd)?, None))).collect();
+        let mut channels = Channels { all, memory };
+        if !channels.memory.is_empty() {
+            // It may have been sent to anybody.
+            channels.leave_shared(pid, &numbers());
+        } else if !channels.all.is_empty() {
             channels.leave_shared(pid, &others_of(pid));
         }
         Ok(channels)
@@ -114,20 +123,38 @@ impl Channels {
     fn leave_shared(&mut self, pid: i32, others: &[i32]) {
         for other in others.iter().filter(|other| **other != pid) {
             for link in fs::read_dir(format!("/proc/{other}/fd")).into_iter().flatten().flatten() {
-                let Ok(link) = fs::read_link(link.path()) else { continue };
+                let at = link.path();
+                let Ok(link) = fs::read_link(&at) else { continue };
                 let seen = Seen { fd: 0, link: link.into_os_string().into_encoded_bytes(), info: String::new() };
+                if contents::name(&seen.link).is_some() {
+                    let Ok(meta) = fs::metadata(at) else { continue };
+                    self.memory.entry((meta.dev(), meta.ino())).and_modify(|with| *with = Some(*other));
+                    continue;
+                }
                 let key = seen.inode(b"pipe").map(|i| (false, i)).or(seen.inode(b"socket").map(|i| (true, i)));
                 if let Some(partner) = key.and_then(|key| self.all.remove(&key)) {
                     self.all.remove(&(true, partner));
                 }
             }
+            if !self.memory.is_empty() {
+                self.leave_mapped(*other);
+            }
+        }
+    }
+
+    /// Memory files that this other process maps.
+    fn leave_mapped(&mut self, other: i32) {
+        let text = fs::read(format!("/proc/{other}/maps")).unwrap_or_default();
+        for map in maps(&text).iter().filter(|map| map.deleted && map.name.starts_with(b"/memfd:")) {
+            let key = (libc::makedev(map.dev.0, map.dev.1), map.inode);
+            self.memory.entry(key).and_modify(|with| *with = Some(other));
         }
     }
 
     /// In the stopped process: without those that a child got since.
     pub(super) fn again(&self, pid: i32) -> Channels {
         let mut now = self.clone();
-        if !now.all.is_empty() {
+        if !now.all.is_empty() || !now.memory.is_empty() {
             now.leave_shared(pid, &super::survey::children(pid));
         }
         now
@@ -138,8 +165,15 @@ impl Channels {
 fn others_of(pid: i32) -> Vec<i32> {
     let owner = |pid: i32| fs::metadata(format!("/proc/{pid}")).map(|m| m.uid()).ok();
     let mine = owner(pid);
+    let mut all = numbers();
+    all.retain(|other| owner(*other) == mine);
+    all
+}
+
+/// All processes.
+fn numbers() -> Vec<i32> {
     let dir = fs::read_dir("/proc").into_iter().flatten().flatten();
-    dir.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(|other| owner(*other) == mine).collect()
+    dir.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// The descriptors for the image.
@@ -167,7 +201,7 @@ pub(super) fn read(pid: i32, policy: FdPolicy, layout: &mut Layout, own: &Channe
     Ok(out)
 }
 
-fn lost(what: &str) -> FdKind {
+pub(super) fn lost(what: &str) -> FdKind {
     FdKind::NotCarried { what: what.as_bytes().to_vec().into() }
 }
 
@@ -181,6 +215,9 @@ fn kind(pid: i32, seen: &Seen, layout: &mut Layout, own: &Channels) -> FdKind {
     }
     if let Some(inode) = seen.inode(b"socket").filter(|i| own.all.contains_key(&(true, *i)) && seen.fd > 2) {
         return socket(pid, seen, inode).unwrap_or_else(|| lost("socket"));
+    }
+    if let Some(name) = contents::name(&seen.link).filter(|_| seen.fd > 2) {
+        return contents::descriptor(pid, seen, name, layout, own);
     }
     let Ok(meta) = fs::metadata(format!("/proc/{pid}/fd/{}", seen.fd)) else { return lost(&link) };
     let kind = meta.file_type();

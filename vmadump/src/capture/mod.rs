@@ -9,6 +9,7 @@
 //! process is stopped but its own: if this program dies, it goes on.
 
 mod areas;
+mod contents;
 mod fds;
 mod ghost;
 mod pages;
@@ -144,7 +145,8 @@ fn learn(survey: Survey, room: Room, memory: MemFile, mut threads: Vec<Tracee>) 
     let mut image = asked?;
     cleared?;
     layout.tell_readable(&mut image);
-    let source = Source::new(pid, memory, room, &mut image)?;
+    let contents = contents::lay(pid, &mut image, &mut used)?;
+    let source = Source::new(pid, memory, room, &mut image, contents)?;
     Ok(Frozen { pid, threads, image, source, gate, mapped })
 }
 

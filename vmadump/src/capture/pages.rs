@@ -1,11 +1,15 @@
 //! The pages of a stopped process, found and streamed. Memory here does not grow with the image.
 
+use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 
 use super::Progress;
+use super::contents::Contents;
 use crate::error::Error;
 use crate::image::{AreaKind, Image, PAGE, Run, Writer};
+use crate::sys::SysError;
 use crate::sys::memory::{MemFile, PageMap, Which, read_many};
 
 /// Bytes of pages in a block: fits the second-level cache, many blocks keep a link busy.
@@ -28,20 +32,39 @@ pub(crate) struct Source {
     pid: i32,
     memory: MemFile,
     room: Mutex<Room>,
-    /// Ranges to read, upwards, none spanning two areas; true: only /proc/PID/mem can read it; true: zero pages may
-    /// be left out.
-    ranges: Vec<(u64, u64, bool, bool)>,
+    /// Ranges to read, upwards, none spanning two areas; true: zero pages may be left out.
+    ranges: Vec<(u64, u64, How, bool)>,
     pages: u64,
+    contents: Vec<Contents>,
+}
+
+/// How a range is read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum How {
+    /// As memory, many at once.
+    #[default]
+    Fast,
+    /// As memory, by /proc/PID/mem only.
+    Hidden,
+    /// From the memory file of this number.
+    File(usize),
 }
 
 impl Source {
     /// Finds the pages worth sending and tells the areas how many they have. `readable` is known for data areas.
-    pub(crate) fn new(pid: i32, memory: MemFile, room: Room, image: &mut Image) -> Result<Self, Error> {
+    pub(crate) fn new(
+        pid: i32,
+        memory: MemFile,
+        room: Room,
+        image: &mut Image,
+        contents: Vec<Contents>,
+    ) -> Result<Self, Error> {
         let mut map = PageMap::open(pid)?;
-        let mut source = Source { pid, memory, room: Mutex::new(room), ranges: Vec::new(), pages: 0 };
+        let mut source = Source { pid, memory, room: Mutex::new(room), ranges: Vec::new(), pages: 0, contents };
         let mut found = Vec::new();
         for area in &mut image.areas {
             found.clear();
+            let mut how = if area.prot & 1 == 0 { How::Hidden } else { How::Fast };
             match area.kind {
                 AreaKind::Anon => map.ranges(area.start, area.end, Which::Present, &mut found)?,
                 AreaKind::File { .. } if area.shared => {}
@@ -53,11 +76,17 @@ impl Source {
                         found.push((area.start, end));
                     }
                 }
+                AreaKind::Contents { .. } => {
+                    if let Some(at) = source.contents.iter().position(|c| c.start == area.start) {
+                        found.extend(&source.contents[at].parts);
+                        how = How::File(at);
+                    }
+                }
             }
             area.pages = found.iter().map(|(from, to)| (to - from) / PAGE).sum();
             let zero = !matches!(area.kind, AreaKind::File { .. });
             source.pages += area.pages;
-            source.ranges.extend(found.iter().map(|(from, to)| (*from, *to, area.prot & 1 == 0, zero)));
+            source.ranges.extend(found.iter().map(|(from, to)| (*from, *to, how, zero)));
         }
         Ok(source)
     }
@@ -76,18 +105,15 @@ impl Source {
         // There may be none: the room is gone after the first time.
         block.data.resize(BLOCK, 0);
         let mut done = 0;
-        for (from, to, hidden, zero) in &self.ranges {
+        for (from, to, how, zero) in &self.ranges {
             let mut at = *from;
             while at < *to {
-                if block.len == BLOCK
-                    || block.pieces.len() == RUNS
-                    || (!block.pieces.is_empty() && block.hidden != *hidden)
-                {
+                if block.len == BLOCK || block.pieces.len() == RUNS || (!block.pieces.is_empty() && block.how != *how) {
                     done += self.flush(&mut block, out)?;
                     progress(done, self.pages);
                 }
                 let len = (*to - at).min((BLOCK - block.len) as u64);
-                block.hidden = *hidden;
+                block.how = *how;
                 block.pieces.push((at, len, *zero));
                 block.len += len as usize;
                 at += len;
@@ -114,8 +140,19 @@ impl Source {
     }
 
     fn fill(&self, block: &mut Block) -> Result<(), Error> {
+        if let How::File(at) = block.how {
+            let Some(contents) = self.contents.get(at) else { return Ok(()) };
+            let mut at = 0;
+            for (from, len, _) in &block.pieces {
+                let room = &mut block.data[at..at + *len as usize];
+                read_file(&contents.file, from - contents.start, room)
+                    .map_err(|e| SysError::from_io("read a memory file of", self.pid, &e))?;
+                at += *len as usize;
+            }
+            return Ok(());
+        }
         let mut got = 0;
-        if !block.hidden {
+        if block.how == How::Fast {
             let ranges: Vec<(u64, u64)> = block.pieces.iter().map(|p| (p.0, p.1)).collect();
             got = read_many(self.pid, &ranges, &mut block.data[..block.len])?;
         }
@@ -139,7 +176,21 @@ struct Block {
     /// Address, bytes, zero pages may be left out.
     pieces: Vec<(u64, u64, bool)>,
     len: usize,
-    hidden: bool,
+    how: How,
+}
+
+/// Bytes of a file; zero beyond its end.
+fn read_file(file: &File, mut at: u64, mut into: &mut [u8]) -> std::io::Result<()> {
+    while !into.is_empty() {
+        let got = file.read_at(into, at)?;
+        if got == 0 {
+            into.fill(0);
+            break;
+        }
+        at += got as u64;
+        into = &mut into[got..];
+    }
+    Ok(())
 }
 
 fn is_zero(page: &[u8]) -> bool {

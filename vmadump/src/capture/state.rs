@@ -388,6 +388,7 @@ fn assemble(
         },
         fds,
         processors,
+        memory_files: layout_files.memory.into_iter().map(|(_, file)| file).collect(),
     })
 }
 

@@ -160,6 +160,9 @@ impl Survey {
         let (layout, changed) = self.again(&procfs::maps(&proc_file(self.pid, "maps")?), self.pid)?;
         if changed {
             layout.alone(self.pid)?;
+        } else if layout.shares() {
+            // Forked since.
+            layout.alone_among(children(self.pid).into_iter())?;
         }
         Ok(layout)
     }

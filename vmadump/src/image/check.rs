@@ -77,6 +77,7 @@ pub(crate) fn check(image: &Image) -> Result<(), Unsound> {
     let far = i64::MAX as u64;
     ensure(timers.posix.iter().all(|t| t.id < 1 << 31 && t.interval_ns <= far && t.left_ns <= far), Unsound::Timers)?;
     ensure(timers.posix.windows(2).all(|w| w[0].id < w[1].id), Unsound::Timers)?;
+    memory_files(image)?;
     fds(image)?;
     let bound = &image.processors;
     ensure(bound.is_empty() || bound.len() == image.threads.len(), Unsound::Threads)?;
@@ -128,7 +129,7 @@ fn areas(image: &Image) -> Result<(), Unsound> {
                     Unsound::Areas,
                 )?;
             }
-            AreaKind::Anon | AreaKind::Data => ensure(!area.shared, Unsound::Areas)?,
+            AreaKind::Anon | AreaKind::Data | AreaKind::Contents { .. } => ensure(!area.shared, Unsound::Areas)?,
         }
     }
     Ok(())
@@ -155,6 +156,31 @@ fn threads(image: &Image) -> Result<(), Unsound> {
     Ok(())
 }
 
+/// The contents of each are as long as it is, and come once; each shows one memory.
+fn memory_files(image: &Image) -> Result<(), Unsound> {
+    const MOST: usize = 1 << 16;
+    /// The longest name that memfd_create takes.
+    const NAME: usize = 249;
+    ensure(image.memory_files.len() <= MOST, Unsound::Fds)?;
+    let mut objects = Vec::new();
+    for file in &image.memory_files {
+        ensure(file.name.len() <= NAME && !file.name.contains(&0) && file.size < 1 << 62, Unsound::Fds)?;
+        objects.extend(file.object);
+    }
+    objects.sort_unstable();
+    ensure(objects.windows(2).all(|two| two[0] != two[1]), Unsound::Fds)?;
+    let mut contents = Vec::new();
+    for area in &image.areas {
+        if let AreaKind::Contents { file } = area.kind {
+            let of = image.memory_files.get(file as usize).ok_or(Unsound::FileIndex)?;
+            ensure(of.size.next_multiple_of(PAGE) == area.end - area.start, Unsound::Areas)?;
+            contents.push(file);
+        }
+    }
+    contents.sort_unstable();
+    ensure(contents.windows(2).all(|two| two[0] != two[1]), Unsound::Areas)
+}
+
 fn fds(image: &Image) -> Result<(), Unsound> {
     const MOST_PAIRS: u32 = 1 << 12;
     let mut last = -1;
@@ -165,6 +191,10 @@ fn fds(image: &Image) -> Result<(), Unsound> {
         match &fd.kind {
             FdKind::Regular { file, offset } => {
                 ensure((*file as usize) < image.files.len(), Unsound::FileIndex)?;
+                ensure(*offset <= i64::MAX as u64, Unsound::Fds)?;
+            }
+            FdKind::Memory { file, offset } => {
+                ensure((*file as usize) < image.memory_files.len(), Unsound::FileIndex)?;
                 ensure(*offset <= i64::MAX as u64, Unsound::Fds)?;
             }
             FdKind::Directory { path } | FdKind::Device { path } => ensure(is_path(path), Unsound::Path)?,

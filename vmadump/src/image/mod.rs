@@ -76,6 +76,8 @@ pub enum Section {
     End = 14,
     /// Of each thread, in their order: processors that it may run on. Optional.
     Processors = 15,
+    /// Table of [`MemoryFile`].
+    MemoryFiles = 16,
 }
 
 /// All of an image but its pages.
@@ -107,6 +109,8 @@ pub struct Image {
     pub fds: Vec<Fd>,
     /// Of each thread: processors that it is bound to, a bit each; empty: it may run on all. Or no thread is bound.
     pub processors: Vec<Bytes>,
+    /// Memory files that descriptors lead to.
+    pub memory_files: Vec<MemoryFile>,
 }
 
 impl Image {

@@ -107,6 +107,7 @@ struct Parts {
     process: Option<super::Process>,
     fds: Option<Vec<super::Fd>>,
     processors: Option<Vec<Bytes>>,
+    memory_files: Option<Vec<super::MemoryFile>>,
 }
 
 fn once<T: Wire>(slot: &mut Option<T>, bytes: &[u8]) -> Result<(), FormatError> {
@@ -216,7 +217,7 @@ impl<R: Read> Reader<R> {
             if head.kind == Section::Pages as u32 {
                 return self.runs(&head).map(Some);
             }
-            if head.critical || head.kind <= Section::End as u32 {
+            if head.critical || head.kind <= Section::End as u32 || head.kind == Section::MemoryFiles as u32 {
                 return Err(FormatError::UnknownSection(head.kind));
             }
             if head.len > MAX_SECTION {
@@ -348,6 +349,7 @@ impl Parts {
             11 => once(&mut self.process, bytes),
             12 => once(&mut self.fds, bytes),
             15 => once(&mut self.processors, bytes),
+            16 => once(&mut self.memory_files, bytes),
             kind if head.critical => Err(FormatError::UnknownSection(kind)),
             _ => Ok(()),
         }
@@ -369,6 +371,7 @@ impl Parts {
             process: self.process.ok_or_else(missing)?,
             fds: self.fds.ok_or_else(missing)?,
             processors: self.processors.unwrap_or_default(),
+            memory_files: self.memory_files.unwrap_or_default(),
         })
     }
 }

@@ -149,6 +149,28 @@ wire_enum! {
             /// Offset in the object, bytes.
             offset: u64,
         },
+        /// No memory of the process: what a memory file holds, from its first byte on, at addresses that nothing else
+        /// has. Mapped only while the pages come.
+        Contents = 4 {
+            /// Index into the table of memory files.
+            file: u32,
+        },
+    }
+}
+
+wire_struct! {
+    /// A file that is nothing but memory (memfd_create), and that no other process has.
+    pub struct MemoryFile {
+        /// Its name, which only /proc tells.
+        pub name: Bytes,
+        /// Bytes.
+        pub size: u64,
+        /// Permission bits.
+        pub mode: u32,
+        /// F_SEAL_*.
+        pub seals: u32,
+        /// Shared areas of this number show it.
+        pub object: Option<u32>,
     }
 }
 
@@ -428,6 +450,13 @@ wire_enum! {
             kind: u32,
             /// What waits to be read from it.
             data: Bytes,
+        },
+        /// A memory file.
+        Memory = 12 {
+            /// Index into the table of memory files.
+            file: u32,
+            /// Position in bytes.
+            offset: u64,
         },
     }
 }

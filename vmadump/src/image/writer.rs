@@ -62,6 +62,9 @@ impl<W: Write> Writer<W> {
         if !image.processors.is_empty() {
             add(&mut writer, Section::Processors, false, encode(&image.processors));
         }
+        if !image.memory_files.is_empty() {
+            add(&mut writer, Section::MemoryFiles, true, encode(&image.memory_files));
+        }
         writer.emit(&front)?;
         writer.out.flush()?;
         Ok(writer)

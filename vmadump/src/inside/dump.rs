@@ -183,9 +183,10 @@ fn image_of(pid: i32, survey: &Survey, twin: &Twin, context: &Context, mask: u64
         },
         fds: Vec::new(),
         processors: Vec::new(),
+        memory_files: Vec::new(),
     };
     layout.tell_readable(&mut image);
-    let source = Source::new(twin.0, memory, Room::touched(), &mut image)?;
+    let source = Source::new(twin.0, memory, Room::touched(), &mut image, Vec::new())?;
     Ok((image, source))
 }
 

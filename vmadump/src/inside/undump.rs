@@ -51,6 +51,9 @@ fn prepare(from: impl Read) -> Result<Never, Error> {
     if image.threads.len() > 1 {
         return Err(Refusal::InsideThreads(image.threads.len()).into());
     }
+    if !image.memory_files.is_empty() {
+        return Err(Refusal::InsideMemoryFiles(image.memory_files.len()).into());
+    }
     // Allocations of our own may map more memory: leave a wide berth by choosing the place last of all.
     let facts = Facts::here();
     let staging = (image.pages() * PAGE).max(PAGE);

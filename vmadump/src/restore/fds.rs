@@ -26,6 +26,8 @@ pub(super) struct Given {
     high: i32,
     /// First place for the ends of pipes and pairs of sockets.
     free: i32,
+    /// First place of memory files.
+    pub(super) memory_files: i32,
 }
 
 impl Target {
@@ -57,7 +59,7 @@ impl Target {
         let high = top + 1;
         // The soft limit may be too low for so many; the hard one must not be lowered, for there is no way back up.
         let ends = image.fds.iter().filter(|f| matches!(f.kind, FdKind::Pipe { .. } | FdKind::Socket { .. })).count();
-        let need = high as u64 + theirs.len() as u64 + ends as u64 + 8;
+        let need = high as u64 + (theirs.len() + ends + image.memory_files.len()) as u64 + 8;
         let [soft, hard] = process::limit(0, libc::RLIMIT_NOFILE as usize)?;
         if need > if self.child { soft } else { 256 } {
             let room = batch.words(&[need, need.max(hard)]);
@@ -79,7 +81,8 @@ impl Target {
         let fds = options.fds.iter().enumerate().map(|(i, (n, _))| (*n, high + i as i32)).collect();
         let free = high + theirs.len() as i32;
         let cwd = cwd.map(|_| free - 1);
-        Ok(Given { fds, stream: stream.map(|_| high + options.fds.len() as i32), cwd, high, free })
+        let memory_files = free + ends as i32;
+        Ok(Given { fds, stream: stream.map(|_| high + options.fds.len() as i32), cwd, high, free, memory_files })
     }
 
     /// Our descriptors, received by the target over a socket pair that it makes itself.
@@ -120,14 +123,24 @@ impl Compiler<'_> {
     pub(super) fn fds(&mut self, given: &Given, user: bool) -> Vec<i32> {
         let image = self.image;
         let mut dropped = Vec::new();
+        // Number 0 is where every open lands: what belongs there comes last.
+        let mut order: Vec<_> = image.fds.iter().filter(|f| !given.fds.iter().any(|(n, _)| *n == f.fd)).collect();
+        order.sort_by_key(|f| (f.fd == 0, f.fd));
+        // With root's rights where there are these: whoever had them open may not be able to open them again.
+        let mut used = Vec::new();
+        for fd in &order {
+            if let FdKind::Memory { file, offset } = fd.kind {
+                let fresh = !used.contains(&file);
+                self.memory_descriptor(fd.fd, fd.flags, (file, offset), fresh, given);
+                used.push(file);
+            }
+        }
         if user {
             as_user(self.batch, &image.creds[image.leader().creds as usize]);
         }
         self.pairs(given);
-        // Number 0 is where every open lands: what belongs there comes last.
-        let mut order: Vec<_> = image.fds.iter().filter(|f| !given.fds.iter().any(|(n, _)| *n == f.fd)).collect();
-        order.sort_by_key(|f| (f.fd == 0, f.fd));
-        for fd in order.iter().filter(|f| !matches!(f.kind, FdKind::SameAs { .. })) {
+        let made_here = |kind: &FdKind| !matches!(kind, FdKind::SameAs { .. } | FdKind::Memory { .. });
+        for fd in order.iter().filter(|f| made_here(&f.kind)) {
             if !self.open(fd.fd, fd.flags, &fd.kind, given) {
                 dropped.push(fd.fd);
             }
@@ -155,6 +168,27 @@ impl Compiler<'_> {
             }
         }
         dropped
+    }
+
+    /// The first one that may both read and write is the one that made the file, others open it again.
+    fn memory_descriptor(&mut self, number: i32, flags: u32, of: (u32, u64), fresh: bool, given: &Given) {
+        let (place, number) = (given.memory_files + of.0 as i32, number as u64);
+        let cloexec = u64::from(flags & libc::O_CLOEXEC as u32);
+        let keep = flags & !((libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_CLOEXEC) as u32);
+        if fresh && flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32 {
+            self.batch.must(libc::SYS_dup3, &[place as u64, number, cloexec], "place a descriptor");
+            let keep = u64::from(keep & !libc::O_ACCMODE as u32);
+            self.batch.may(libc::SYS_fcntl, &[number, libc::F_SETFL as u64, keep], "set flags of a descriptor");
+        } else {
+            let path = self.batch.text(format!("/proc/self/fd/{place}").as_bytes());
+            let args = [libc::AT_FDCWD as u64, path, keep.into()];
+            self.batch.must(libc::SYS_openat, &args, "open a memory file once more");
+            if number != 0 {
+                self.batch.must(libc::SYS_dup3, &[0, number, cloexec], "place a descriptor");
+                self.batch.must(libc::SYS_close, &[0], "close a descriptor");
+            }
+        }
+        self.batch.must(libc::SYS_lseek, &[number, of.1, 0], "set the position of a file");
     }
 
     /// Pipes and pairs of sockets, filled, at places of their own: while nothing is open below these, a fresh pair is 0 and 1.

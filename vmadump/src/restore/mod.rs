@@ -227,7 +227,7 @@ fn fill<S: ImageSource>(
     let mut batch = target.batch();
     let cwd = if target.powerless { target.directory(&image.process.cwd) } else { None };
     let given = target.take_fds(image, options, stream, cwd.as_ref().map(AsRawFd::as_raw_fd), &mut batch)?;
-    target.build_memory(image, plan, &instead(image, options), batch)?;
+    target.build_memory(image, plan, &instead(image, options), given.memory_files, batch)?;
     let all = image.pages();
     let mut done = 0;
     let mut data = Vec::new();

@@ -331,6 +331,7 @@ impl Target {
         image: &Image,
         plan: &Plan,
         instead: &[(u32, Vec<u8>)],
+        memory_files: i32,
         mut batch: Batch,
     ) -> Result<(), Error> {
         let scratch = self.scratch;
@@ -341,6 +342,7 @@ impl Target {
             as_user(&mut batch, &image.creds[image.leader().creds as usize]);
         }
         let mut compiler = Compiler::new(image, &mut batch, 0, instead);
+        compiler.memory_files = memory_files;
         plan.ops.iter().take_while(|op| **op != Op::Pages).for_each(|op| compiler.memory(op));
         let opened = compiler.opened;
         if user {
@@ -429,6 +431,7 @@ impl Target {
         let alive = self.living_children();
         let mut batch = self.batch();
         let mut compiler = Compiler::new(image, &mut batch, 0, instead);
+        compiler.memory_files = given.memory_files;
         let mut dropped = Vec::new();
         for op in plan.ops.iter().skip_while(|op| **op != Op::Pages).skip(1) {
             match op {

@@ -6,6 +6,7 @@ pub(crate) mod channel;
 pub(crate) mod cpu;
 pub(crate) mod files;
 pub(crate) mod inside;
+pub(crate) mod memfile;
 pub(crate) mod memory;
 pub(crate) mod own;
 pub(crate) mod process;

@@ -25,6 +25,7 @@ fn kind(image: &Image, kind: &AreaKind) -> String {
             format!("file {} +{offset:#x}", image.files.get(*file as usize).map(|f| f.path.text()).unwrap_or_default())
         }
         AreaKind::Shared { object, .. } => format!("shared #{object}"),
+        AreaKind::Contents { file } => format!("contents of memory file {file}"),
     }
 }
 
@@ -32,6 +33,10 @@ fn descriptor(image: &Image, kind: &FdKind) -> String {
     match kind {
         FdKind::Regular { file, offset } => {
             format!("file {} at {offset}", image.files.get(*file as usize).map(|f| f.path.text()).unwrap_or_default())
+        }
+        FdKind::Memory { file, offset } => {
+            let name = image.memory_files.get(*file as usize).map(|f| f.name.text()).unwrap_or_default();
+            format!("memory file {file} ({name}) at {offset}")
         }
         FdKind::Directory { path } => format!("directory {}", path.text()),
         FdKind::Device { path } => format!("device {}", path.text()),
