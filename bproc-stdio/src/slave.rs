@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use bproc_proto::stdio::Chunk;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
@@ -40,11 +40,11 @@ enum Ask {
     Over,
 }
 
+/// Dropped, and with it the ways to its streams: they end.
 struct Process {
     flushes: Vec<mpsc::UnboundedSender<Flush>>,
     /// By number.
     inputs: Vec<(i32, mpsc::UnboundedSender<Ask>)>,
-    abort: AbortHandle,
 }
 
 /// All processes with streams.
@@ -111,21 +111,19 @@ impl Slave {
             calls.spawn(call.run(fd, told));
         }
         let slave = self.clone();
-        let task = tokio::spawn(async move {
+        tokio::spawn(async move {
             let _ = started.await;
             while calls.join_next().await.is_some() {}
             slave.lock().remove(&token);
         });
-        processes.insert(token, Process { flushes, inputs, abort: task.abort_handle() });
+        processes.insert(token, Process { flushes, inputs });
         let _ = go.send(());
         true
     }
 
-    /// Closes the streams of a process.
+    /// Ends the streams of a process, each with its last word: a call that broke off would be taken for lost.
     pub(crate) fn forget(&self, token: Token) {
-        if let Some(process) = self.lock().remove(&token) {
-            process.abort.abort();
-        }
+        self.lock().remove(&token);
     }
 
     /// Comes back when all that the process has written is written at the far end (true) or cannot be (false).
@@ -272,6 +270,7 @@ impl Call {
         let mut sender = Some(sender);
         let mut place = None;
         let mut marks = Marks::default();
+        let mut forgotten = false;
         let ended = loop {
             // Everything read and nobody left to write: the far end closes the call when all is written.
             if source.is_none()
@@ -295,13 +294,16 @@ impl Call {
                     Ok(None) if sender.is_none() => break Ended::Whole,
                     Ok(None) | Err(_) => break Ended::Lost,
                 },
-                Some(done) = flushes.recv() => {
+                asked = flushes.recv(), if !forgotten => {
                     let more = match &source {
                         Some(source) if self.spec.kind() == Kind::Output => source.waiting(),
                         Some(source) => source.waiting().min(FLUSH_MORE),
                         None => 0,
                     };
-                    marks.ask(done, more);
+                    match asked {
+                        Some(done) => marks.ask(done, more),
+                        None => (forgotten, source) = (true, None),
+                    }
                 }
                 got = reserve(&sender), if place.is_none() && sender.is_some() && (source.is_some() || marks.is_due()) => {
                     place = got;
@@ -366,7 +368,7 @@ impl Call {
             let open = input.sink.is_some();
             let idle = input.rest.is_empty();
             tokio::select! {
-                ask = asks.recv(), if !asks.is_closed() => match ask {
+                ask = asks.recv() => match ask {
                     Some(Ask::Recall(done)) => match input.recall().await {
                         Some(()) => {
                             let _ = done.send(true);
@@ -382,7 +384,8 @@ impl Call {
                         }
                     },
                     Some(Ask::Gone | Ask::Over) if !open => break Ended::Whole,
-                    _ => {}
+                    Some(_) => {}
+                    None => break Ended::Broken,
                 },
                 answer = input.answers.message(), if idle => match answer {
                     Ok(Some(chunk)) => {

@@ -196,7 +196,11 @@ pub(crate) fn child(body: impl FnOnce() -> i32) -> Pid {
             libc::_exit(body());
         }
     }
-    Pid::new(pid).expect("fork")
+    let child = Pid::new(pid).expect("fork");
+    // Here too: in this process's group, which may be orphaned, the kernel drops stop signals of the terminal.
+    // SAFETY: no pointers. It fails for one that has executed a program, and so is in its group already.
+    unsafe { libc::setpgid(child.get(), child.get()) };
+    child
 }
 
 /// A child that does nothing until it is killed.
