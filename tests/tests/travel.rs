@@ -301,7 +301,7 @@ fn nodes_give_to_each_other(place: &Place) -> Result<()> {
     place.gives(&format!("bpsh -a {} && echo ran", program.display()), "ran\n")?;
     let given: Vec<String> = (0..3)
         .filter_map(|node| {
-            let log = plain(&place.cluster.log_tail(Role::Node(node), 2000));
+            let log = plain(&place.cluster.log_tail(Role::Node(node), 100_000));
             let line = log.lines().rfind(|line| line.contains("fetched") && line.contains("bytes=8388608"))?;
             Some(line.to_owned())
         })
