@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 const SIGCONT: i64 = 18;
 
 /// Value of the SIGCONT by which the agent wakes a ghost; the ghost does not forward it.
-pub const WAKE: u64 = 0x6270_7263;
+pub const WAKE: u64 = bproc_common::ghost::WAKE as u64;
 
 /// What a connection tells.
 #[derive(Debug)]

@@ -6,6 +6,7 @@ mod cleanup;
 mod ghosts;
 mod keeper;
 mod kernel;
+mod kin;
 mod local;
 mod master;
 mod mover;

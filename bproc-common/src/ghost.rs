@@ -23,6 +23,9 @@ pub const ENV_PDEATH: &str = "BPROC_PDEATH";
 pub const ENV_LEASE: &str = "BPROC_LEASE";
 /// Environment entry `BPROC_COUNT=N`: signals are numbered from N + 1 on, for one that was a ghost before and is one again.
 pub const ENV_COUNT: &str = "BPROC_COUNT";
+/// Lower half of the value of a SIGCONT by which root wakes a stopped ghost, which does not forward it: "bprc". The upper
+/// half counts as `b` of [`op::STOP`] does.
+pub const WAKE: u32 = 0x6270_7263;
 /// Longest packet in bytes: header and payload. Longer payloads travel as memfd.
 pub const MAX_PACKET: usize = 8192;
 
@@ -68,7 +71,8 @@ pub mod op {
     /// Die by signal `a` (default action, no core).
     pub const DIE: u32 = 2;
     /// Stop by signal `a` (SIGSTOP, SIGTSTP, SIGTTIN or SIGTTOU), as if its default action was taken.
-    /// The result comes before the stop.
+    /// The result comes before the stop. `b`, if not 0, counts this among stops and wake-up calls: nothing is done after a
+    /// [`super::WAKE`] of a higher count.
     pub const STOP: u32 = 3;
     /// clone3 with set_tid: child gets pid `a` (0: the kernel's choice). `b` bit 0: CLONE_PARENT. Payload, if any: the child's
     /// role as one decimal digit. The child connects by itself and says HELLO.
@@ -103,7 +107,8 @@ pub mod op {
     pub const NICE: u32 = 15;
     /// Lives `a` milliseconds more unless told again; 0: for ever (init only).
     pub const LEASE: u32 = 20;
-    /// Children: from now on report changes of child state (CHILD). Skeletons and init do from the start.
+    /// Children: from now on report changes of child state (CHILD), with `a` = 1 stops and continues only. Skeletons and init
+    /// do from the start.
     pub const WATCH_CHILDREN: u32 = 16;
 }
 

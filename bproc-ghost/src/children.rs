@@ -66,8 +66,17 @@ impl Told {
     }
 }
 
+/// What is told of children.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Interest {
+    Nothing,
+    /// Stops and continuations.
+    Stops,
+    All,
+}
+
 pub(crate) struct Children {
-    watched: bool,
+    watched: Interest,
     due: bool,
     many: bool,
     told: Told,
@@ -75,19 +84,21 @@ pub(crate) struct Children {
 
 impl Children {
     pub(crate) const fn new() -> Children {
-        Children { watched: false, due: false, many: false, told: Told([const { None }; PAGES]) }
+        Children { watched: Interest::Nothing, due: false, many: false, told: Told([const { None }; PAGES]) }
     }
 
     /// From now on changes are told, those that were before included.
-    pub(crate) fn watch(&mut self) {
-        self.watched = true;
+    pub(crate) fn watch(&mut self, what: Interest) {
+        if self.watched != Interest::All {
+            self.watched = what;
+        }
         self.due = true;
     }
 
     /// A fresh clone has no children.
     pub(crate) fn reset(&mut self) {
         self.told.clear();
-        self.watched = false;
+        self.watched = Interest::Nothing;
         self.due = false;
         self.many = false;
     }
@@ -95,7 +106,7 @@ impl Children {
     /// A new connection: what stands is told again.
     pub(crate) fn tell_all_again(&mut self) {
         self.told.clear();
-        self.due = self.watched;
+        self.due = self.watched != Interest::Nothing;
     }
 
     pub(crate) fn is_due(&self) -> bool {
@@ -104,12 +115,13 @@ impl Children {
 
     /// SIGCHLD came, perhaps for several; `ended` is the one that it names.
     pub(crate) fn changed(&mut self, ended: Option<i32>, link: &mut Link) {
-        if !self.watched {
+        if self.watched == Interest::Nothing {
             return;
         }
         self.due = true;
         if let Some(pid) = ended
             && self.many
+            && self.watched == Interest::All
         {
             self.tell_end(pid, link);
         }
@@ -123,7 +135,9 @@ impl Children {
     /// Tells whatever is new. Gives the time to rest before the next look.
     pub(crate) fn look(&mut self, link: &mut Link) -> Timespec {
         self.due = self.tell_stops(link);
-        self.tell_ends(link);
+        if self.watched == Interest::All {
+            self.tell_ends(link);
+        }
         if self.many { REST } else { Timespec::from_millis(0) }
     }
 

@@ -4,6 +4,7 @@
 //! unknown is answered with EINVAL, and descriptors that no command asked for are closed.
 
 use crate::abi::{O_WRONLY, Prctl, errno};
+use crate::children::Interest;
 use crate::ghost::Ghost;
 use crate::sys::{self, Control, Errno, MAX_FDS};
 use crate::{exec, family, signals};
@@ -140,7 +141,7 @@ fn obey(ghost: &mut Ghost, msg: &Msg, payload: &[u8], fds: &mut Fds) -> sys::Res
         }
         op::NICE => sys::set_nice(int(msg.a)?).map(Answer::from),
         op::WATCH_CHILDREN => {
-            ghost.children.watch();
+            ghost.children.watch(if msg.a == 1 { Interest::Stops } else { Interest::All });
             Ok(().into())
         }
         _ => Err(INVALID),

@@ -12,17 +12,14 @@
 //! that two of the same kind do not become one; further ones wait in the kernel.
 
 use crate::abi::{POLLIN, PollFd, SigInfo, Timespec, cld, si, sig};
-use crate::children::Children;
+use crate::children::{Children, Interest};
 use crate::command::Inbox;
 use crate::delivered::Delivered;
 use crate::lease::Lease;
 use crate::link::Link;
 use crate::queue::Queue;
 use crate::sys::{self, Errno};
-use bproc_common::ghost::{Msg, Role, ev};
-
-/// `si_value` of the SIGCONT by which an agent wakes a stopped ghost: "bprc".
-const WAKE_VALUE: u64 = 0x6270_7263;
+use bproc_common::ghost::{Msg, Role, WAKE, ev};
 
 const NOW: Timespec = Timespec::from_millis(0);
 
@@ -52,6 +49,8 @@ pub(crate) struct Ghost {
     pub(crate) lease: Lease,
     /// Init's, and of all its clones.
     pub(crate) delivered: Delivered,
+    /// Count of the newest wake-up call.
+    pub(crate) woken: u32,
 }
 
 impl Ghost {
@@ -68,6 +67,7 @@ impl Ghost {
             rest: NOW,
             lease: Lease::new(),
             delivered: Delivered::new(),
+            woken: 0,
         }
     }
 
@@ -86,7 +86,7 @@ impl Ghost {
     pub(crate) fn take_role(&mut self, role: Role) {
         self.role = role;
         if role != Role::Ghost {
-            self.children.watch();
+            self.children.watch(Interest::All);
         }
     }
 
@@ -96,6 +96,7 @@ impl Ghost {
         self.lease.give_up();
         self.queue = Queue::new();
         self.children.reset();
+        self.woken = 0;
         self.retry = NOW;
         self.rest = NOW;
         self.take_role(role);
@@ -166,7 +167,9 @@ impl Ghost {
             if signal == sig::CHLD && code > 0 {
                 let ended = matches!(code, cld::EXITED | cld::KILLED | cld::DUMPED);
                 self.children.changed(ended.then_some(info.pid()), &mut self.link);
-            } else if !is_wake_call(&info) {
+            } else if let Some(count) = wake_call(&info) {
+                self.woken = self.woken.max(count);
+            } else {
                 let number = self.queue.push(&info);
                 self.link.send(signal_message(number, &info), &info.0);
             }
@@ -174,8 +177,10 @@ impl Ghost {
     }
 }
 
-fn is_wake_call(info: &SigInfo) -> bool {
-    info.signal() == sig::CONT && info.code() == si::QUEUE && info.uid() == 0 && info.value() == WAKE_VALUE
+/// The count of a wake-up call.
+fn wake_call(info: &SigInfo) -> Option<u32> {
+    let is_one = info.signal() == sig::CONT && info.code() == si::QUEUE && info.uid() == 0;
+    (is_one && info.value() as u32 == WAKE).then_some((info.value() >> 32) as u32)
 }
 
 fn signal_message(number: u32, info: &SigInfo) -> Msg {

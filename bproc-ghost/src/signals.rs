@@ -32,6 +32,11 @@ pub(crate) fn stop(ghost: &mut Ghost, msg: &Msg) -> sys::Result<Answer> {
     if ![sig::STOP, sig::TSTP, sig::TTIN, sig::TTOU].contains(&signal) {
         return Err(INVALID);
     }
+    // Read before commands, but perhaps not yet when this one came.
+    ghost.take_signals();
+    if (1..i64::from(ghost.woken)).contains(&msg.b) {
+        return Ok(().into());
+    }
     if signal != sig::STOP && sys::action(signal)?.0 != Action::Default {
         sys::set_action(signal, Action::Default)?;
     }

@@ -43,7 +43,7 @@ pub fn send(agent: &Agent, task: &Send, mut fds: Vec<OwnedFd>) -> Result<Done, F
     if task.stdio != stdio(task.pid) {
         return Err(other_files());
     }
-    let changed = children(task.pid) != sorted(&task.children);
+    let changed = !knows_children(task);
     agent.tell(Report::Frozen(changed));
     point("source-frozen");
     if changed && !agent.may_begin() {
@@ -169,6 +169,27 @@ fn children(pid: i32) -> Vec<i32> {
         .filter_map(|n| n.parse().ok())
         .collect();
     sorted(&all)
+}
+
+/// Does the target know how all of them are?
+fn knows_children(task: &Send) -> bool {
+    let children = children(task.pid);
+    let are = |how: fn(char, i32) -> bool| {
+        let so = |pid: &i32| state(*pid).is_some_and(|(state, code)| how(state, code));
+        children.iter().copied().filter(so).collect::<Vec<_>>()
+    };
+    children == sorted(&task.children)
+        && are(|state, _| state == 'Z') == sorted(&task.ended)
+        && are(|state, code| matches!(state, 'T' | 't') && code == 0) == sorted(&task.halted)
+}
+
+/// Letter and exit code of a process: of one that has stopped the signal, until its parent has been told.
+fn state(pid: i32) -> Option<(char, i32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let mut fields = rest.split_whitespace();
+    // proc(5) counts from 1, and the state as 3.
+    Some((fields.next()?.chars().next()?, fields.nth(48)?.parse().ok()?))
 }
 
 fn sorted(numbers: &[i32]) -> Vec<i32> {

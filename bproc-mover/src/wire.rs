@@ -209,6 +209,12 @@ pub struct Send {
     /// Its image is another's, that many get: the target has it from elsewhere, or asks for it.
     #[prost(bool, tag = "9")]
     pub spread: bool,
+    /// Those of the children that have ended, as the target knows.
+    #[prost(sint32, repeated, tag = "10")]
+    pub ended: Vec<i32>,
+    /// Those of the children that are stopped, and whose stop the process has been told, as the target knows.
+    #[prost(sint32, repeated, tag = "11")]
+    pub halted: Vec<i32>,
 }
 
 /// From the mover.
@@ -222,7 +228,8 @@ pub struct FromMover {
 /// What the mover tells.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Report {
-    /// Source: the process stands still. True: it has other children than the target knows of. Answered by Begin then.
+    /// Source: the process stands still. True: it has other children than the target knows of, or they have ended or
+    /// stopped since. Answered by Begin then.
     #[prost(bool, tag = "2")]
     Frozen(bool),
     /// Target: the process is built. Answered by Proceed.

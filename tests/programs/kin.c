@@ -89,14 +89,18 @@ static void exits(void) {
 }
 
 static void zombie(void) {
+    handle(SIGCHLD);
     pid_t c = child("C");
     if (!c) _exit(8);
     ended(c);
+    while (!chld) usleep(1000);
     here("1");
     told_all(c, WEXITED | WNOWAIT);
     here("2");
     told(c, WNOHANG);
     told(c, WNOHANG);
+    here("3");
+    say("SIGCHLDs", chld);
 }
 
 static void before_fork(void) {

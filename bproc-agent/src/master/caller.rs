@@ -82,5 +82,13 @@ pub fn relative(number: i32) -> Option<proto::Relative> {
         uid: status.uids.real,
         gid: status.gids.real,
         comm: stat.comm,
+        ..proto::Relative::default()
     })
+}
+
+/// A child, and what its parent knows of how it is.
+pub fn child(number: i32) -> Option<proto::Relative> {
+    let relative = relative(number)?;
+    let stat = Process::open(Pid::new(number)?).ok()?.stat().ok()?;
+    Some(crate::kin::with_state(relative, stat.state, stat.exit_code))
 }

@@ -126,6 +126,7 @@ impl Actor {
                     ghost.tell(op, 0, 0, payload);
                 }
             }
+            GhostCommand::WatchChildren => ghost.tell(op::WATCH_CHILDREN, 1, 0, vec![]),
             GhostCommand::Ack(number) => ghost.tell(op::ACK, number.into(), 0, vec![]),
             GhostCommand::Clone(child) => self.clone_ghost(ghost.clone(), child),
             GhostCommand::Reap(child) => {

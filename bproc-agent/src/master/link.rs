@@ -142,6 +142,12 @@ pub fn order(number: u64, order: &Order, spec: impl FnOnce(Pid) -> Option<SpawnS
         Order::RelativeGone(pid, status) => {
             order::Body::RelativeEnded(wire::RelativeEnded { pid: pid.get(), status: *status })
         }
+        Order::RelativeStopped(pid, signal) => {
+            order::Body::RelativeStopped(wire::RelativeStopped { pid: pid.get(), signal: *signal })
+        }
+        Order::RelativeContinued(pid) => {
+            order::Body::RelativeStopped(wire::RelativeStopped { pid: pid.get(), signal: 0 })
+        }
         Order::Decide(pid, id, moved) => {
             order::Body::Decide(wire::Decide { r#move: Some(named(*pid, *id)), moved: *moved })
         }

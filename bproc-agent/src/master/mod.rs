@@ -31,6 +31,7 @@ use crate::stdio::Iod;
 use bproc_common::event::{self, Event};
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::{NodeId, Pid};
+use bproc_common::wait::Status;
 use bproc_config::MachineConfig;
 use bproc_config::net::Gate;
 use bproc_core::master::moving::MoveId;
@@ -49,7 +50,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tonic::Status;
 
 /// Everything that can happen to the master.
 #[derive(Debug)]
@@ -89,7 +89,7 @@ pub enum Fact {
 struct Attached {
     id: u64,
     /// Unbounded: orders are kept by the outbox anyway until the node has them.
-    to: mpsc::UnboundedSender<Result<ToNode, Status>>,
+    to: mpsc::UnboundedSender<Result<ToNode, tonic::Status>>,
     heard: Instant,
     /// Newest event that came, and whether the node has been told.
     newest: u64,
@@ -310,11 +310,10 @@ impl Actor {
                 tracing::warn!(%pid, "a skeleton connected to the master; ignored")
             }
             ghosts::Report::Signal { pid, number, siginfo } => self.core.ghost_signal(pid, number, siginfo, out),
-            ghosts::Report::Child { by, pid, .. } => {
-                if let Some(nursery) = self.nursery.as_ref().filter(|_| self.nursery_pid == Some(by)) {
-                    nursery.tell(op::REAP, pid.get().into(), 0, vec![]);
-                }
-            }
+            ghosts::Report::Child { by, pid, status, .. } => match &self.nursery {
+                Some(nursery) if self.nursery_pid == Some(by) => nursery.tell(op::REAP, pid.get().into(), 0, vec![]),
+                _ => self.core.child_changed(by, pid, Status::from_raw(status), out),
+            },
             ghosts::Report::Closed { pid, id } => {
                 if self.nursery.as_ref().is_some_and(|nursery| nursery.id() == id) {
                     self.nursery = None;

@@ -117,9 +117,15 @@ impl Going {
     }
 }
 
-/// All its children, as far as they can be seen.
-fn children_of(process: &Process) -> bproc_sys::Result<Vec<bproc_proto::Relative>> {
-    Ok(process.children()?.into_iter().filter_map(|c| caller::relative(c.get())).collect())
+/// All its children, as far as they can be seen. What it knows of how they are is told by where it is, `here` or elsewhere.
+fn children_of(process: &Process, here: bool) -> bproc_sys::Result<Vec<bproc_proto::Relative>> {
+    let child = if here { caller::child } else { caller::relative };
+    Ok(process.children()?.into_iter().filter_map(|c| child(c.get())).collect())
+}
+
+/// Those of them whom `how` fits.
+fn numbers_of(children: &[bproc_proto::Relative], how: impl Fn(&bproc_proto::Relative) -> bool) -> Vec<i32> {
+    children.iter().filter(|c| how(c)).map(|c| c.pid).collect()
 }
 
 pub fn failure(number: i32, message: impl Into<String>) -> Failure {
@@ -167,7 +173,7 @@ async fn ask_once(request: wire::Move, asker: &Asker, fds: &[OwnedFd], desk: &De
     if process.stat().map_err(unreadable)?.state == b'Z' {
         return Err(failure(libc::ESRCH, format!("process {pid} has ended")));
     }
-    let children = children_of(&process).map_err(unreadable)?;
+    let children = children_of(&process, local).map_err(unreadable)?;
     let to = (request.node >= 0).then_some(NodeId(request.node));
     let speaker = speaker(asker, desk).await;
     let facts = MoveFacts {
@@ -467,7 +473,9 @@ impl Actor {
             files: going.request.files as u32,
             flags: going.request.flags,
             stand_in: Some(mover::stand_in(&self.ghost, &self.ghost_socket, Role::Ghost)),
-            children: going.children.iter().map(|c| c.pid).collect(),
+            children: numbers_of(&going.children, |_| true),
+            ended: numbers_of(&going.children, |c| c.ended.is_some()),
+            halted: numbers_of(&going.children, |c| c.halted),
             stdio: going.stdio.clone(),
             spread: going.image.is_some(),
         };
@@ -535,7 +543,7 @@ impl Actor {
                 self.core.receiving(pid, id, Ok(()), out);
             }
             Said::Report(Report::Frozen(changed)) => {
-                let now = changed.then(|| Process::open(pid).and_then(|p| children_of(&p)).unwrap_or_default());
+                let now = changed.then(|| Process::open(pid).and_then(|p| children_of(&p, true)).unwrap_or_default());
                 let children = now.map(|now| self.other_children(pid, now));
                 self.core.frozen(pid, id, children, out);
             }

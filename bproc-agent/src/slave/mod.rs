@@ -3,14 +3,17 @@
 //! - [`space`]: the pid namespace and its record · [`spawn`]: skeletons and exec · [`link`]: to the master
 //! - [`moving`]: processes that come and go while they run
 //! - `orders`: what the master orders · `clients`: what is asked on this machine
+//! - `children`: those of a process that comes · `halts`: children that are stopped elsewhere
 //! - `former`: what a former agent was in the middle of · `names`: who is named by what is under way
 //! - [`clocks`]: those of its processes
 //! - [`table`]: processes, and what the kernel tells of them · [`run`]: start-up · [`life`]: lives of the node
 
+mod children;
 mod clients;
 pub mod clocks;
 pub mod delivery;
 mod former;
+mod halts;
 mod leaving;
 pub mod life;
 pub mod link;
@@ -39,6 +42,7 @@ use bproc_proto::link::{self as wire, FromNode, ToNode, event, from_node, to_nod
 use bproc_sys::process::FileId;
 use bproc_travel::node::Traveller;
 use delivery::{Delivery, Note};
+use halts::Halts;
 use looks::Looks;
 use moving::Half;
 use names::Naming;
@@ -179,6 +183,9 @@ pub struct Actor {
     unconnected: BTreeSet<i32>,
     /// Processes that ended while their stand-ins were being made, with their status.
     ended_early: HashMap<i32, i32>,
+    /// Zombies that wait for their parent, which is going to come.
+    kept: HashMap<i32, BTreeSet<i32>>,
+    halts: Halts,
     /// Where processes come in.
     listen: IpAddr,
     /// Certificates.
@@ -509,10 +516,15 @@ impl Actor {
                 if let (Role::Skeleton, Some(status)) = (role, self.ended_early.remove(&pid.get())) {
                     self.relative_ended(pid.get(), status);
                 }
+                self.apply_halts();
             }
             ghosts::Report::Signal { pid, number, siginfo } => {
                 // Someone here signals a process that is elsewhere.
                 if let Some(member) = self.family.get(pid.get()) {
+                    if siginfo.first_chunk().is_some_and(|raw| i32::from_ne_bytes(*raw) == libc::SIGCONT) {
+                        // It goes on by it, as the process will.
+                        self.forget_halt(pid.get());
+                    }
                     self.tell(event::Body::Signal(wire::Signal { pid: pid.get(), ghost_number: number, siginfo }));
                     member.ghost.tell(op::ACK, number.into(), 0, vec![]);
                 }
@@ -535,6 +547,9 @@ impl Actor {
     fn child(&mut self, by: Pid, pid: Pid, status: i32, rusage: Vec<u8>) {
         if !bproc_common::wait::Status::from_raw(status).is_end() {
             // Stops and continues are told by the kernel, for all processes alike.
+            return;
+        }
+        if self.is_kept(pid.get()) {
             return;
         }
         match self.table.ended(pid.get(), by.get(), status, &rusage) {

@@ -10,7 +10,6 @@ use crate::stdio::FLUSH;
 use bproc_common::event::Event;
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::Pid;
-use bproc_common::wait::Status;
 use bproc_mover::wire::{Done, Owner, Receive, Report, Send, Task};
 use bproc_proto::Failure;
 use bproc_proto::link::{self as wire, event};
@@ -112,6 +111,8 @@ impl Actor {
         let natives = self.natives(&spec).into_iter().chain(children).collect();
         let address = self.stdio_address.clone();
         self.name(Naming::room(order.r#move), &spec, &order.children);
+        self.rouse_named(&spec);
+        self.expect_children(spec.pid, &order.children);
         tokio::spawn(async move {
             let order = Box::new(order);
             let r#move = order.r#move.unwrap_or_default();
@@ -125,6 +126,7 @@ impl Actor {
             Ok(room) => room,
             Err(failure) => {
                 self.no_longer_named(Naming::room(Some(r#move)));
+                self.reap_kept(r#move.pid);
                 let failure = Some(failure);
                 return self.tell(event::Body::Receiving(wire::Receiving {
                     r#move: Some(r#move),
@@ -213,6 +215,9 @@ impl Actor {
             flags: order.flags,
             stand_in: Some(self.stand_in()),
             children: order.children.into_iter().map(|pid| self.host_of(pid)).collect(),
+            // Only the process itself knows.
+            ended: Vec::new(),
+            halted: Vec::new(),
             stdio,
             spread: false,
         };
@@ -326,15 +331,7 @@ impl Actor {
             for reaped in self.table.sweep() {
                 self.tell(reaped);
             }
-            let children = children.into_iter().filter(|_| changed).map(|c| bproc_proto::Relative {
-                pid: c.pid,
-                ppid: c.ppid,
-                pgid: c.pgid,
-                sid: c.sid,
-                uid: c.uid,
-                gid: c.gid,
-                comm: c.comm,
-            });
+            let children = children.into_iter().filter(|_| changed).map(super::children::relative);
             let frozen = wire::Frozen { r#move: Some(r#move), changed, children: children.collect() };
             return self.tell(event::Body::Frozen(frozen));
         }
@@ -349,28 +346,6 @@ impl Actor {
     fn host_of(&self, pid: i32) -> i32 {
         let member = || self.family.get(pid).map(|m| m.host_pid);
         self.table.host_pid(pid).map(Pid::get).or_else(member).unwrap_or(0)
-    }
-
-    /// A process that is going to come has these children now.
-    pub(super) fn adopt_children(&mut self, order: wire::Children) {
-        let Some(r#move) = order.r#move else { return };
-        // As those that it was known to have before.
-        let named = self.named.entry(Naming::room(Some(r#move))).or_default();
-        named.extend(order.children.iter().map(|c| c.pid));
-        let natives = order.children.iter().map(|c| c.pid).filter(|pid| self.table.is_here(*pid)).collect();
-        let (spawner, facts) = (self.spawner.clone(), self.facts.clone());
-        tokio::spawn(async move {
-            let result = spawner.make_children(r#move.pid, &order.children, &natives).await;
-            let result = match result {
-                Ok(()) => spawner.end_others(r#move.pid, &order.children).await,
-                failed => failed,
-            };
-            facts.send(Fact::Adopted(r#move, result)).await.ok();
-        });
-    }
-
-    pub(super) fn adopted(&mut self, r#move: wire::Move, result: Result<(), Failure>) {
-        self.tell(event::Body::Adopted(wire::Adopted { r#move: Some(r#move), failure: result.err() }));
     }
 
     /// What it writes on from elsewhere must come after what it wrote here; what it has not read here it reads there.
@@ -450,6 +425,10 @@ impl Actor {
             true => event::Body::Arrived(wire::Arrived { r#move, failure }),
             false => event::Body::Departed(wire::Departed { r#move, failure, in_doubt: false, frozen_ns, bytes }),
         });
+        match target && runs_here {
+            true => self.hand_over_kept(pid, half.host_pid),
+            false => self.reap_kept(pid),
+        }
         if let Some((status, raw)) = end {
             self.end_after_output(pid, status, raw);
         }
@@ -460,10 +439,14 @@ impl Actor {
     /// come from outside, or from init.
     pub(super) fn stand_in_signalled(&mut self, event: &Event) {
         let (pid, sender) = (event.pid as i32, event.arg2 as i32);
-        let Some(skeleton) = self.family.get(pid).filter(|_| sender > 1) else { return };
+        let unread = [libc::SIGKILL, libc::SIGSTOP].contains(&(event.arg as i32));
+        // It stops itself when it is told to.
+        let by_another = sender > 1 && sender != pid;
+        let Some(skeleton) = self.family.get(pid).filter(|_| unread && by_another) else { return };
         let siginfo = SigInfo::with(event.arg as i32, event.code, sender, event.arg3).0.to_vec();
         self.tell(event::Body::Signal(wire::Signal { pid, ghost_number: 0, siginfo }));
         if event.arg == libc::SIGSTOP as u32
+            && !self.halted_by_kin(pid, &skeleton)
             && let Some(handle) = checked::member(skeleton.host_pid, pid)
         {
             // It is not the one that is to stop.
@@ -501,16 +484,8 @@ impl Actor {
         if let Some(found) = found.filter(|f| self.table.runs(f.ppid)) {
             self.table.await_reaping(pid, &found);
         }
-        match Status::from_raw(status) {
-            Status::Killed { signal: 9, .. } => {
-                if let Some(handle) = checked::member(skeleton.host_pid, pid) {
-                    let _ = handle.send_signal(libc::SIGKILL);
-                }
-            }
-            Status::Killed { signal, .. } => skeleton.ghost.tell(op::DIE, signal.into(), 0, vec![]),
-            Status::Exited(code) => skeleton.ghost.tell(op::EXIT, code.into(), 0, vec![]),
-            _ => skeleton.ghost.tell(op::EXIT, 0, 0, vec![]),
-        }
+        self.forget_halt(pid);
+        super::children::end_like(skeleton, pid, status);
     }
 }
 
@@ -547,45 +522,5 @@ impl Spawner {
             fds.extend(mover::good_answer(order.rank).map(|fd| (order.socket, fd)));
         }
         Ok(Room { member, fds, order })
-    }
-
-    /// Skeletons of a process's children that are elsewhere.
-    async fn make_children(
-        &self,
-        parent: i32,
-        children: &[bproc_proto::Relative],
-        natives: &BTreeSet<i32>,
-    ) -> Result<(), Failure> {
-        for child in children.iter().filter(|c| !natives.contains(&c.pid)) {
-            if self.family.get(child.pid).is_some() {
-                continue;
-            }
-            let skeleton = self.family.clone_by(parent, child.pid).await?;
-            skeleton.ghost.tell(op::CREDS, child.uid.into(), child.gid.into(), vec![]);
-            skeleton.ghost.tell(op::NAME, 0, 0, child.comm.clone());
-            // A session or group that is not here cannot be joined; the number stays with the others.
-            let (op, pgid) = if child.sid == child.pid { (op::SETSID, 0) } else { (op::SETPGID, child.pgid) };
-            let _ = self.settle(child.pid, op, pgid).await;
-        }
-        Ok(())
-    }
-
-    /// Skeletons of children that a process has no more are gone before it comes, and reaped.
-    async fn end_others(&self, parent: i32, children: &[bproc_proto::Relative]) -> Result<(), Failure> {
-        let Some(stand_in) = self.family.get(parent) else { return Ok(()) };
-        let inner = |host: Pid| Process::open(host).ok()?.status().ok()?.ns_pids.last().copied();
-        for _ in 0..LOOKS {
-            let there = Pid::new(stand_in.host_pid).and_then(|p| Process::open(p).ok()).and_then(|p| p.children().ok());
-            let there = there.unwrap_or_default().into_iter().filter_map(inner);
-            let others: Vec<i32> = there.filter(|pid| !children.iter().any(|c| c.pid == *pid)).collect();
-            if others.is_empty() {
-                return Ok(());
-            }
-            for skeleton in others.iter().filter_map(|pid| self.family.get(*pid)) {
-                skeleton.ghost.tell(op::EXIT, 0, 0, vec![]);
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        Err(failed(libc::EAGAIN, format!("node {}: children that process {parent} has no more do not go", self.node)))
     }
 }

@@ -81,6 +81,7 @@ impl Actor {
                 self.relative_ended(pid, status);
             }
         }
+        self.apply_halts();
         self.end_dead_leaders();
     }
 }

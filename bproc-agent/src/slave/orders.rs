@@ -32,6 +32,7 @@ impl Actor {
             }
             Some(order::Body::Children(order)) => self.adopt_children(order),
             Some(order::Body::Relay(order)) => self.relay(order),
+            Some(order::Body::RelativeStopped(order)) => self.relative_stopped(order),
             Some(order::Body::GoOn(r#move)) => self.tell_mover(Some(r#move), Task::Begin(Empty {})),
             Some(order::Body::Decide(order)) => self.tell_mover(order.r#move, Task::Decide(order.moved)),
             Some(order::Body::Cancel(r#move)) => self.tell_mover(Some(r#move), Task::Proceed(false)),
@@ -67,6 +68,7 @@ impl Actor {
         let (spawner, facts) = (self.spawner.clone(), self.facts.clone());
         let (address, natives) = (self.stdio_address.clone(), self.natives(&spec));
         self.name(Naming::Start(number), &spec, &[]);
+        self.rouse_named(&spec);
         self.table.expect(&spec);
         tokio::spawn(async move {
             let pid = spec.pid;

@@ -102,6 +102,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
     orders.accept(space.orders_noted());
     let (deliveries, queue) = mpsc::unbounded_channel();
     tokio::spawn(super::delivery::serve(queue, family.clone(), facts.clone()));
+    let halts = super::halts::Halts::new(family.clone());
     let actor = Actor {
         node: number,
         movers: Movers::new(mover, dir.clone()),
@@ -148,6 +149,8 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         departures: VecDeque::new(),
         unconnected: BTreeSet::new(),
         ended_early: HashMap::new(),
+        kept: HashMap::new(),
+        halts,
         listen: from.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         gate: gate.clone(),
         asks: Default::default(),

@@ -9,9 +9,10 @@
 //! Each call takes one fact and appends what is to be done to `out`; the agent performs it in that order.
 //! - this file: nodes, spawn, life and death of processes
 //! - [`signals`]: signals, stop and continue
-//! - [`moving`]: processes go on elsewhere
+//! - [`moving`]: processes go on elsewhere · `children`: stops of children that are elsewhere
 //! - [`model`]: the state
 
+mod children;
 mod model;
 pub mod moving;
 #[cfg(test)]
@@ -52,6 +53,8 @@ pub struct Master {
     left_behind: HashMap<Pid, Pid>,
     /// Ghosts that are being made by their parents', which are told beside.
     cloning: HashMap<Pid, Pid>,
+    /// Children that are stopped, as their parents' ghosts tell, and by which signal.
+    halted: BTreeMap<Pid, i32>,
 }
 
 type Out = Vec<Action>;
@@ -71,6 +74,7 @@ impl Master {
             last_move: 0,
             left_behind: HashMap::new(),
             cloning: HashMap::new(),
+            halted: BTreeMap::new(),
         }
     }
 
@@ -280,6 +284,7 @@ impl Master {
             return;
         }
         process.end = Some(status);
+        self.halted.remove(&pid);
         self.leave_zombies(pid, out);
         let Some(process) = self.processes.get_mut(&pid) else { return };
         if process.ghost_gone {
@@ -396,6 +401,7 @@ impl Master {
 
     /// A process that has skeletons has ended with this wait status (0 when nobody knows).
     pub fn relative_gone(&mut self, pid: Pid, status: i32, out: &mut Out) {
+        self.halted.remove(&pid);
         for node in self.relatives.remove(&pid).unwrap_or_default() {
             self.order(node, Order::RelativeGone(pid, status), out);
         }

@@ -89,6 +89,8 @@ pub enum GhostCommand {
     CommandLine(Vec<u8>),
     /// Signals up to this number have arrived.
     Ack(u32),
+    /// Tell when children stop and go on.
+    WatchChildren,
 }
 
 /// What a node is told. Orders are numbered and survive a broken link.
@@ -129,6 +131,10 @@ pub enum Order {
     Cancel(Pid, MoveId),
     /// From whom its image comes, and to whom it goes on.
     Relay(Pid, MoveId),
+    /// A child that is elsewhere, of a process there, has stopped by this signal.
+    RelativeStopped(Pid, i32),
+    /// It goes on.
+    RelativeContinued(Pid),
     /// The end of this process has been replayed.
     Forget(Pid),
     /// The terminal of this process gets another size (`struct winsize`).

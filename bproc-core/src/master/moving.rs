@@ -428,11 +428,18 @@ impl Master {
                 process.tell(pid, GhostCommand::Name(m.facts.comm.clone()), out);
             }
         }
+        let children = m.facts.children.clone();
         self.deliver_held(pid, to, m, out);
+        self.watch_family(pid, &children, out);
         if self.processes.get(&pid).is_some_and(|p| p.ghost_gone) {
             // It died in its last moment here; what it does there since has no ghost to show it.
             self.ghost_gone(pid, out);
         }
+    }
+
+    /// The node to which it is going.
+    pub(super) fn target_of(&self, pid: Pid) -> Option<NodeId> {
+        self.moves.get(&pid).filter(|m| m.phase != Phase::Surveying).and_then(|m| m.facts.to)
     }
 
     /// What was sent while it was on its way.
@@ -484,6 +491,10 @@ impl Master {
                 }
                 if m.taken {
                     out.push(Action::Hold(pid));
+                    if let Some(process) = self.processes.get_mut(&pid) {
+                        // Its ghost is a new one.
+                        process.tell(pid, GhostCommand::WatchChildren, out);
+                    }
                 }
                 self.deliver_held(pid, node, m, out);
             }
@@ -581,18 +592,5 @@ impl Master {
         let ready =
             |p: &Process| matches!(p.phase, Life::Running) && told(p) && !p.unheld && p.made && p.orphan.is_none();
         !self.moves.contains_key(&pid) && self.processes.get(&pid).is_none_or(|p| p.end.is_some() || ready(p))
-    }
-
-    /// The node that a process is on; none on the master, and for one that nobody knows.
-    pub fn whereabouts(&self, pid: Pid) -> Option<NodeId> {
-        self.processes.get(&pid).filter(|p| p.end.is_none()).and_then(|p| p.node)
-    }
-
-    /// A child that was left on the master was reaped by its parent elsewhere.
-    pub(super) fn left_behind_reaped(&mut self, pid: Pid, out: &mut Out) {
-        let Some(parent) = self.left_behind.remove(&pid) else { return };
-        if let Some(process) = self.processes.get_mut(&parent) {
-            process.tell(parent, GhostCommand::Reap(pid), out);
-        }
     }
 }

@@ -2,6 +2,7 @@ use super::moving::{Departed, MoveFacts, MoveId, Speaker};
 use super::nodes::Attach;
 use super::*;
 use bproc_common::id::Epoch;
+use bproc_common::wait::Status;
 
 const A: NodeId = NodeId(0);
 const B: NodeId = NodeId(1);
@@ -107,8 +108,35 @@ fn from_the_master_to_a_node() {
     // Not before the keeper holds it: nobody would hold a child that it made.
     assert_eq!(out, []);
     m.held(pid(P), Ok(()), &mut out);
-    let told = [GhostCommand::Name(b"prog".to_vec()), GhostCommand::Reap(pid(CHILD))];
+    let told = [GhostCommand::Name(b"prog".to_vec()), GhostCommand::WatchChildren, GhostCommand::Reap(pid(CHILD))];
     assert_eq!(out, told.map(|command| Action::Ghost(pid(P), command)));
+}
+
+#[test]
+fn a_parent_elsewhere_is_told_of_stops() {
+    let (mut m, mut out) = (on_a(), vec![]);
+    let child = pid(CHILD);
+    m.child_changed(pid(P), child, Status::Stopped(20), &mut out);
+    assert_eq!(orders(&out), [(A, Order::RelativeStopped(child, 20))]);
+    // On its way both ends are told: nobody knows where it will look.
+    let id = under_way(&mut m, Some(B), &mut out);
+    out.clear();
+    m.child_changed(pid(P), child, Status::Continued, &mut out);
+    assert_eq!(orders(&out), [A, B].map(|node| (node, Order::RelativeContinued(child))));
+    m.child_changed(pid(P), child, Status::Stopped(19), &mut out);
+    m.arrived(pid(P), id, Ok(()), &mut out);
+    out.clear();
+    m.departed(pid(P), id, Departed::Gone { stand_in: true }, &mut out);
+    assert_eq!(orders(&out), [(B, Order::RelativeStopped(child, 19))]);
+    // So is a new agent of its node.
+    out.clear();
+    let anew = Attach { instance: 2, inventory: vec![(pid(P), None)], skeletons: vec![child], ..hello(2) };
+    m.link_broken(B);
+    m.attach(B, anew, "up", &mut out).unwrap();
+    assert!(orders(&out).contains(&(B, Order::RelativeStopped(child, 19))));
+    m.child_changed(pid(P), child, Status::Exited(0), &mut out);
+    m.relative_gone(child, 0, &mut out);
+    assert!(m.halted.is_empty());
 }
 
 #[test]

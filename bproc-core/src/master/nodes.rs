@@ -77,6 +77,7 @@ impl Master {
                 for relative in hello.skeletons {
                     self.speak_for(relative, node, out);
                 }
+                self.tell_halted(node, out);
             }
             // Linked only now: what was ordered meanwhile must not overtake what is sent again.
             let Some(n) = self.nodes.get_mut(&node.0) else { return Err(Rejected::Unknown) };

@@ -320,6 +320,8 @@ impl World {
                         GhostCommand::Clone(child) if g.at_gate.is_some() => {
                             self.report(p.get(), Report::Cloned(child.get(), Err(3)));
                         }
+                        // Stops of children are nobody's here.
+                        GhostCommand::WatchChildren => {}
                         _ => g.commands.push_back(command),
                     }
                 }

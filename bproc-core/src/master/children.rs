@@ -1,0 +1,79 @@
+//! Children that stop and go on while their parents are elsewhere. The parent's ghost sees it, be the child a ghost or a
+//! process of the master's own, and the node of the parent is told. (Of a child that is there, too, the kernel there tells.)
+
+use super::model::{GhostCommand, Order};
+use super::{Master, Out};
+use bproc_common::id::{NodeId, Pid};
+use bproc_common::wait::Status;
+
+impl Master {
+    /// A ghost tells that a child has stopped or goes on.
+    pub fn child_changed(&mut self, parent: Pid, child: Pid, status: Status, out: &mut Out) {
+        match status {
+            Status::Stopped(signal) => drop(self.halted.insert(child, signal.into())),
+            Status::Continued => drop(self.halted.remove(&child)),
+            Status::Exited(_) | Status::Killed { .. } => return,
+        }
+        for node in self.places_of(parent) {
+            self.tell_of_child(node, child, out);
+        }
+    }
+
+    /// Where it runs, or will in a moment.
+    fn places_of(&self, pid: Pid) -> Vec<NodeId> {
+        let here = self.processes.get(&pid).filter(|p| p.end.is_none()).and_then(|p| p.node);
+        let there = self.target_of(pid).filter(|there| Some(*there) != here);
+        here.into_iter().chain(there).collect()
+    }
+
+    fn tell_of_child(&mut self, node: NodeId, child: Pid, out: &mut Out) {
+        if self.node_of(child) == Some(node) {
+            return;
+        }
+        let order = match self.halted.get(&child) {
+            Some(signal) => Order::RelativeStopped(child, *signal),
+            None => Order::RelativeContinued(child),
+        };
+        self.order(node, order, out);
+    }
+
+    /// A process runs on a node: its children elsewhere may be stopped, and it may have been one that its parent, if that is
+    /// on another machine, was not told of.
+    pub(super) fn watch_family(&mut self, pid: Pid, children: &[Pid], out: &mut Out) {
+        let parent = self.processes.get(&pid).and_then(|p| p.parent);
+        for watching in [Some(pid), parent].into_iter().flatten() {
+            if let Some(process) = self.processes.get_mut(&watching).filter(|p| p.end.is_none()) {
+                process.tell(watching, GhostCommand::WatchChildren, out);
+            }
+        }
+        for child in children {
+            if let (true, Some(node)) = (self.halted.contains_key(child), self.node_of(pid)) {
+                self.tell_of_child(node, *child, out);
+            }
+        }
+        if let (true, Some(node)) = (self.halted.contains_key(&pid), parent.and_then(|p| self.node_of(p))) {
+            self.tell_of_child(node, pid, out);
+        }
+    }
+
+    /// A new agent of a node does not know who is stopped elsewhere.
+    pub(super) fn tell_halted(&mut self, node: NodeId, out: &mut Out) {
+        let has = |child: &&Pid| self.relatives.get(child).is_some_and(|nodes| nodes.contains(&node));
+        for child in self.halted.keys().filter(has).copied().collect::<Vec<_>>() {
+            self.tell_of_child(node, child, out);
+        }
+    }
+
+    /// A child that was left on the master was reaped by its parent elsewhere.
+    pub(super) fn left_behind_reaped(&mut self, pid: Pid, out: &mut Out) {
+        let Some(parent) = self.left_behind.remove(&pid) else { return };
+        if let Some(process) = self.processes.get_mut(&parent) {
+            process.tell(parent, GhostCommand::Reap(pid), out);
+        }
+    }
+
+    /// The node that a process is on; none on the master, and for one that nobody knows.
+    pub fn whereabouts(&self, pid: Pid) -> Option<NodeId> {
+        self.processes.get(&pid).filter(|p| p.end.is_none()).and_then(|p| p.node)
+    }
+}
