@@ -187,6 +187,14 @@ impl Actor {
         }
     }
 
+    /// One that has ended may have left its children to its parent.
+    pub(super) fn adopts(&mut self, dead: Pid, out: &mut Vec<Action>) {
+        let parent = Process::open(dead).and_then(|p| p.stat()).ok().and_then(|stat| Pid::new(stat.ppid));
+        let Some(parent) = parent.filter(|parent| self.core.whereabouts(*parent).is_some()) else { return };
+        let children = Process::open(parent).and_then(|p| p.children()).unwrap_or_default();
+        self.core.adopts(parent, dead, &children, out);
+    }
+
     fn watch(&self, pid: Pid) {
         let facts = self.facts.clone();
         let Ok(pidfd) = PidFd::open(pid) else {

@@ -148,6 +148,10 @@ pub fn order(number: u64, order: &Order, spec: impl FnOnce(Pid) -> Option<SpawnS
         Order::RelativeContinued(pid) => {
             order::Body::RelativeStopped(wire::RelativeStopped { pid: pid.get(), signal: 0 })
         }
+        Order::Orphans(dead, children) => order::Body::Orphans(wire::Orphans {
+            of: dead.get(),
+            children: children.iter().filter_map(|child| super::caller::relative(child.get())).collect(),
+        }),
         Order::Decide(pid, id, moved) => {
             order::Body::Decide(wire::Decide { r#move: Some(named(*pid, *id)), moved: *moved })
         }

@@ -249,7 +249,10 @@ impl Actor {
             Fact::Client(fact) => self.client(fact, out),
             Fact::Kernel(event) => self.kernel_event(event, out),
             Fact::Cloned(child, result) => self.core.cloned(child, result, out),
-            Fact::RelativeGone(pid, status) => self.core.relative_gone(pid, status, out),
+            Fact::RelativeGone(pid, status) => {
+                self.adopts(pid, out);
+                self.core.relative_gone(pid, status, out);
+            }
             Fact::Mover(pid, id, said) => self.mover(pid, id, said, out),
             Fact::Prepared(pid, id, result) => self.prepared(pid, id, result, out),
             Fact::Holder(spread, said) => self.holder(spread, said),

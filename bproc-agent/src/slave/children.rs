@@ -4,6 +4,7 @@
 use super::names::Naming;
 use super::space::Found;
 use super::spawn::{Member, Spawner};
+use super::table::Ended;
 use super::{Actor, Fact};
 use crate::checked;
 use bproc_common::ghost::op;
@@ -82,6 +83,45 @@ impl Actor {
 
     pub(super) fn adopted(&mut self, r#move: wire::Move, result: Result<(), Failure>) {
         self.tell(event::Body::Adopted(wire::Adopted { r#move: Some(r#move), failure: result.err() }));
+    }
+
+    /// One of ours tells of a child.
+    pub(super) fn child(&mut self, by: Pid, pid: Pid, status: i32, rusage: Vec<u8>) {
+        if !bproc_common::wait::Status::from_raw(status).is_end() {
+            // Stops and continues are told by the kernel, for all processes alike.
+            return;
+        }
+        if self.is_kept(pid.get()) {
+            return;
+        }
+        match self.table.ended(pid.get(), by.get(), status, &rusage) {
+            Ended::Report => self.end_after_output(pid.get(), status, rusage),
+            Ended::Known => {}
+            Ended::Reap => {
+                if let Some(parent) = self.family.get(by.get()) {
+                    parent.ghost.tell(op::REAP, pid.get().into(), 0, vec![]);
+                }
+                self.end_dead_leaders();
+            }
+        }
+    }
+
+    /// One that has ended elsewhere, which is told next, has left children to its parent here: its stand-in, as long as it is
+    /// there, makes theirs, and leaves them to the parent likewise.
+    pub(super) fn make_orphans(&mut self, order: wire::Orphans) {
+        let children: Vec<Relative> = order.children.into_iter().filter(|c| !self.table.is_here(c.pid)).collect();
+        if self.family.get(order.of).is_none() || children.is_empty() {
+            return;
+        }
+        let names = children.iter().map(|c| c.pid).chain([order.of]).collect();
+        self.named.insert(Naming::Orphans(order.of), names);
+        let (spawner, facts) = (self.spawner.clone(), self.facts.clone());
+        tokio::spawn(async move {
+            if let Err(failure) = spawner.make_children(order.of, &children, &BTreeSet::new()).await {
+                tracing::warn!(pid = order.of, why = %failure.message, "orphans of a process without stand-ins");
+            }
+            facts.send(Fact::Orphaned(order.of)).await.ok();
+        });
     }
 
     /// A process that comes has these children: zombies are kept for it, and stopped ones stay so.

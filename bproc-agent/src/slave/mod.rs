@@ -99,6 +99,8 @@ pub enum Fact {
     LookForChildren(wire::Move, bool, u32),
     /// The children of a process that is going to come have their skeletons, or cannot.
     Adopted(wire::Move, Result<(), Failure>),
+    /// The children that this one has left have their skeletons.
+    Orphaned(i32),
     /// What a process that is about to go wrote is out, or cannot get out.
     MayGo(wire::Move, bool),
     /// The space with this inode number has lost its init: it is gone.
@@ -315,6 +317,7 @@ impl Actor {
             Fact::Mover(r#move, said) => self.mover(r#move, said),
             Fact::LookForChildren(r#move, changed, looks) => self.is_frozen(r#move, changed, looks),
             Fact::Adopted(r#move, result) => self.adopted(r#move, result),
+            Fact::Orphaned(of) => self.no_longer_named(Naming::Orphans(of)),
             Fact::MayGo(r#move, flushed) => self.may_go(r#move, flushed),
             Fact::Stop => {}
         }
@@ -540,26 +543,6 @@ impl Actor {
                         _ => {}
                     }
                 }
-            }
-        }
-    }
-
-    fn child(&mut self, by: Pid, pid: Pid, status: i32, rusage: Vec<u8>) {
-        if !bproc_common::wait::Status::from_raw(status).is_end() {
-            // Stops and continues are told by the kernel, for all processes alike.
-            return;
-        }
-        if self.is_kept(pid.get()) {
-            return;
-        }
-        match self.table.ended(pid.get(), by.get(), status, &rusage) {
-            table::Ended::Report => self.end_after_output(pid.get(), status, rusage),
-            table::Ended::Known => {}
-            table::Ended::Reap => {
-                if let Some(parent) = self.family.get(by.get()) {
-                    parent.ghost.tell(op::REAP, pid.get().into(), 0, vec![]);
-                }
-                self.end_dead_leaders();
             }
         }
     }

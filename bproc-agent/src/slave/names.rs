@@ -18,6 +18,8 @@ pub enum Naming {
     Start(u64),
     /// A move: process and number.
     Room(i32, u64),
+    /// What this one has left to its parent.
+    Orphans(i32),
 }
 
 impl Naming {

@@ -32,6 +32,7 @@ impl Actor {
             }
             Some(order::Body::Children(order)) => self.adopt_children(order),
             Some(order::Body::Relay(order)) => self.relay(order),
+            Some(order::Body::Orphans(order)) => self.make_orphans(order),
             Some(order::Body::RelativeStopped(order)) => self.relative_stopped(order),
             Some(order::Body::GoOn(r#move)) => self.tell_mover(Some(r#move), Task::Begin(Empty {})),
             Some(order::Body::Decide(order)) => self.tell_mover(order.r#move, Task::Decide(order.moved)),

@@ -56,6 +56,34 @@ impl Master {
         }
     }
 
+    /// One that has ended has left its children to its parent's ghost, as it would have natively: so the parent has asked to
+    /// get orphans (a subreaper). `children` are all of the parent's. Where it runs their stand-ins must be there before that
+    /// of the dead one ends.
+    pub fn adopts(&mut self, parent: Pid, dead: Pid, children: &[Pid], out: &mut Out) {
+        let Some(node) = self.whereabouts(parent) else { return };
+        let known = |m: &Master, pid: &Pid| m.relatives.get(pid).is_some_and(|nodes| nodes.contains(&node));
+        for child in children {
+            if let Some(process) = self.processes.get_mut(child).filter(|p| p.parent == Some(dead)) {
+                process.parent = Some(parent);
+            }
+        }
+        if !known(self, &dead) {
+            return;
+        }
+        let orphan = |pid: &Pid| self.node_of(*pid) != Some(node) && !known(self, pid);
+        let orphans: Vec<Pid> = children.iter().copied().filter(|pid| *pid != dead).filter(orphan).collect();
+        if orphans.is_empty() {
+            return;
+        }
+        for orphan in &orphans {
+            if !self.processes.contains_key(orphan) {
+                self.left_behind.insert(*orphan, parent);
+            }
+            self.speak_for(*orphan, node, out);
+        }
+        self.order(node, Order::Orphans(dead, orphans), out);
+    }
+
     /// A new agent of a node does not know who is stopped elsewhere.
     pub(super) fn tell_halted(&mut self, node: NodeId, out: &mut Out) {
         let has = |child: &&Pid| self.relatives.get(child).is_some_and(|nodes| nodes.contains(&node));

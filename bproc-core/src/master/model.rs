@@ -135,6 +135,8 @@ pub enum Order {
     RelativeStopped(Pid, i32),
     /// It goes on.
     RelativeContinued(Pid),
+    /// One that has ended and has a skeleton there has left these children to its parent there.
+    Orphans(Pid, Vec<Pid>),
     /// The end of this process has been replayed.
     Forget(Pid),
     /// The terminal of this process gets another size (`struct winsize`).

@@ -113,6 +113,27 @@ fn from_the_master_to_a_node() {
 }
 
 #[test]
+fn a_subreaper_elsewhere_gets_its_orphans() {
+    let (mut m, mut out) = (on_a(), vec![]);
+    let (child, orphan) = (pid(CHILD), pid(70));
+    m.adopts(pid(P), child, &[child, orphan], &mut out);
+    assert_eq!(out[0], Action::Watch(orphan));
+    assert_eq!(orders(&out), [(A, Order::Orphans(child, vec![orphan]))]);
+    // Not twice, and not after the stand-in of the dead one was told to end.
+    out.clear();
+    m.adopts(pid(P), child, &[child, orphan], &mut out);
+    m.relative_gone(child, 0, &mut out);
+    m.adopts(pid(P), child, &[pid(71)], &mut out);
+    assert_eq!(orders(&out), [(A, Order::RelativeGone(child, 0))]);
+    // It waits for the orphan there; here its ghost does.
+    out.clear();
+    m.relative_gone(orphan, 6 << 8, &mut out);
+    m.reaped(orphan, &mut out);
+    assert_eq!(orders(&out), [(A, Order::RelativeGone(orphan, 6 << 8))]);
+    assert!(out.contains(&Action::Ghost(pid(P), GhostCommand::Reap(orphan))));
+}
+
+#[test]
 fn a_parent_elsewhere_is_told_of_stops() {
     let (mut m, mut out) = (on_a(), vec![]);
     let child = pid(CHILD);
