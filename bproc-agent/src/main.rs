@@ -13,6 +13,7 @@ mod mover;
 mod names;
 mod owed;
 mod relay;
+mod rights;
 mod slave;
 mod stdio;
 mod watched;

@@ -365,10 +365,17 @@ pub fn body(ghost: &Path) -> Program {
 const LOOKS: u32 = 10;
 
 /// Can this process be moved to a machine that said this of itself (nothing: any)? Tells why not without touching it.
+/// `rights`: what it may have beyond its user's; none: whatever it has.
 ///
 /// # Errors
 /// The reason, in words.
-pub async fn survey(host_pid: i32, flags: u32, files: u32, target: &[u8]) -> Result<(), bproc_proto::Failure> {
+pub async fn survey(
+    host_pid: i32,
+    flags: u32,
+    files: u32,
+    target: &[u8],
+    rights: Option<&bproc_proto::Rights>,
+) -> Result<(), bproc_proto::Failure> {
     let fds = match files {
         0 => vmadump::capture::FdPolicy::Carry,
         1 => vmadump::capture::FdPolicy::DropOthers,
@@ -391,7 +398,7 @@ pub async fn survey(host_pid: i32, flags: u32, files: u32, target: &[u8]) -> Res
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
     });
-    let beyond = beyond_its_user(host_pid);
+    let beyond = crate::rights::refusal(host_pid, rights);
     match (checked.await, beyond) {
         (Ok(Ok(())), None) => Ok(()),
         (Ok(Ok(())), Some(message)) => Err(bproc_proto::Failure { number: libc::EPERM, message }),
@@ -400,24 +407,6 @@ pub async fn survey(host_pid: i32, flags: u32, files: u32, target: &[u8]) -> Res
         }
         (Ok(Err(error)), None) => Err(bproc_proto::Failure { number: error.errno(), message: error.to_string() }),
         (Err(error), _) => Err(bproc_proto::Failure { number: libc::EIO, message: error.to_string() }),
-    }
-}
-
-/// Rights that a user's process has beyond those of its user: a set-user-id program, or capabilities that it kept. Nobody can
-/// vouch for them where it goes.
-fn beyond_its_user(host_pid: i32) -> Option<String> {
-    let status = vmadump::procfs::status(&std::fs::read(format!("/proc/{host_pid}/status")).ok()?);
-    let [inheritable, permitted, effective, _, ambient] = status.caps;
-    let caps = inheritable | permitted | effective | ambient;
-    let user = status.uids[0];
-    if user == 0 {
-        return None;
-    }
-    match status.uids.iter().find(|uid| **uid != user) {
-        Some(uid) => Some(format!("it belongs to user {user} and has the rights of user {uid}, which stay here")),
-        None => {
-            (caps != 0).then(|| format!("it belongs to user {user} and has capabilities ({caps:#x}), which stay here"))
-        }
     }
 }
 

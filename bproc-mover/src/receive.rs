@@ -4,7 +4,7 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 
 use vmadump::Program;
-use vmadump::plan::Owner;
+use vmadump::plan::{Owner, Rights};
 use vmadump::restore::{Body, Filled, RestoreOptions, Restorer};
 
 use crate::fault::point;
@@ -83,7 +83,7 @@ fn fill(source: Incoming, task: &Receive, fds: &[OwnedFd]) -> Result<Filled, Fai
     let options = RestoreOptions {
         body: Body::Into(task.body),
         fds: task.fds.iter().copied().zip(fds.iter().map(AsFd::as_fd)).collect(),
-        owner: task.owner.as_ref().map(|o| Owner { uid: o.uid, gid: o.gid, groups: o.groups.clone() }),
+        owner: task.owner.as_ref().map(owner),
         elevate: task.elevate.as_ref().filter(|_| !is_mighty(task.body)).map(|p| Program {
             path: &p.path,
             argv: &argv,
@@ -100,6 +100,20 @@ fn fill(source: Incoming, task: &Receive, fds: &[OwnedFd]) -> Result<Filled, Fai
         return Err(Failure::new(libc::EINVAL, format!("process {came} came instead of {}", task.pid)));
     }
     Ok(filled)
+}
+
+fn owner(of: &wire::Owner) -> Owner {
+    let mut rights = Rights {
+        uids: of.uids.clone(),
+        gids: of.gids.clone(),
+        caps: of.caps,
+        bounding: of.bounding,
+        ..Rights::default()
+    };
+    for (pair, most) in rights.limits.iter_mut().zip(&of.limits) {
+        pair[1] = *most;
+    }
+    Owner { uid: of.uid, gid: of.gid, groups: of.groups.clone(), rights }
 }
 
 fn arguments(pid: i32) -> Vec<Vec<u8>> {

@@ -62,6 +62,7 @@ pub fn send(agent: &Agent, task: &Send, mut fds: Vec<OwnedFd>) -> Result<Done, F
         if task.files == 0 && leaves_files(frozen.image()) {
             return Err(other_files());
         }
+        can_return(frozen.image())?;
         (transfer(agent, &frozen, &mut from, &mut to)?, frozen)
     };
     if !agent.may_proceed() {
@@ -158,6 +159,20 @@ pub fn stdio(pid: i32) -> Vec<Vec<u8>> {
 fn leaves_files(image: &Image) -> bool {
     let stays = |kind: &FdKind| matches!(kind, FdKind::NotCarried { .. } | FdKind::Terminal { .. });
     image.fds.iter().any(|f| f.fd > 2 && stays(&f.kind))
+}
+
+/// What stands here for it keeps its secure bits, and has to be built into a process again by rights that root has.
+fn can_return(image: &Image) -> Result<(), Failure> {
+    /// SECBIT_NOROOT, SECBIT_NO_SETUID_FIXUP.
+    const BITS: u32 = 1 | 4;
+    match image.creds.iter().find(|creds| creds.securebits & BITS != 0) {
+        None => Ok(()),
+        Some(creds) => {
+            let why =
+                format!("its secure bits ({:#x}) leave root no rights, and nothing can stand for it", creds.securebits);
+            Err(Failure::new(libc::EPERM, why))
+        }
+    }
 }
 
 /// All its children, zombies too.

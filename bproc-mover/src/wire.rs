@@ -179,6 +179,21 @@ pub struct Owner {
     /// Supplementary groups.
     #[prost(uint32, repeated, tag = "3")]
     pub groups: Vec<u32>,
+    /// Further users that it may have.
+    #[prost(uint32, repeated, tag = "4")]
+    pub uids: Vec<u32>,
+    /// Further groups.
+    #[prost(uint32, repeated, tag = "5")]
+    pub gids: Vec<u32>,
+    /// Capabilities that may be in its sets.
+    #[prost(uint64, tag = "6")]
+    pub caps: u64,
+    /// Most that its bounding set may have.
+    #[prost(uint64, tag = "7")]
+    pub bounding: u64,
+    /// Most that its hard limits may be, by RLIMIT number; missing ones have no end.
+    #[prost(uint64, repeated, tag = "8")]
+    pub limits: Vec<u64>,
 }
 
 /// Send a process away.

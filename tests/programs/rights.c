@@ -6,6 +6,7 @@
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <linux/securebits.h>
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
@@ -100,7 +101,13 @@ int main(int argc, char **argv) {
         gid_t groups[] = {100, 4242, 31337};
         if (setgroups(3, groups) || setresgid(65534, 65534, 65534)) fail("groups");
         if (has(argc, argv, "capabilities")) prctl(PR_SET_KEEPCAPS, 1);
-        if (setresuid(65534, 65534, 65534)) fail("user");
+        if (has(argc, argv, "bounding"))
+            for (int cap = 0; cap <= CAP_LAST_CAP; cap++)
+                if ((cap == CAP_CHOWN && has(argc, argv, "chown")) || cap == CAP_NET_RAW || cap >= CAP_SYS_BOOT)
+                    if (cap != CAP_CHECKPOINT_RESTORE && prctl(PR_CAPBSET_DROP, cap)) break;
+        if (has(argc, argv, "bits") && prctl(PR_SET_SECUREBITS, (has(argc, argv, "noroot") ? SECBIT_NOROOT : 0) | SECBIT_KEEP_CAPS | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED)) fail("bits");
+        int effective = has(argc, argv, "effective") ? 0 : 65534, saved = has(argc, argv, "saved") ? 0 : 65534;
+        if (setresuid(65534, effective, saved)) fail("user");
         if (has(argc, argv, "capabilities")) {
             struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
             struct __user_cap_data_struct data[2] = {{1 << CAP_NET_BIND_SERVICE, 1 << CAP_NET_BIND_SERVICE | 1 << CAP_CHOWN,
@@ -117,7 +124,7 @@ int main(int argc, char **argv) {
     looks(first, sizeof first);
     struct timespec then, here;
     clock_gettime(CLOCK_MONOTONIC, &then);
-    for (int round = 0; round < 60; round++) {
+    for (int round = 0; round < (has(argc, argv, "long") ? 4000 : 60); round++) {
         printf("round %d\n", round);
         fflush(stdout);
         usleep(30000);

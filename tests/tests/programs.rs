@@ -1,15 +1,17 @@
 //! Which programs travel: runtimes with threads and event loops of their own, C libraries, rights of every kind, large
 //! memory. Each program checks itself and goes around all machines. What is not installed is skipped, and says so.
 
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use bproc_tests::cluster::Cluster;
+use bproc_tests::cluster::{Cluster, Role, eventually};
 use bproc_tests::run::finish;
 use bproc_tests::runner::{self, Test};
-use bproc_tests::traveller::{AROUND, Traveller, around, compile, try_move};
+use bproc_tests::traveller::{AROUND, Traveller, around, compile, go as travel, place, try_move};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -119,6 +121,12 @@ fn sparse(cluster: &Cluster) -> Result<()> {
     around(cluster, &mut Command::new(program), &AROUND)
 }
 
+fn settings(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, "tests/programs/settings.c", &[], false)?;
+    around(cluster, &mut Command::new(&program), &AROUND)?;
+    around(cluster, Command::new(&program).arg("65534"), &AROUND).context("another user")
+}
+
 fn rights(cluster: &Cluster) -> Result<()> {
     let program = compile(cluster, "tests/programs/rights.c", &[], false)?;
     for words in [
@@ -128,6 +136,13 @@ fn rights(cluster: &Cluster) -> Result<()> {
         &["user", "filter", "privileges"],
         &["user", "privileges", "nice", "slack"],
         &["privileges", "filter"],
+        // What somebody got from elsewhere, and keeps: capabilities, another user.
+        &["user", "capabilities"],
+        &["user", "capabilities", "bits", "nice"],
+        &["user", "capabilities", "bounding"],
+        &["user", "bounding"],
+        &["user", "saved"],
+        &["user", "effective", "processor"],
     ] {
         let mut command = Command::new(&program);
         around(cluster, command.args(words), &AROUND).with_context(|| words.join(" "))?;
@@ -135,15 +150,68 @@ fn rights(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Rights that a user got from elsewhere stay where they are, and so does who has them.
+/// What a process got while it was away it keeps there; nobody vouches for it, and it runs on.
 fn rights_beyond_the_user(cluster: &Cluster) -> Result<()> {
+    let gain = cluster.dir().join("log/gain");
+    std::fs::copy("/bin/sleep", &gain)?;
+    std::fs::set_permissions(&gain, std::fs::Permissions::from_mode(0o4755))?;
+    let flag = cluster.dir().join("log/away");
+    let script = format!(
+        "echo ready; while [ ! -e {} ]; do sleep 0.05; done; echo gains; exec {} 100",
+        flag.display(),
+        gain.display()
+    );
+    let mut program = Command::new("/bin/bash");
+    let mut program = Traveller::start(program.args(["-c", &script]).uid(65534).gid(65534))?;
+    program.until("ready")?;
+    travel(cluster, program.pid(), "0")?;
+    std::fs::write(&flag, "")?;
+    program.until("gains")?;
+    let refused = eventually("it has more rights", LIMIT, || {
+        let done = try_move(cluster, program.pid(), "1")?;
+        ensure!(done.status == 1 || place(cluster, program.pid())? == "1", "{done:?}");
+        let words = "it belongs to user 65534 and has the rights of user 0, for which nobody vouches";
+        Ok(if done.err().contains(words) { Ok(()) } else { Err(format!("{done:?}")) })
+    });
+    refused?;
+    let done = try_move(cluster, program.pid(), "master")?;
+    ensure!(done.status == 1 && done.err().contains("nobody vouches"), "{done:?}");
+    program.child.kill()?;
+    ensure!(program.end()?.1 == libc::SIGKILL, "its end");
+    // What it cannot do without where nothing can stand for it.
+    let mut bare = Command::new("setpriv");
+    let mut bare = Traveller::start(bare.args(["--bounding-set", "-all", "sh", "-c", "echo ready; exec sleep 100"]))?;
+    bare.until("ready")?;
+    let done = try_move(cluster, bare.pid(), "0")?;
+    ensure!(done.status == 1 && done.err().contains("its bounding set lacks capabilities"), "{done:?}");
+    bare.child.kill()?;
+    ensure!(bare.end()?.1 == libc::SIGKILL, "its end");
     let program = compile(cluster, "tests/programs/rights.c", &[], false)?;
-    let mut program = Traveller::start(Command::new(program).args(["user", "capabilities"]))?;
+    for (word, wanted) in [("noroot", "its secure bits"), ("chown", "its bounding set lacks capabilities (0x1)")] {
+        let mut program = Command::new(&program);
+        let mut program = Traveller::start(program.args(["user", "capabilities", "bits", "bounding", word]))?;
+        program.until("round 0")?;
+        let done = try_move(cluster, program.pid(), "0")?;
+        ensure!(done.status == 1 && done.err().contains(wanted), "{done:?}");
+        let (rest, status) = program.end()?;
+        ensure!(rest.ends_with("done\n") && status == 42 << 8, "{rest}, status {status:#x}");
+    }
+    cluster.quiet()
+}
+
+/// The master's agent forgets what it has seen when it ends: who has rights of his own stays where he is.
+fn rights_and_a_new_agent(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, "tests/programs/rights.c", &[], false)?;
+    let mut program = Traveller::start(Command::new(program).args(["user", "capabilities", "long"]))?;
     program.until("round 0")?;
-    let done = try_move(cluster, program.pid(), "0")?;
-    ensure!(done.status == 1 && done.err().contains("has capabilities (0x401), which stay here"), "{done:?}");
-    let (rest, status) = program.end()?;
-    ensure!(rest.ends_with("done\n") && status == 42 << 8, "{rest}, status {status:#x}");
+    travel(cluster, program.pid(), "0")?;
+    cluster.stop_agent(Role::Master, libc::SIGKILL)?;
+    cluster.start_agent(Role::Master)?;
+    cluster.wait_up()?;
+    let done = try_move(cluster, program.pid(), "1")?;
+    ensure!(done.status == 1 && done.err().contains("has capabilities (0x401), for which nobody vouches"), "{done:?}");
+    program.child.kill()?;
+    ensure!(program.end()?.1 == libc::SIGKILL, "its end");
     cluster.quiet()
 }
 
@@ -180,8 +248,10 @@ fn main() -> ExitCode {
         Test::new("memory_files", memory_files),
         Test::new("sixty_four_threads", sixty_four_threads),
         Test::new("sparse", sparse),
+        Test::new("settings", settings),
         Test::new("rights", rights),
         Test::new("rights_beyond_the_user", rights_beyond_the_user),
+        Test::new("rights_and_a_new_agent", rights_and_a_new_agent),
         Test::new("refusals_all_at_once", refusals),
     ];
     runner::main(|| Cluster::start(3), tests, Cluster::close)

@@ -196,6 +196,11 @@ impl<'a> Compiler<'a> {
                 self.batch.may(libc::SYS_chdir, &[cwd], "change the directory");
                 self.prctl(libc::PR_SET_CHILD_SUBREAPER, u64::from(process.subreaper));
                 self.prctl(41, u64::from(image.mm.thp_disabled));
+                if let Some(settings) = &image.settings {
+                    self.prctl(67, u64::from(settings.merges_memory));
+                    self.batch.may(libc::SYS_personality, &[settings.personality.into()], "set the personality");
+                    self.tell_kernel(b"/proc/self/coredump_filter", &format!("{:#x}", settings.core_filter));
+                }
             }
             Op::Limits(limits) => {
                 for (which, pair) in limits.iter().enumerate() {
@@ -210,6 +215,20 @@ impl<'a> Compiler<'a> {
 
     fn prctl(&mut self, option: i32, value: u64) {
         self.batch.may(libc::SYS_prctl, &[option as u64, value, 0, 0, 0], "set a process option");
+    }
+
+    /// Writes to a file of the process's own in /proc, if it may. Descriptors are not made yet; where they are those of
+    /// the caller, nobody knows which number it would have.
+    pub(crate) fn tell_kernel(&mut self, path: &[u8], text: &str) {
+        if self.slot < 0 {
+            return;
+        }
+        let (path, at, len) = (self.batch.text(path), self.batch.data(text.as_bytes()), text.len() as u64);
+        let slot = self.slot as u64;
+        let flags = libc::O_WRONLY as u64;
+        self.batch.may(libc::SYS_openat, &[libc::AT_FDCWD as u64, path, flags], "open a setting");
+        self.batch.may(libc::SYS_write, &[slot, at, len], "set a setting");
+        self.batch.may(libc::SYS_close, &[slot], "close a setting");
     }
 
     fn marks(&mut self) {
@@ -293,9 +312,12 @@ impl<'a> Compiler<'a> {
         self.batch.must(libc::SYS_timer_gettime, &[u64::from(timer.id), out], "make a timer with its id");
     }
 
-    /// What is a thread's own: run in that thread. `tid` is the one that it has now.
-    pub(crate) fn thread(&mut self, thread: &Thread, pid: i32, tid: i32, processors: &[u8]) {
+    /// How a thread is scheduled: run in that thread.
+    pub(crate) fn scheduling(&mut self, thread: &Thread, io_priority: Option<u32>, processors: &[u8]) {
         let batch = &mut *self.batch;
+        if let Some(value) = io_priority {
+            batch.may(libc::SYS_ioprio_set, &[1, 0, value.into()], "set the input and output priority");
+        }
         if !processors.is_empty() {
             let mut words = processors.to_vec();
             words.resize(words.len().next_multiple_of(8), 0);
@@ -303,6 +325,19 @@ impl<'a> Compiler<'a> {
             // Where none of them is here, those that the body has are as good.
             batch.may(libc::SYS_sched_setaffinity, &[0, words.len() as u64, at], "bind to processors");
         }
+        let param = batch.words(&[u64::from(thread.priority)]);
+        let args = [0, u64::from(thread.policy), param];
+        // Whoever counts on real time must not go on without it.
+        match thread.priority {
+            0 => batch.may(libc::SYS_sched_setscheduler, &args, "set the scheduling"),
+            _ => batch.must(libc::SYS_sched_setscheduler, &args, "have real-time scheduling"),
+        };
+        batch.may(libc::SYS_setpriority, &[0, 0, thread.nice as u64], "set the priority");
+    }
+
+    /// What is a thread's own: run in that thread. `tid` is the one that it has now.
+    pub(crate) fn thread(&mut self, thread: &Thread, pid: i32, tid: i32) {
+        let batch = &mut *self.batch;
         let stack = batch.words(&[thread.altstack.sp, u64::from(thread.altstack.flags & !1), thread.altstack.size]);
         // SS_ONSTACK (1) is no setting.
         if thread.altstack.flags & 2 == 0 && thread.altstack.size > 0 {
@@ -322,9 +357,6 @@ impl<'a> Compiler<'a> {
         }
         let name = batch.text(&thread.comm);
         batch.may(libc::SYS_prctl, &[libc::PR_SET_NAME as u64, name], "set the name");
-        let param = batch.words(&[u64::from(thread.priority)]);
-        batch.may(libc::SYS_sched_setscheduler, &[0, u64::from(thread.policy), param], "set the scheduling");
-        batch.may(libc::SYS_setpriority, &[0, 0, thread.nice as u64], "set the priority");
         if thread.timer_slack != 0 {
             batch.may(libc::SYS_prctl, &[libc::PR_SET_TIMERSLACK as u64, thread.timer_slack], "set the timer slack");
         }
@@ -334,11 +366,25 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// Credentials of a thread, and what changing them resets.
-    pub(crate) fn creds(&mut self, creds: &Creds) {
+    /// Credentials of a thread, and what changing them resets. `has`: capabilities that it may use while they are set.
+    pub(crate) fn creds(&mut self, creds: &Creds, has: u64, most_bounding: u64) {
         const KEEP_CAPS: u64 = libc::PR_SET_KEEPCAPS as u64;
         let batch = &mut *self.batch;
         let [inheritable, permitted, effective, bounding, ambient] = creds.caps;
+        let bounding = bounding & most_bounding;
+        let header = batch.words(&[0x2008_0522]);
+        let caps = |p: u64, e: u64| -> Vec<u8> {
+            let i = inheritable;
+            [e as u32, p as u32, i as u32, (e >> 32) as u32, (p >> 32) as u32, (i >> 32) as u32]
+                .iter()
+                .flat_map(|w| w.to_ne_bytes())
+                .collect()
+        };
+        // What is inherited is taken from the bounding set while that is whole.
+        if inheritable != 0 {
+            let all = batch.data(&caps(has, has));
+            batch.must(libc::SYS_capset, &[header, all], "set the inheritable capabilities");
+        }
         let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
         let groups_at = batch.data(&groups);
         batch.must(libc::SYS_setgroups, &[creds.groups.len() as u64, groups_at], "set the groups");
@@ -351,19 +397,19 @@ impl<'a> Compiler<'a> {
         batch.must(libc::SYS_prctl, &[KEEP_CAPS, 1], "keep capabilities");
         batch.must(libc::SYS_setresuid, &id(creds.uids), "set the uids");
         batch.may(libc::SYS_setfsuid, &[creds.uids[3].into()], "set the file system uid");
-        let header = batch.words(&[0x2008_0522]);
-        let caps = |p: u64, e: u64| -> Vec<u8> {
-            let i = inheritable & p;
-            [e as u32, p as u32, i as u32, (e >> 32) as u32, (p >> 32) as u32, (i >> 32) as u32]
-                .iter()
-                .flat_map(|w| w.to_ne_bytes())
-                .collect()
-        };
         // Secure bits need CAP_SETPCAP, which the final set may lack.
         let setpcap = 1u64 << 8;
+        let raise = |batch: &mut Batch| {
+            for cap in (0..41u64).filter(|c| ambient >> c & 1 == 1) {
+                let args = [libc::PR_CAP_AMBIENT as u64, libc::PR_CAP_AMBIENT_RAISE as u64, cap];
+                batch.may(libc::SYS_prctl, &args, "raise an ambient capability");
+            }
+        };
         if creds.securebits != 0 {
             let first = batch.data(&caps(permitted | setpcap, effective | setpcap));
             batch.may(libc::SYS_capset, &[header, first], "set the capabilities");
+            // One of these bits forbids it.
+            raise(batch);
             batch.may(
                 libc::SYS_prctl,
                 &[libc::PR_SET_SECUREBITS as u64, creds.securebits.into()],
@@ -372,12 +418,8 @@ impl<'a> Compiler<'a> {
         }
         let last = batch.data(&caps(permitted, effective));
         batch.must(libc::SYS_capset, &[header, last], "set the capabilities");
-        for cap in (0..41u64).filter(|c| ambient >> c & 1 == 1) {
-            batch.may(
-                libc::SYS_prctl,
-                &[libc::PR_CAP_AMBIENT as u64, libc::PR_CAP_AMBIENT_RAISE as u64, cap],
-                "raise an ambient capability",
-            );
+        if creds.securebits == 0 {
+            raise(batch);
         }
         if creds.securebits & 16 == 0 {
             batch.may(libc::SYS_prctl, &[KEEP_CAPS, 0], "keep capabilities");

@@ -19,6 +19,30 @@ pub struct Owner {
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
+    /// What somebody vouches for.
+    pub rights: Rights,
+}
+
+/// What a process may have beyond its user's rights, and how far the latter go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rights {
+    /// Further users.
+    pub uids: Vec<u32>,
+    /// Further groups.
+    pub gids: Vec<u32>,
+    /// Capabilities that may be in its sets.
+    pub caps: u64,
+    /// Most that its bounding set may have.
+    pub bounding: u64,
+    /// Most that its limits may be, soft and hard.
+    pub limits: [[u64; 2]; 16],
+}
+
+impl Default for Rights {
+    /// Nothing beyond the user's, which have no end.
+    fn default() -> Self {
+        Rights { uids: Vec::new(), gids: Vec::new(), caps: 0, bounding: !0, limits: [[u64::MAX; 2]; 16] }
+    }
 }
 
 /// What the restorer wants.
@@ -159,6 +183,10 @@ pub struct Plan {
     pub processors: Vec<Vec<u8>>,
     /// Credentials are given.
     pub creds: bool,
+    /// Most that the bounding set may have.
+    pub bounding: u64,
+    /// Scheduling comes after the credentials, so that the kernel says what this user may have of it.
+    pub modest: bool,
     /// Where scratch memory may lie: base, bytes.
     pub scratch: (u64, u64),
     /// Address of a `syscall` instruction of the new vdso.
@@ -211,7 +239,8 @@ pub fn plan(image: &Image, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refus
     ops.extend(sealed);
     finish_areas(&image.areas, &mut ops);
     ops.extend([Op::Marks, Op::Actions, Op::Surroundings, Op::Fds]);
-    ops.push(Op::Limits(Box::new(limits(image, facts))));
+    let rights = wishes.owner.as_ref().filter(|owner| owner.uid != 0).map(|owner| &owner.rights);
+    ops.push(Op::Limits(Box::new(limits(image, facts, rights))));
     ops.push(Op::Threads);
     ops.extend([Op::Pending, Op::ThreadState, Op::Timers(timers(&image.timers.posix, facts.timer_ids)?)]);
     if creds {
@@ -242,26 +271,31 @@ pub fn plan(image: &Image, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refus
             })
             .collect(),
         creds,
+        bounding: rights.map_or(!0, |rights| rights.bounding),
+        modest: rights.is_some(),
         scratch,
         gate,
     })
 }
 
-/// No right that the owner has not: his uid everywhere, groups of his, no capabilities unless he is root.
+/// No right that the owner has not, or that nobody vouches for: his uid everywhere, groups of his, no capabilities unless
+/// he is root.
 fn within(creds: &Creds, owner: &Owner) -> Result<(), Refusal> {
     if owner.uid == 0 {
         return Ok(());
     }
-    if let Some(uid) = creds.uids.iter().find(|u| **u != owner.uid) {
+    let rights = &owner.rights;
+    if let Some(uid) = creds.uids.iter().find(|u| **u != owner.uid && !rights.uids.contains(u)) {
         return Err(Refusal::Rights(format!("uid {uid} (it belongs to uid {})", owner.uid)));
     }
     let mut gids = creds.gids.iter().chain(&creds.groups);
-    if let Some(gid) = gids.find(|g| **g != owner.gid && !owner.groups.contains(g)) {
+    if let Some(gid) = gids.find(|g| **g != owner.gid && !owner.groups.contains(g) && !rights.gids.contains(g)) {
         return Err(Refusal::Rights(format!("group {gid}")));
     }
     let [inheritable, permitted, effective, _, ambient] = creds.caps;
-    if (inheritable | permitted | effective | ambient) != 0 {
-        return Err(Refusal::Rights(format!("capabilities {:#x}", permitted | effective | inheritable | ambient)));
+    let more = (inheritable | permitted | effective | ambient) & !rights.caps;
+    if more != 0 {
+        return Err(Refusal::Rights(format!("capabilities {more:#x}")));
     }
     Ok(())
 }
@@ -382,8 +416,13 @@ fn finish_areas(areas: &[Area], ops: &mut Vec<Op>) {
 }
 
 /// Hard limits that may not be raised stay where they are.
-fn limits(image: &Image, facts: &Facts) -> [[u64; 2]; 16] {
+fn limits(image: &Image, facts: &Facts, rights: Option<&Rights>) -> [[u64; 2]; 16] {
     let mut all = image.process.limits;
+    if let Some(rights) = rights {
+        for (pair, most) in all.iter_mut().zip(&rights.limits) {
+            pair[1] = pair[1].min(most[1]);
+        }
+    }
     if !facts.can(cap::SYS_RESOURCE) {
         for (pair, mine) in all.iter_mut().zip(&facts.limits) {
             pair[1] = pair[1].min(mine[1]);

@@ -32,14 +32,18 @@ fn rest(mut program: Traveller, from: u32) {
 #[test]
 fn a_freeze_leaves_no_trace() {
     in_namespace("a_freeze_leaves_no_trace", LIMIT, || {
-        let program = counting();
-        for _ in 0..100 {
+        let try_it = |program: &Traveller| {
             let frozen = freeze(program.pid, &Options::default()).unwrap();
             let maps = std::fs::read(format!("/proc/{}/maps", program.pid)).unwrap();
             assert!(frozen.write_image(std::io::sink()).unwrap() > 0);
             frozen.resume().unwrap();
             assert_eq!(std::fs::read(format!("/proc/{}/maps", program.pid)).unwrap(), maps);
-        }
+        };
+        // One that never ends, and one that is counted.
+        let program = Traveller::start(Command::new("sh").args(["-c", "echo 0; while :; do :; done"]));
+        (0..100).for_each(|_| try_it(&program));
+        let program = counting();
+        try_it(&program);
         rest(program, 1);
     });
 }
@@ -172,10 +176,20 @@ fn an_image_gives_nobody_more_than_he_has() {
     in_namespace("an_image_gives_nobody_more_than_he_has", LIMIT, || {
         let mut program = counting();
         program.dump_and_end();
-        let owner = vmadump::plan::Owner { uid: 1234, gid: 1234, groups: vec![] };
+        let owner = vmadump::plan::Owner { uid: 1234, gid: 1234, groups: vec![], rights: Default::default() };
         let options = RestoreOptions { owner: Some(owner), ..RestoreOptions::default() };
         let refused = Restorer::prepare(File::open(&program.image).unwrap(), &options).err().unwrap();
         assert!(matches!(refused, Error::Refused(Refusal::Rights(_))), "{refused}");
+        // Somebody vouches for what root is, but for one capability.
+        let check = |caps: u64| {
+            let rights = vmadump::plan::Rights { uids: vec![0], gids: vec![0], caps, ..Default::default() };
+            let owner = vmadump::plan::Owner { uid: 1234, gid: 1234, groups: (0..100).collect(), rights };
+            let options = RestoreOptions { owner: Some(owner), ..RestoreOptions::default() };
+            Restorer::check(File::open(&program.image).unwrap(), &options)
+        };
+        assert!(check(!0).is_ok());
+        let refused = check(!1).err().unwrap();
+        assert!(matches!(&refused, Error::Refused(Refusal::Rights(what)) if what == "capabilities 0x1"), "{refused}");
     });
 }
 

@@ -151,6 +151,7 @@ pub struct Actor {
     next_ask: u64,
     specs: HashMap<Pid, SpawnSpec>,
     moving: HashMap<Pid, moving::Going>,
+    vouched: crate::rights::Vouched,
     /// Ghosts that are about to become processes.
     taking: HashMap<Pid, tokio::task::AbortHandle>,
     /// Images that many get.

@@ -11,11 +11,12 @@ use super::streams::{Streams, carry_streams, listed_streams, own_streams};
 use super::{Actor, Fact, Waiting, Waits, caller};
 use crate::checked;
 use crate::mover::{self, Mover, Said};
+use crate::rights;
 use bproc_common::ghost::{ENV_COUNT, Role, op};
 use bproc_common::id::{NodeId, Pid};
 use bproc_core::master::moving::{Departed, MoveFacts, MoveId, Speaker};
 use bproc_core::master::{Action, Ask, Order, Refusal};
-use bproc_mover::wire::{Empty, Owner, Receive, Report, Send, Task};
+use bproc_mover::wire::{Empty, Receive, Report, Send, Task};
 use bproc_proto::client::{self as wire, Moved};
 use bproc_proto::link::{self, ToNode, event, order, to_node};
 use bproc_proto::{Failure, SpawnSpec};
@@ -83,9 +84,13 @@ impl Going {
         let (files, flags) = (self.request.files as u32, self.request.flags);
         let r#move = Some(named(pid, id));
         let body = match order {
-            Order::Survey(..) => {
-                order::Body::Survey(link::Survey { r#move, files, flags, target: machines.of(self.to) })
-            }
+            Order::Survey(..) => order::Body::Survey(link::Survey {
+                r#move,
+                files,
+                flags,
+                target: machines.of(self.to),
+                rights: self.spec.rights.clone(),
+            }),
             Order::Receive(..) => order::Body::Receive(link::Receive {
                 r#move,
                 spec: Some(self.spec.clone()),
@@ -193,7 +198,9 @@ async fn ask_once(request: wire::Move, asker: &Asker, fds: &[OwnedFd], desk: &De
     let mine = facts.rights(place).is_ok();
     if local && to.is_some() && mine {
         let target = desk.machines.of(to);
-        mover::survey(pid.get(), request.flags, request.files as u32, &target).await.map_err(|f| refused(pid, f))?;
+        let (flags, files) = (request.flags, request.files as u32);
+        mover::survey(pid.get(), flags, files, &target, None).await.map_err(|f| refused(pid, f))?;
+        spec.rights = rights::of(pid.get());
     }
     let mut home = Vec::new();
     if request.listed {
@@ -248,13 +255,18 @@ impl Actor {
         let ask = Ask(self.next_ask);
         self.next_ask += 1;
         self.asks.insert(ask, Waiting { pid, answer: Waits::Move(asked.answer) });
+        let from = self.core.whereabouts(pid);
+        let mut spec = asked.spec;
+        if from.is_some() {
+            spec.rights = self.vouched.of(pid);
+        }
         let going = Going {
-            spec: asked.spec,
+            spec,
             stdio: asked.stdio,
             children: asked.children,
             request: asked.request,
             handle: asked.handle,
-            from: self.core.whereabouts(pid),
+            from,
             to: asked.facts.to,
             address: String::new(),
             token: token.as_bytes().to_vec(),
@@ -267,7 +279,7 @@ impl Actor {
             ready: false,
             moved: Moved::default(),
         };
-        let stays = self.core.whereabouts(pid) == asked.facts.to;
+        let stays = from == asked.facts.to;
         self.moving.insert(pid, going);
         if stays && let Some(going) = self.moving.get_mut(&pid) {
             // Nothing of what was prepared is used.
@@ -280,6 +292,11 @@ impl Actor {
     /// The end of a move. What it took.
     pub(super) fn move_ended(&mut self, pid: Pid, well: bool) -> Moved {
         let Some(going) = self.moving.remove(&pid) else { return Moved::default() };
+        match (going.from, going.to, going.spec.rights) {
+            (None, Some(_), Some(rights)) if well => self.vouched.left(pid, rights),
+            (Some(_), None, _) if well => self.vouched.home(pid),
+            _ => {}
+        }
         self.settle_streams(going.spec.stdio_token, well);
         going.moved
     }
@@ -425,8 +442,7 @@ impl Actor {
         let Some(going) = self.moving.get_mut(&pid) else { return };
         let mut ghost_again = mover::stand_in(&self.ghost, &self.ghost_socket, Role::Ghost);
         ghost_again.envp.push(format!("{ENV_COUNT}={}", self.core.counts_from(pid)).into_bytes());
-        let c = going.spec.credentials.clone().unwrap_or_default();
-        let owner = (c.ruid != 0).then_some(Owner { uid: c.ruid, gid: c.rgid, groups: c.groups });
+        let owner = rights::owner(&going.spec);
         let (mut fds, mut numbers) = (Vec::new(), Vec::new());
         for (number, fd) in going.fds.drain(..).chain(socket_given) {
             numbers.push(number);

@@ -133,6 +133,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         next_ask: 1,
         specs: HashMap::new(),
         moving: HashMap::new(),
+        vouched: Default::default(),
         spreads: HashMap::new(),
         last_spread: 0,
         settling: Vec::new(),

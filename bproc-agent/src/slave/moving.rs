@@ -10,7 +10,7 @@ use crate::stdio::FLUSH;
 use bproc_common::event::Event;
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::Pid;
-use bproc_mover::wire::{Done, Owner, Receive, Report, Send, Task};
+use bproc_mover::wire::{Done, Receive, Report, Send, Task};
 use bproc_proto::Failure;
 use bproc_proto::link::{self as wire, event};
 use bproc_sys::pidfd::PidFd;
@@ -82,10 +82,13 @@ impl Actor {
         tokio::spawn(async move {
             let result = match host_pid {
                 None => Err(failed(libc::ESRCH, "it has ended")),
-                Some(host) => match mover::survey(host, order.flags, order.files, &order.target).await {
-                    Ok(()) => spawner.streams_of(host, order.files == 0).await,
-                    Err(failure) => Err(failure),
-                },
+                Some(host) => {
+                    let rights = order.rights.unwrap_or_default();
+                    match mover::survey(host, order.flags, order.files, &order.target, Some(&rights)).await {
+                        Ok(()) => spawner.streams_of(host, order.files == 0).await,
+                        Err(failure) => Err(failure),
+                    }
+                }
             };
             let (failure, (streams, stdio)) = match result {
                 Ok(found) => (None, found),
@@ -136,7 +139,6 @@ impl Actor {
             }
         };
         let spec = room.order.spec.clone().unwrap_or_default();
-        let c = spec.credentials.clone().unwrap_or_default();
         if let Some(host) = Pid::new(room.member.host_pid) {
             // A skeleton must not be traced; a body must.
             self.kernel.remove_ghost(host);
@@ -148,7 +150,7 @@ impl Actor {
             pid: if image != 0 { image } else { r#move.pid },
             keys: None,
             fds: numbers,
-            owner: (c.ruid != 0).then_some(Owner { uid: c.ruid, gid: c.rgid, groups: c.groups }),
+            owner: crate::rights::owner(&spec),
             elevate: Some(mover::body(&self.ghost)),
             fallback: Some(self.stand_in()),
             wait: false,

@@ -5,7 +5,9 @@ use super::fds;
 use super::survey::{Survey, proc_file, proc_record};
 use crate::batch::{Batch, Index, Results, Scratch};
 use crate::error::{Error, Refusal};
-use crate::image::{Action, AltStack, Creds, Image, Meta, Mm, PosixTimer, Process, Signals, Thread, Timers, Vdso};
+use crate::image::{
+    Action, AltStack, Creds, Image, Meta, Mm, PosixTimer, Process, Settings, Signals, Thread, Timers, Vdso,
+};
 use crate::sys::memory::MemFile;
 use crate::sys::ptrace::{self as pt, reg};
 use crate::sys::{own, process};
@@ -14,6 +16,7 @@ use crate::wire::Bytes;
 use crate::{cpu, procfs};
 
 const PR_GET_TID_ADDRESS: u64 = 40;
+const PR_GET_MEMORY_MERGE: u64 = 68;
 /// So many POSIX timers fit the batch.
 pub(super) const MOST_TIMERS: usize = 512;
 const PER_THREAD: u64 = 4096;
@@ -59,6 +62,7 @@ struct Whole {
     brk: Index,
     dumpable: Index,
     thp: Index,
+    merges: Index,
     subreaper: u64,
     clocks: [u64; 2],
     limits: [u64; 16],
@@ -89,6 +93,8 @@ fn whole(batch: &mut Batch, pid: i32) -> Result<Whole, Error> {
     let brk = batch.may(libc::SYS_brk, &[0], "read the break");
     let dumpable = batch.may(libc::SYS_prctl, &[libc::PR_GET_DUMPABLE as u64], "read dumpable");
     let thp = batch.may(libc::SYS_prctl, &[libc::PR_GET_THP_DISABLE as u64], "read the huge page setting");
+    // Since Linux 6.4.
+    let merges = batch.may(libc::SYS_prctl, &[PR_GET_MEMORY_MERGE, 0, 0, 0, 0], "read the merging of memory");
     let subreaper = batch.room(4);
     batch.may(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER as u64, subreaper], "read subreaper");
     let clocks = [libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME].map(|clock| {
@@ -102,7 +108,7 @@ fn whole(batch: &mut Batch, pid: i32) -> Result<Whole, Error> {
         batch.must(libc::SYS_prlimit64, &[0, which as u64, 0, at], "read a limit");
         at
     });
-    Ok(Whole { actions, itimers, timers, brk, dumpable, thp, subreaper, clocks, limits })
+    Ok(Whole { actions, itimers, timers, brk, dumpable, thp, merges, subreaper, clocks, limits })
 }
 
 /// Asks everything and makes the image without pages. Leaves the scratch memory mapped.
@@ -302,6 +308,17 @@ fn assemble(
     let mut layout_files = layout.clone();
     let fds = fds::read(pid, survey.options.fds, &mut layout_files, &survey.channels.again(pid))?;
     let processors = bound(ids.iter().map(|(outer, _)| *outer))?;
+    let hex = |name: &str| {
+        let text = proc_record(pid, name).ok().and_then(|text| String::from_utf8(text).ok())?;
+        u32::from_str_radix(text.trim(), 16).ok()
+    };
+    let io = ids.iter().map(|(outer, _)| process::io_priority(*outer).unwrap_or(0));
+    let settings = hex("personality").zip(hex("coredump_filter")).map(|(personality, core_filter)| Settings {
+        personality,
+        core_filter,
+        merges_memory: got.ret(asked.merges) == 1,
+        io_priorities: io.collect(),
+    });
     let exe = survey.known.get(&survey.exe).map(|f| layout_files.file(f));
     let status = &survey.status;
     let actions = asked.actions.iter().filter_map(|(signal, at)| {
@@ -388,6 +405,7 @@ fn assemble(
         },
         fds,
         processors,
+        settings,
         memory_files: layout_files.memory.into_iter().map(|(_, file)| file).collect(),
     })
 }

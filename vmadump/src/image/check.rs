@@ -82,6 +82,9 @@ pub(crate) fn check(image: &Image) -> Result<(), Unsound> {
     let bound = &image.processors;
     ensure(bound.is_empty() || bound.len() == image.threads.len(), Unsound::Threads)?;
     ensure(bound.iter().all(|set| set.len() <= 1024), Unsound::Threads)?;
+    if let Some(settings) = &image.settings {
+        ensure(settings.io_priorities.len() == image.threads.len(), Unsound::Threads)?;
+    }
     if let Some(vdso) = &image.vdso {
         let end = vdso.start.checked_add(vdso.code.len() as u64);
         let fine = vdso.data_start.is_multiple_of(PAGE)

@@ -78,6 +78,8 @@ pub enum Section {
     Processors = 15,
     /// Table of [`MemoryFile`].
     MemoryFiles = 16,
+    /// [`Settings`]. Optional.
+    Settings = 17,
 }
 
 /// All of an image but its pages.
@@ -111,6 +113,8 @@ pub struct Image {
     pub processors: Vec<Bytes>,
     /// Memory files that descriptors lead to.
     pub memory_files: Vec<MemoryFile>,
+    /// What else can be set.
+    pub settings: Option<Settings>,
 }
 
 impl Image {
@@ -126,6 +130,11 @@ impl Image {
     /// The main thread.
     pub fn leader(&self) -> &Thread {
         &self.threads[0]
+    }
+
+    /// Priority of input and output of a thread, by its place in the list.
+    pub(crate) fn io_priority(&self, thread: usize) -> Option<u32> {
+        self.settings.as_ref().and_then(|settings| settings.io_priorities.get(thread).copied())
     }
 
     /// Most pages that may follow.

@@ -108,6 +108,7 @@ struct Parts {
     fds: Option<Vec<super::Fd>>,
     processors: Option<Vec<Bytes>>,
     memory_files: Option<Vec<super::MemoryFile>>,
+    settings: Option<super::Settings>,
 }
 
 fn once<T: Wire>(slot: &mut Option<T>, bytes: &[u8]) -> Result<(), FormatError> {
@@ -350,6 +351,7 @@ impl Parts {
             12 => once(&mut self.fds, bytes),
             15 => once(&mut self.processors, bytes),
             16 => once(&mut self.memory_files, bytes),
+            17 => once(&mut self.settings, bytes),
             kind if head.critical => Err(FormatError::UnknownSection(kind)),
             _ => Ok(()),
         }
@@ -372,6 +374,7 @@ impl Parts {
             fds: self.fds.ok_or_else(missing)?,
             processors: self.processors.unwrap_or_default(),
             memory_files: self.memory_files.unwrap_or_default(),
+            settings: self.settings,
         })
     }
 }

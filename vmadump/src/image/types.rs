@@ -366,6 +366,20 @@ wire_struct! {
     }
 }
 
+wire_struct! {
+    /// What else can be set of a process and its threads.
+    pub struct Settings {
+        /// personality(2).
+        pub personality: u32,
+        /// What a core dump has: bits of /proc/PID/coredump_filter.
+        pub core_filter: u32,
+        /// PR_GET_MEMORY_MERGE.
+        pub merges_memory: bool,
+        /// Of each thread: class and data of ioprio_get(2).
+        pub io_priorities: Vec<u32>,
+    }
+}
+
 wire_enum! {
     /// What a descriptor leads to.
     pub enum FdKind {

@@ -65,6 +65,9 @@ impl<W: Write> Writer<W> {
         if !image.memory_files.is_empty() {
             add(&mut writer, Section::MemoryFiles, true, encode(&image.memory_files));
         }
+        if let Some(settings) = &image.settings {
+            add(&mut writer, Section::Settings, false, encode(settings));
+        }
         writer.emit(&front)?;
         writer.out.flush()?;
         Ok(writer)

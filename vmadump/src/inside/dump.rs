@@ -184,6 +184,7 @@ fn image_of(pid: i32, survey: &Survey, twin: &Twin, context: &Context, mask: u64
         fds: Vec::new(),
         processors: Vec::new(),
         memory_files: Vec::new(),
+        settings: None,
     };
     layout.tell_readable(&mut image);
     let source = Source::new(twin.0, memory, Room::touched(), &mut image, Vec::new())?;

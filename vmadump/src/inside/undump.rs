@@ -217,7 +217,12 @@ fn everything(
                 compiler.batch.copy(run.start, *from, run.len());
             }),
             Op::ThreadState => {
-                compiler.thread(image.leader(), pid, pid, image.processors.first().map_or(&[], |set| &set.0));
+                compiler.thread(image.leader(), pid, pid);
+                compiler.scheduling(
+                    image.leader(),
+                    image.io_priority(0),
+                    image.processors.first().map_or(&[], |set| &set.0),
+                );
                 compiler.after_creds(image.leader());
             }
             Op::Clear | Op::Fds | Op::Threads | Op::Creds | Op::Filters | Op::Registers => {}

@@ -429,6 +429,8 @@ impl Target {
             pt::set_options(self.pid, self.options)?;
         }
         let alive = self.living_children();
+        let own_oom = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", self.pid));
+        let own_oom: i32 = own_oom.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
         let mut batch = self.batch();
         let mut compiler = Compiler::new(image, &mut batch, 0, instead);
         compiler.memory_files = given.memory_files;
@@ -440,6 +442,12 @@ impl Target {
                 Op::Pending => compiler.pending(self.ns_pid, &alive),
                 Op::Surroundings => {
                     compiler.process(op);
+                    // A user may be spared no more than what stands for him is.
+                    let oom = image.process.oom_score_adj;
+                    let oom = if plan.modest { oom.max(own_oom) } else { oom };
+                    if oom != own_oom {
+                        compiler.tell_kernel(b"/proc/self/oom_score_adj", &oom.to_string());
+                    }
                     if let Some(cwd) = given.cwd {
                         compiler.batch.may(libc::SYS_fchdir, &[cwd as u64], "change the directory");
                     }
@@ -506,13 +514,26 @@ impl Target {
             }
         }
         let mut compiler = Compiler::new(image, batch, 0, &[]);
-        compiler.thread(thread, self.ns_pid, tid, &plan.processors[i]);
+        compiler.thread(thread, self.ns_pid, tid);
+        if !plan.modest {
+            compiler.scheduling(thread, image.io_priority(i), &plan.processors[i]);
+        }
         if plan.creds {
-            compiler.creds(&image.creds[thread.creds as usize]);
+            compiler.creds(&image.creds[thread.creds as usize], self.permitted()?, plan.bounding);
+        }
+        if plan.modest {
+            compiler.scheduling(thread, image.io_priority(i), &plan.processors[i]);
         }
         compiler.after_creds(thread);
         compiler.filters(&thread.filters[self.present.min(thread.filters.len())..]);
         Ok(())
+    }
+
+    /// Capabilities that it may use while it is built.
+    fn permitted(&self) -> Result<u64, Error> {
+        let text = files::read_record(&format!("/proc/{}/status", self.threads[0].tid()))
+            .map_err(|_| Error::Gone(self.pid))?;
+        Ok(procfs::status(&text).caps[1])
     }
 
     /// How many filters the body has already, and every thread that it makes: nobody gets rid of one. They must be the

@@ -115,6 +115,13 @@ pub(crate) fn scheduling(tid: i32) -> Result<(u32, u32, i32), SysError> {
     Ok((policy as u32, param.sched_priority as u32, 20 - nice as i32))
 }
 
+/// Class and data of a thread's priority of input and output.
+pub(crate) fn io_priority(tid: i32) -> Result<u32, SysError> {
+    // SAFETY: numbers only; 1 means one thread.
+    let value = unsafe { libc::syscall(libc::SYS_ioprio_get, 1, tid) };
+    done(value, "read the input and output priority of", tid).map(|value| value as u32)
+}
+
 /// Processors that a thread may run on: bit by number.
 pub(crate) fn processors(tid: i32) -> Result<Vec<u8>, SysError> {
     let mut set = vec![0u8; 1024];
