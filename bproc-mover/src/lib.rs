@@ -7,6 +7,10 @@
 //!
 //! ```text
 //!  agent ── Send ──▶ source                          target ◀── Receive ── agent
+//!                      │        mapped files           │
+//!                      │ ─────────────────────────────▶│
+//!                      │         which it has          │
+//!                      │ ◀─────────────────────────────│
 //!        ◀─ Frozen ─   │ freezes                       │
 //!        ── Begin ────▶│ (if it has other children     │
 //!                      │ than the target knows of)     │

@@ -4,13 +4,14 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 
 use vmadump::Program;
+use vmadump::facts::Facts;
 use vmadump::plan::{Owner, Rights};
-use vmadump::restore::{Body, Filled, RestoreOptions, Restorer};
+use vmadump::restore::{Body, Filled, RestoreOptions, Restorer, has};
 
 use crate::fault::point;
 use crate::line::{Incoming, line};
 use crate::spread::Intake;
-use crate::talk::{Agent, Failure, hear_go, say_ready, say_refused, say_running};
+use crate::talk::{Agent, Failure, hear_files, hear_go, say_files, say_ready, say_refused, say_running};
 use crate::wire::{self, Done, Empty, Receive, Report};
 
 /// Receives a process over the first of the descriptors, and tells the agent the good end. On failure the body is what [`Receive::fallback`] says, or
@@ -24,23 +25,32 @@ pub fn receive(agent: &Agent, task: &Receive, mut fds: Vec<OwnedFd>) -> Result<(
         return Err(Failure::new(libc::EPROTO, "the agent sent no connection"));
     }
     let stream = TcpStream::from(fds.remove(0));
+    let (mut from, mut to) = line(stream, task.keys.as_ref()).map_err(lost("the connection of the pages"))?;
+    let user = task.owner.as_ref().map(owner);
+    // Known before the process stands still.
+    let facts = Facts::here();
+    if !task.relay {
+        // While the process runs; nothing is done to the body yet.
+        let files = hear_files(&mut from).map_err(lost("the source"))?;
+        let there = has(task.body, &files, user.as_ref())?;
+        say_files(&mut to, &there).map_err(lost("the source"))?;
+    }
     if task.wait && !agent.may_begin() {
         return Err(Failure::new(libc::ECANCELED, "the agent gave the move up"));
     }
-    let (from, to) = line(stream, task.keys.as_ref()).map_err(lost("the connection of the pages"))?;
     point("target-begins");
     // The last to go: others may still get from it what this process has.
     let intake;
     let (mut from, mut to, filled) = if task.relay {
         let (taken, image) = Intake::start(agent, from, to)?;
         intake = taken;
-        let filled = fill(image, task, &fds);
+        let filled = fill(image, task, user, facts, &fds);
         let (from, to, broken) = intake.line()?;
         (from, to, filled.map_err(|failure| broken.unwrap_or(failure)))
     } else {
         let from = from.readable().map_err(lost("the connection of the pages"))?;
         let image = from.again().map_err(lost("the connection of the pages"))?;
-        (from, to, fill(image, task, &fds))
+        (from, to, fill(image, task, user, facts, &fds))
     };
     let result = filled.and_then(|filled| {
         point("target-filled");
@@ -73,7 +83,13 @@ pub fn receive(agent: &Agent, task: &Receive, mut fds: Vec<OwnedFd>) -> Result<(
     Ok(())
 }
 
-fn fill(source: Incoming, task: &Receive, fds: &[OwnedFd]) -> Result<Filled, Failure> {
+fn fill(
+    source: Incoming,
+    task: &Receive,
+    owner: Option<Owner>,
+    facts: Facts,
+    fds: &[OwnedFd],
+) -> Result<Filled, Failure> {
     let mut argv = arguments(task.body);
     let argv: Vec<&[u8]> = argv.iter_mut().map(|a| a.as_slice()).collect();
     let envp = |p: &Option<wire::Program>| -> Vec<Vec<u8>> { p.as_ref().map(|p| p.envp.clone()).unwrap_or_default() };
@@ -83,7 +99,8 @@ fn fill(source: Incoming, task: &Receive, fds: &[OwnedFd]) -> Result<Filled, Fai
     let options = RestoreOptions {
         body: Body::Into(task.body),
         fds: task.fds.iter().copied().zip(fds.iter().map(AsFd::as_fd)).collect(),
-        owner: task.owner.as_ref().map(owner),
+        owner,
+        facts: Some(facts),
         elevate: task.elevate.as_ref().filter(|_| !is_mighty(task.body)).map(|p| Program {
             path: &p.path,
             argv: &argv,

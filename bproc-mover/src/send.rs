@@ -12,7 +12,7 @@ use vmadump::image::{FdKind, Image, header};
 use crate::fault::point;
 use crate::line::{Incoming, Outgoing, line};
 use crate::spread;
-use crate::talk::{Agent, Failure, hear_ready, hear_running, say_go};
+use crate::talk::{Agent, Failure, ask_for_files, hear_ready, hear_running, hear_which_files, say_go};
 use crate::wire::{Done, Empty, Report, Send, Task};
 
 /// Tries, a millisecond apart, of what may be otherwise in a moment.
@@ -32,8 +32,15 @@ pub fn send(agent: &Agent, task: &Send, mut fds: Vec<OwnedFd>) -> Result<Done, F
         _ => FdPolicy::StdioOnly,
     };
     let options = Options { flags: task.flags, fds };
-    let surveyed = patiently(|| survey(task.pid, &options))?;
+    let mut surveyed = patiently(|| survey(task.pid, &options))?;
+    // An image that many get is the same for all.
+    let asked = if task.spread { Ok(0) } else { ask_for_files(&mut to, surveyed.files()) };
+    let asked = asked.map_err(|e| Failure::link("the target", &e))?;
     let arguments = arguments(task.pid);
+    if asked > 0 {
+        let there = hear_which_files(&mut from, asked);
+        surveyed.found(&there.map_err(|e| Failure::link("the target, asked for files", &e))?)?;
+    }
     point("source-begins");
 
     let start = Instant::now();

@@ -5,6 +5,8 @@ use std::os::fd::OwnedFd;
 
 use bproc_sys::seqpacket::Conn;
 use prost::Message;
+use vmadump::image::FileRef;
+use vmadump::wire::{Wire, decode};
 
 use crate::line::{Incoming, Outgoing};
 use crate::wire::{Done, FromMover, MAX_PACKET, Report, Task, ToMover};
@@ -88,6 +90,10 @@ const SPEAK: u8 = b'S';
 const GO: u8 = b'G';
 const RUNNING: u8 = b'D';
 const MOST_WORDS: u32 = 64 << 10;
+/// Bytes that a question after files has at most.
+const MOST_FILES: usize = 16 << 20;
+/// Of such a question: its length.
+const HEAD: usize = 4;
 
 /// Target: it is built.
 ///
@@ -163,6 +169,58 @@ pub fn hear_ready(from: &mut Incoming) -> io::Result<Result<(), Failure>> {
         Word::Refused(failure) => Ok(Err(failure)),
         Word::Wanted(_) | Word::Waiting => Err(io::ErrorKind::InvalidData.into()),
     }
+}
+
+/// Source: which of these files has the target? After how many it was asked: none, if they are too many to ask.
+///
+/// # Errors
+/// The connection is lost.
+pub fn ask_for_files(to: &mut Outgoing, mut files: Vec<FileRef>) -> io::Result<usize> {
+    let mut packet = vec![0; HEAD];
+    files.put(&mut packet);
+    if packet.len() > HEAD + MOST_FILES {
+        packet.truncate(HEAD);
+        files.clear();
+        files.put(&mut packet);
+    }
+    let length = (packet.len() - HEAD) as u32;
+    packet[..HEAD].copy_from_slice(&length.to_le_bytes());
+    to.write_all(&packet).map(|()| files.len())
+}
+
+/// Target: the files that its source asks for.
+///
+/// # Errors
+/// The connection is lost; these are no files.
+pub fn hear_files(from: &mut Incoming) -> io::Result<Vec<FileRef>> {
+    let mut length = [0; HEAD];
+    from.read_exact(&mut length)?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > MOST_FILES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a question after too many files"));
+    }
+    let mut packet = vec![0; length];
+    from.read_exact(&mut packet)?;
+    decode(&packet).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+/// Target: which of the files it has.
+///
+/// # Errors
+/// The connection is lost.
+pub fn say_files(to: &mut Outgoing, there: &[bool]) -> io::Result<()> {
+    let packet: Vec<u8> = there.iter().map(|there| u8::from(*there)).collect();
+    to.write_all(&packet)
+}
+
+/// Source: which of so many files the target has.
+///
+/// # Errors
+/// The connection is lost.
+pub fn hear_which_files(from: &mut Incoming, count: usize) -> io::Result<Vec<bool>> {
+    let mut packet = vec![0; count];
+    from.read_exact(&mut packet)?;
+    Ok(packet.into_iter().map(|byte| byte == 1).collect())
 }
 
 /// Source: its process stands still, and the target may speak. (Before, its words would come into the handshake of a

@@ -205,13 +205,13 @@ fn compile(name: &str, flags: &[&str]) -> std::path::PathBuf {
     program
 }
 
-/// Moves a program that says a byte and waits: nanoseconds of standing still.
-fn still(line: &[&str], program: &str) -> u64 {
+/// Moves a program that says a byte and waits into a body: what the source says at the end, and the mappings then.
+fn moved(line: &[&str], program: &str, body: &mut Command) -> (Done, String) {
     let mut command = Command::new(line[0]);
     command.args(&line[1..]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut holder = Tied::spawn(&mut command);
     holder.0.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
-    let body = Tied::spawn(Command::new(program).stdin(Stdio::null()).stdout(Stdio::null()));
+    let body = Tied::spawn(body.stdin(Stdio::null()).stdout(Stdio::null()));
     let (near, far) = pair();
     let (target, source) = (Mover::start(), Mover::start());
     std::thread::sleep(Duration::from_millis(30));
@@ -219,9 +219,10 @@ fn still(line: &[&str], program: &str) -> u64 {
     let receive = Receive { body: body.pid(), pid: holder.pid(), fallback, ..Receive::default() };
     target.tell(Task::Receive(receive), &[far.as_fd()]);
     let stdio = bproc_mover::send::stdio(holder.pid());
-    source.tell(Task::Send(Send { pid: holder.pid(), flags: 6, stdio, ..Send::default() }), &[near.as_fd()]);
+    let send = Send { pid: holder.pid(), files: 1, flags: 6, stdio, ..Send::default() };
+    source.tell(Task::Send(send), &[near.as_fd()]);
     drop((near, far));
-    std::thread::scope(|scope| {
+    let done = std::thread::scope(|scope| {
         scope.spawn(|| {
             loop {
                 match target.hear() {
@@ -236,12 +237,47 @@ fn still(line: &[&str], program: &str) -> u64 {
                 Report::Committing(_) => source.tell(Task::Proceed(true), &[]),
                 Report::Done(done) => {
                     assert_eq!(done.number, 0, "{}", done.message);
-                    return done.frozen_ns;
+                    return done;
                 }
                 _ => {}
             }
         }
-    })
+    });
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", body.pid())).unwrap();
+    (done, maps)
+}
+
+#[test]
+fn what_the_target_has_need_not_come() {
+    if !can() {
+        return;
+    }
+    let (fixed, dynamic) = (compile("at-home-static", &["-static"]), compile("at-home", &[]));
+    let root = std::env::temp_dir().join(format!("nothing-at-home-{}", std::process::id()));
+    // What the program opens for itself.
+    std::fs::create_dir_all(root.join("dev")).unwrap();
+    std::fs::write(root.join("dev/null"), "").unwrap();
+    std::fs::copy(&fixed, root.join("body")).unwrap();
+    let name = |path: &std::path::Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    for program in [&fixed, &dynamic] {
+        let line = [program.to_str().unwrap()];
+        let (there, maps) = moved(&line, line[0], &mut Command::new(&fixed));
+        assert!(maps.contains(&name(program)), "{maps}");
+        // The same without any file of its own.
+        let jail = root.clone();
+        let mut body = Command::new("/body");
+        // SAFETY: chroot takes no memory and no lock.
+        unsafe {
+            body.pre_exec(move || std::os::unix::fs::chroot(&jail).and_then(|()| std::env::set_current_dir("/")));
+        }
+        let (alone, maps) = moved(&line, "/body", &mut body);
+        assert!(!maps.contains(&name(program)) && !maps.contains("libc"), "{maps}");
+        assert!(there.bytes + (400 << 10) < alone.bytes, "{} and {} bytes", there.bytes, alone.bytes);
+    }
+    for program in [fixed, dynamic] {
+        std::fs::remove_file(program).unwrap();
+    }
+    std::fs::remove_dir_all(root).unwrap();
 }
 
 #[test]
@@ -258,7 +294,7 @@ fn stands_still() {
     for (name, line) in
         [("static", &[fixed][..]), ("dynamic", &[dynamic]), ("python3", &["/usr/bin/python3", "-c", python])]
     {
-        let mut all: Vec<u64> = (0..runs).map(|_| still(line, fixed)).collect();
+        let mut all: Vec<u64> = (0..runs).map(|_| moved(line, fixed, &mut Command::new(fixed)).0.frozen_ns).collect();
         all.sort_unstable();
         let at = |part: usize| all[all.len() * part / 100] as f64 / 1e6;
         println!("{name}: {:.2} ms, {:.2} to {:.2} (10 % to 90 %) of {runs}", at(50), at(10), at(90));

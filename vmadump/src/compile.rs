@@ -475,7 +475,11 @@ pub(crate) fn same_file(file: &FileRef, stat: &[u8], head: &[u8]) -> Result<(), 
     let word = |at: usize| {
         stat.get(at..at + 8).map_or(0, |b| u64::from_ne_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
     };
-    let (size, mtime_s, mtime_ns) = (word(48), word(88) as i64, word(96) as u32);
+    is_same(file, word(48), (word(88) as i64, word(96) as u32), head)
+}
+
+/// Is a file with these bytes, this time of last change and this front the one that the image means?
+pub(crate) fn is_same(file: &FileRef, size: u64, mtime: (i64, u32), head: &[u8]) -> Result<(), String> {
     if size != file.size {
         return Err(format!("it has {size} bytes, not {}", file.size));
     }
@@ -485,7 +489,7 @@ pub(crate) fn same_file(file: &FileRef, stat: &[u8], head: &[u8]) -> Result<(), 
             _ => Err("its build id is another".into()),
         };
     }
-    if (mtime_s, mtime_ns) != (file.mtime_s, file.mtime_ns) {
+    if mtime != (file.mtime_s, file.mtime_ns) {
         return Err("it was changed at another time".into());
     }
     Ok(())

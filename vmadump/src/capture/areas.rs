@@ -87,8 +87,8 @@ impl Layout {
     pub(crate) fn new(
         maps: Vec<Map>,
         known: &HashMap<Vec<u8>, FileRef>,
+        travels: impl Fn(&FileRef, u32) -> bool,
         exe: &[u8],
-        flags: u32,
     ) -> Result<Self, Refusal> {
         let (mut out, mut why) = (Layout::default(), Vec::new());
         let vdso = procfs::vdso_of(&maps).map(|(first, code)| (first, code.end));
@@ -103,7 +103,7 @@ impl Layout {
             if map.name == b"[anon:vmadump]" {
                 continue;
             }
-            let carried = refuse(map).and_then(|()| out.add(map, known, exe, flags));
+            let carried = refuse(map).and_then(|()| out.add(map, known, &travels, exe));
             why.extend(carried.err());
         }
         if let Some(refusal) = Refusal::all(why) {
@@ -125,7 +125,13 @@ impl Layout {
         at as u32
     }
 
-    fn add(&mut self, map: &Map, known: &HashMap<Vec<u8>, FileRef>, exe: &[u8], flags: u32) -> Result<(), Refusal> {
+    fn add(
+        &mut self,
+        map: &Map,
+        known: &HashMap<Vec<u8>, FileRef>,
+        travels: &impl Fn(&FileRef, u32) -> bool,
+        exe: &[u8],
+    ) -> Result<(), Refusal> {
         let len = map.end - map.start;
         let mut readable = len;
         let known = known.get(&map.name).filter(|_| !map.deleted);
@@ -146,7 +152,7 @@ impl Layout {
             return Err(Refusal::SharedFile(String::from_utf8_lossy(&map.name).into_owned()));
         } else {
             match known {
-                Some(file) if map.prot & 2 == 0 && flags & class(&map.name, exe) == 0 => {
+                Some(file) if map.prot & 2 == 0 && !travels(file, class(&map.name, exe)) => {
                     AreaKind::File { file: self.file(file), offset: map.offset }
                 }
                 Some(file) => {
@@ -235,8 +241,8 @@ mod tests {
     #[test]
     fn a_device_and_a_ring_are_refused() {
         let maps = procfs::maps(b"1000000-1001000 rw-s 00000000 00:0d 5 /dev/dri/card0\n");
-        assert!(matches!(Layout::new(maps, &HashMap::new(), b"", 0), Err(Refusal::DeviceMapping(_))));
+        assert!(matches!(Layout::new(maps, &HashMap::new(), |_, _| false, b""), Err(Refusal::DeviceMapping(_))));
         let maps = procfs::maps(b"1000000-1001000 rw-s 00000000 00:0d 5 anon_inode:[io_uring]\n");
-        assert!(matches!(Layout::new(maps, &HashMap::new(), b"", 0), Err(Refusal::IoUring)));
+        assert!(matches!(Layout::new(maps, &HashMap::new(), |_, _| false, b""), Err(Refusal::IoUring)));
     }
 }

@@ -26,7 +26,7 @@ pub(crate) use survey::{Survey, children};
 
 use crate::batch::{Scratch, find_hole};
 use crate::error::{Error, Refusal};
-use crate::image::{self, Image, PAGE, Writer};
+use crate::image::{self, FileRef, Image, PAGE, Writer};
 use crate::sys::memory::MemFile;
 use crate::sys::ptrace as pt;
 use crate::sys::{self, SysError};
@@ -104,6 +104,18 @@ pub fn freeze(pid: i32, options: &Options) -> Result<Frozen, Error> {
 }
 
 impl Surveyed {
+    /// Files that are mapped and not written. Where the target has the same, they need not travel as data: see
+    /// [`Self::found`]. None if [`Options::flags`] wants all of them as data.
+    pub fn files(&self) -> Vec<FileRef> {
+        self.0.files()
+    }
+
+    /// Which of [`Self::files`] the target has: these are named in the image, the others travel as data, whatever
+    /// [`Options::flags`] says.
+    pub fn found(&mut self, there: &[bool]) -> Result<(), Error> {
+        self.0.found(there)
+    }
+
     /// Stops all threads. On error the process runs on.
     pub fn stop(self) -> Result<Stopped, Error> {
         let Surveyed(survey, room) = self;

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use super::areas::Layout;
 use super::fds::Channels;
 use super::state::{MOST_TIMERS, carries};
-use super::{FdPolicy, Options, fds, tids};
+use super::{DUMP_ALL, FdPolicy, Options, fds, tids};
 use crate::error::{Error, Refusal};
 use crate::image::FileRef;
 use crate::procfs::{self, Map, Status};
@@ -26,6 +26,8 @@ pub(crate) struct Survey {
     pub(crate) filtered: bool,
     /// Mapped and open files by path.
     pub(crate) known: HashMap<Vec<u8>, FileRef>,
+    /// Of these, whether the target has the same, as far as it was asked.
+    there: HashMap<Vec<u8>, bool>,
     layout: Layout,
     /// Pipes and pairs of sockets that are its own.
     pub(crate) channels: Channels,
@@ -89,6 +91,7 @@ impl Survey {
             exe,
             filtered,
             known: HashMap::new(),
+            there: HashMap::new(),
             layout: Layout::default(),
             channels: Channels::default(),
         };
@@ -122,6 +125,7 @@ impl Survey {
             exe,
             filtered: false,
             known: HashMap::new(),
+            there: HashMap::new(),
             layout: Layout::default(),
             channels: Channels::default(),
         };
@@ -152,7 +156,33 @@ impl Survey {
         {
             self.known.insert(self.exe.clone(), file);
         }
-        Layout::new(maps, &self.known, &self.exe, self.options.flags).map_err(Error::from)
+        Layout::new(maps, &self.known, |file, class| self.travels(file, class), &self.exe).map_err(Error::from)
+    }
+
+    /// Does what is mapped of a file, and cannot be written, travel as data?
+    fn travels(&self, file: &FileRef, class: u32) -> bool {
+        self.there.get(&file.path.0).map_or(self.options.flags & class != 0, |there| !there)
+    }
+
+    /// Files that need not travel where the target has the same. None if everything is to travel.
+    pub(crate) fn files(&self) -> Vec<FileRef> {
+        if self.options.flags & DUMP_ALL == DUMP_ALL {
+            return Vec::new();
+        }
+        let read_only = self.layout.maps.iter().filter(|m| m.prot & 2 == 0 && !m.deleted && m.inode != 0);
+        let mut paths: Vec<&[u8]> = read_only.map(|m| m.name.as_slice()).collect();
+        paths.sort_unstable();
+        paths.dedup();
+        paths.into_iter().filter_map(|path| self.known.get(path)).cloned().collect()
+    }
+
+    /// Which of [`Self::files`] the target has.
+    pub(crate) fn found(&mut self, there: &[bool]) -> Result<(), Error> {
+        let paths = self.files().into_iter().map(|file| file.path.0);
+        self.there = paths.zip(there.iter().copied()).collect();
+        let maps = std::mem::take(&mut self.layout.maps);
+        self.layout = self.lay_out(maps)?;
+        Ok(())
     }
 
     /// The layout of the stopped process: what was surveyed, unless it changed since.
@@ -185,6 +215,7 @@ impl Survey {
             exe: self.exe.clone(),
             filtered: self.filtered,
             known: self.known.clone(),
+            there: self.there.clone(),
             layout: Layout::default(),
             channels: Channels::default(),
         };

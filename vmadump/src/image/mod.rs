@@ -80,6 +80,8 @@ pub enum Section {
     MemoryFiles = 16,
     /// [`Settings`]. Optional.
     Settings = 17,
+    /// Empty: pages come next, and may take a while. Optional.
+    Front = 18,
 }
 
 /// All of an image but its pages.

@@ -163,7 +163,7 @@ impl<R: Read> Reader<R> {
         let next = loop {
             let head = section_head(&mut from, &mut number, &mut sums)?;
             if head.kind == Section::Pages as u32 || head.kind == Section::End as u32 {
-                break head;
+                break Some(head);
             }
             total += head.len;
             count += 1;
@@ -175,10 +175,13 @@ impl<R: Read> Reader<R> {
                 return Err(FormatError::Checksum("a section"));
             }
             parts.take(&head, &bytes)?;
+            if head.kind == Section::Front as u32 {
+                break None;
+            }
         };
         let image = parts.finish()?;
         check::check(&image)?;
-        Ok(Reader { from, number, sums, next: Some(next), image, pages: 0, area: 0, last: 0, done: false, minor })
+        Ok(Reader { from, number, sums, next, image, pages: 0, area: 0, last: 0, done: false, minor })
     }
 
     /// What the image says about the process.

@@ -68,6 +68,7 @@ impl<W: Write> Writer<W> {
         if let Some(settings) = &image.settings {
             add(&mut writer, Section::Settings, false, encode(settings));
         }
+        add(&mut writer, Section::Front, false, Vec::new());
         writer.emit(&front)?;
         writer.out.flush()?;
         Ok(writer)

@@ -8,6 +8,7 @@
 //! Until [`Prepared::go`] nothing of the image has run an instruction of its own.
 
 mod fds;
+mod here;
 mod target;
 
 use std::io::Read;
@@ -24,6 +25,7 @@ use crate::sys::process;
 use crate::tracee::Tracee;
 
 use fds::Given;
+pub use here::has;
 use target::Target;
 
 /// Where an image comes from. With a plain descriptor the target reads the pages by itself, straight into place.

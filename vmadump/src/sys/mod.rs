@@ -11,6 +11,7 @@ pub(crate) mod memory;
 pub(crate) mod own;
 pub(crate) mod process;
 pub(crate) mod ptrace;
+pub(crate) mod rights;
 
 use std::fmt;
 use std::io;
