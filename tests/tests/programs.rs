@@ -71,7 +71,7 @@ fn python(cluster: &Cluster) -> Result<()> {
     let mut real = Command::new("python3");
     let real = finish(real.args(["-c", "import sys; print(sys.executable)"]), b"", LIMIT)?;
     let mut program = Command::new(real.out().trim());
-    around(cluster, program.env("OPENBLAS_NUM_THREADS", "3").arg(source("wander.py")).arg("30"), &AROUND)
+    around(cluster, program.env("OPENBLAS_NUM_THREADS", "3").arg(source("wander.py")).arg("90"), &AROUND)
 }
 
 fn musl(cluster: &Cluster) -> Result<()> {
