@@ -5,7 +5,7 @@ use super::clients::{Asker, ClientFact, Desk};
 use super::effects;
 use super::link::named;
 use super::machines::Machines;
-use super::places::settled;
+use super::places::{settled, speaker};
 use super::spread::Joining;
 use super::streams::{Streams, carry_streams, listed_streams, own_streams};
 use super::{Actor, Fact, Waiting, Waits, caller};
@@ -14,7 +14,7 @@ use crate::mover::{self, Mover, Said};
 use crate::rights;
 use bproc_common::ghost::{ENV_COUNT, Role, op};
 use bproc_common::id::{NodeId, Pid};
-use bproc_core::master::moving::{Departed, MoveFacts, MoveId, Speaker};
+use bproc_core::master::moving::{Departed, MoveFacts, MoveId};
 use bproc_core::master::{Action, Ask, Order, Refusal};
 use bproc_mover::wire::{Empty, Receive, Report, Send, Task};
 use bproc_proto::client::{self as wire, Moved};
@@ -217,18 +217,6 @@ async fn ask_once(request: wire::Move, asker: &Asker, fds: &[OwnedFd], desk: &De
     receiver.await.map_err(ending).and_then(|r| r)
 }
 
-/// The node that speaks for the asker, and what is known here of him: his ghost, if his number is one's there.
-async fn speaker(asker: &Asker, desk: &Desk) -> Option<Speaker> {
-    let node = asker.node()?;
-    let pid = asker.number().and_then(Pid::new).filter(|pid| pid.get() > 1);
-    let there = match pid {
-        Some(pid) => settled(pid, true, desk).await == Some(node),
-        None => false,
-    };
-    let ghost = pid.filter(|_| there).and_then(|pid| Process::open(pid).ok()?.status().ok());
-    Some(Speaker { node, ghost: ghost.map(|status| status.uids.effective) })
-}
-
 fn refused(pid: Pid, f: Failure) -> Failure {
     let why = f.message.strip_prefix("refused: ").unwrap_or(&f.message);
     failure(f.number, format!("process {pid} cannot move: {why}"))
@@ -313,18 +301,6 @@ impl Actor {
                 false => drop(iod.forget(&token).await),
             }
         });
-    }
-
-    /// Tells those who wait for it that a process is where it is.
-    pub(super) fn answer_settled(&mut self) {
-        let settled = |core: &bproc_core::master::Master, (pid, on_node, _): &mut (Pid, bool, _)| {
-            core.is_settled(*pid) && (!*on_node || core.whereabouts(*pid).is_some())
-        };
-        let core = &self.core;
-        for (pid, _, answer) in self.settling.extract_if(.., |waiting| settled(core, waiting)) {
-            let _ = answer.send(core.whereabouts(pid));
-        }
-        self.settling.retain(|(_, _, answer)| !answer.is_closed());
     }
 
     /// What a node says of a move.

@@ -1,8 +1,9 @@
 //! Where processes are, when nothing of it is under way.
 
-use super::Fact;
 use super::clients::{Asker, ClientFact, Desk};
+use super::{Actor, Fact};
 use bproc_common::id::{NodeId, Pid};
+use bproc_core::master::moving::Speaker;
 use bproc_sys::process::Process;
 use std::os::unix::fs::MetadataExt;
 use tokio::sync::oneshot;
@@ -47,5 +48,31 @@ pub async fn settled(pid: Pid, on_node: bool, desk: &Desk) -> Option<NodeId> {
             desk.facts.send(Fact::Client(ClientFact::Where(pid, answer))).await.ok();
             place.await.ok().flatten()
         }
+    }
+}
+
+/// The node that speaks for the asker, and what is known here of him: his ghost, if his number is one's there.
+pub async fn speaker(asker: &Asker, desk: &Desk) -> Option<Speaker> {
+    let node = asker.node()?;
+    let pid = asker.number().and_then(Pid::new).filter(|pid| pid.get() > 1);
+    let there = match pid {
+        Some(pid) => settled(pid, true, desk).await == Some(node),
+        None => false,
+    };
+    let ghost = pid.filter(|_| there).and_then(|pid| Process::open(pid).ok()?.status().ok());
+    Some(Speaker { node, ghost: ghost.map(|status| status.uids.effective) })
+}
+
+impl Actor {
+    /// Tells those who wait for it that a process is where it is.
+    pub(super) fn answer_settled(&mut self) {
+        let settled = |core: &bproc_core::master::Master, (pid, on_node, _): &mut (Pid, bool, _)| {
+            core.is_settled(*pid) && (!*on_node || core.whereabouts(*pid).is_some())
+        };
+        let core = &self.core;
+        for (pid, _, answer) in self.settling.extract_if(.., |waiting| settled(core, waiting)) {
+            let _ = answer.send(core.whereabouts(pid));
+        }
+        self.settling.retain(|(_, _, answer)| !answer.is_closed());
     }
 }
