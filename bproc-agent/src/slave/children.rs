@@ -248,8 +248,11 @@ impl Spawner {
                 if others.is_empty() {
                     return;
                 }
-                for skeleton in others.iter().filter_map(|(pid, _)| self.family.get(*pid)) {
+                for (pid, skeleton) in others.iter().filter_map(|(pid, _)| Some((*pid, self.family.get(*pid)?))) {
                     skeleton.ghost.tell(op::EXIT, 0, 0, vec![]);
+                    if stat(skeleton.host_pid).is_some_and(|s| s.state == b'T') {
+                        super::halts::wake(&skeleton, pid, u32::MAX);
+                    }
                 }
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }

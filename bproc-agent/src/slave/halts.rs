@@ -49,10 +49,16 @@ impl Halts {
         Halts { wanted: BTreeMap::new(), told: BTreeSet::new(), number: 0, queue }
     }
 
-    fn tell(&mut self, pid: i32, signal: Option<i32>) {
+    /// Counts one more.
+    fn next(&mut self) -> u32 {
         self.number = self.number.wrapping_add(1).max(1);
+        self.number
+    }
+
+    fn tell(&mut self, pid: i32, signal: Option<i32>) {
+        let number = self.next();
         // The task ends with this.
-        let _ = self.queue.send(Halt { pid, signal, number: self.number });
+        let _ = self.queue.send(Halt { pid, signal, number });
     }
 }
 
@@ -110,6 +116,20 @@ impl Actor {
         self.halts.told.insert(pid);
     }
 
+    /// It has been told to end, and is to read that.
+    pub(super) fn end_halt(&mut self, pid: i32, skeleton: &Member, is_stopped: bool) {
+        if self.halts.told.contains(&pid) || is_stopped {
+            wake(skeleton, pid, self.halts.next());
+        }
+        self.forget_halt(pid);
+    }
+
+    /// Everybody is gone.
+    pub(super) fn forget_halts(&mut self) {
+        self.halts.wanted.clear();
+        self.halts.told.clear();
+    }
+
     /// It goes on, or is no stand-in any more.
     pub(super) fn forget_halt(&mut self, pid: i32) {
         self.halts.wanted.remove(&pid);
@@ -139,7 +159,7 @@ impl Actor {
             if self.halts.told.remove(&pid)
                 && let Some(member) = self.family.get(pid)
             {
-                wake(&member, pid, self.halts.number);
+                wake(&member, pid, self.halts.next());
             }
         }
     }

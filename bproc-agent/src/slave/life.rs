@@ -45,6 +45,8 @@ impl Actor {
         self.init = None;
         self.for_init.clear();
         self.halves.clear();
+        self.kept.clear();
+        self.forget_halts();
         self.departures.clear();
         self.ended_early.clear();
         self.unconnected.clear();

@@ -483,11 +483,12 @@ impl Actor {
     pub(super) fn end_skeleton(&mut self, pid: i32, skeleton: &Member, status: i32) {
         let host = Pid::new(skeleton.host_pid);
         let found = host.and_then(|h| super::space::look_at(h, None, self.ghost_exe));
+        let is_stopped = found.as_ref().is_some_and(|f| f.state == b'T');
         if let Some(found) = found.filter(|f| self.table.runs(f.ppid)) {
             self.table.await_reaping(pid, &found);
         }
-        self.forget_halt(pid);
         super::children::end_like(skeleton, pid, status);
+        self.end_halt(pid, skeleton, is_stopped);
     }
 }
 

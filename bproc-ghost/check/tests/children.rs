@@ -142,6 +142,29 @@ fn stops_and_continuations_of_children_are_told() {
 }
 
 #[test]
+fn a_ghost_tells_of_stops_only_if_so_asked() {
+    let mut ghost = Ghost::start();
+    let child_pid = 4_000_000 + ((std::process::id() + 50_000) % 100_000) as i32;
+    let mut child = ghost.conn.clone_child(&mut ghost.listener, child_pid, Role::Ghost);
+    let outer = child.outer_pid();
+    assert_eq!(child.call(op::STOP, i64::from(libc::SIGSTOP), 0), 0);
+    assert_eq!(ghost.conn.call(op::WATCH_CHILDREN, 1, 0), 0);
+    assert_eq!(change(&mut ghost.conn), (i64::from(child_pid), STOPPED, 0x137f));
+    let go_on = bproc_ghost_check::siginfo(libc::SIGCONT, libc::SI_QUEUE, 1, 0, 7);
+    assert_eq!(ghost.conn.call_with(op::SIGNAL, i64::from(child_pid), 0, &go_on, &[]), 0);
+    assert_eq!(change(&mut ghost.conn), (i64::from(child_pid), CONTINUED, 0xffff));
+    ends(&mut child, 6);
+    while state(outer).0 != 'Z' {
+        std::thread::yield_now();
+    }
+    for _ in 0..2 {
+        assert_eq!(ghost.conn.call_with(op::NAME, 0, 0, b"x", &[]), 0);
+    }
+    assert_eq!(ghost.conn.kept(ev::CHILD), 0);
+    assert_eq!(ghost.conn.call(op::REAP, i64::from(child_pid), 0), i64::from(child_pid));
+}
+
+#[test]
 fn a_ghost_keeps_its_zombies_to_itself_until_asked() {
     let mut ghost = Ghost::start();
     // Far above what this machine is likely to use.

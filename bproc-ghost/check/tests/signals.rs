@@ -1,6 +1,6 @@
 //! Signals to a ghost reach the agent: all, once, in order, with their siginfo.
 
-use bproc_common::ghost::{Msg, ev, op};
+use bproc_common::ghost::{Msg, WAKE, ev, op};
 use bproc_common::wire::Record;
 use bproc_ghost_check::{Ghost, parts};
 
@@ -125,6 +125,21 @@ fn stops_and_goes_on() {
         assert_eq!(ghost.conn.report(ev::SIGNAL).msg.a, i64::from(libc::SIGCONT));
     }
     assert_eq!(Ghost::start().conn.call(op::STOP, i64::from(libc::SIGTERM), 0), -i64::from(libc::EINVAL));
+}
+
+#[test]
+fn a_stop_that_was_counted_before_the_newest_waking_call_is_late() {
+    let mut ghost = Ghost::start();
+    ghost.queue(libc::SIGCONT, u64::from(WAKE) | 5 << 32);
+    assert_eq!(ghost.conn.call(op::STOP, i64::from(libc::SIGSTOP), 4), 0);
+    assert_eq!(ghost.conn.call_with(op::NAME, 0, 0, b"runs", &[]), 0);
+    for number in [5, 6, 0] {
+        assert_eq!(ghost.conn.call(op::STOP, i64::from(libc::SIGSTOP), number), 0);
+        assert!(libc::WIFSTOPPED(ghost.wait()), "{number}");
+        ghost.queue(libc::SIGCONT, WAKE.into());
+        assert!(libc::WIFCONTINUED(ghost.wait()));
+    }
+    assert_eq!(ghost.conn.kept(ev::SIGNAL), 0);
 }
 
 #[test]
