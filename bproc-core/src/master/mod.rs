@@ -48,6 +48,8 @@ pub struct Master {
     /// Nodes that a former master had, and that have not said what runs there; `None` when that is not known.
     awaited: Option<BTreeSet<NodeId>>,
     moves: HashMap<Pid, moving::Move>,
+    /// Moves whose targets may let the process run any moment, as they said when they greeted.
+    arriving: HashMap<(Pid, moving::MoveId), NodeId>,
     last_move: u64,
     /// Children on the master of processes that have gone, and their parents.
     left_behind: HashMap<Pid, Pid>,
@@ -71,6 +73,7 @@ impl Master {
             recovering,
             awaited: None,
             moves: HashMap::new(),
+            arriving: HashMap::new(),
             last_move: 0,
             left_behind: HashMap::new(),
             cloning: HashMap::new(),
@@ -361,13 +364,14 @@ impl Master {
     }
 
     /// Keeper: a child of a ghost is held (it was held before it ran its first instruction).
-    pub fn adopted(&mut self, pid: Pid, parent: Option<Pid>) {
+    pub fn adopted(&mut self, pid: Pid, parent: Option<Pid>, out: &mut Out) {
         if self.recovering {
             self.processes.entry(pid).or_insert_with(|| Process::inherited(parent));
         }
         if let Some(process) = self.processes.get_mut(&pid) {
             (process.made, process.held) = (true, true);
         }
+        self.look_at_target(pid, out);
     }
 
     /// A ghost connected and told its parent.
@@ -390,6 +394,7 @@ impl Master {
             out.push(Action::Hold(pid));
         }
         process.tell_queue(pid, out);
+        self.look_at_target(pid, out);
     }
 
     /// The connection of a ghost broke; it will come again if it lives.

@@ -14,6 +14,10 @@
 //! events. The target's word decides: only it knows whether the process ever ran there. Signals that reach the ghost
 //! meanwhile wait here.
 
+mod handover;
+
+pub use handover::Leaving;
+
 use super::model::{Action, Ask, GhostCommand, Order, Phase as Life, Process, Refusal, Stopped};
 use super::{Master, Out, SIGKILL};
 use bproc_common::id::{NodeId, Pid};
@@ -112,7 +116,8 @@ enum Phase {
 #[derive(Debug)]
 pub(super) struct Move {
     pub(super) id: MoveId,
-    ask: Ask,
+    /// None: a former master's client, who was told when the connection broke.
+    ask: Option<Ask>,
     facts: MoveFacts,
     from: Option<NodeId>,
     phase: Phase,
@@ -127,6 +132,10 @@ pub(super) struct Move {
     /// Number and siginfo of signals that wait for its arrival.
     signals: Vec<(u32, Vec<u8>)>,
     kill: bool,
+}
+
+fn answer(ask: Option<Ask>, result: Result<(), Refusal>, out: &mut Out) {
+    out.extend(ask.map(|ask| Action::Answer(ask, result)));
 }
 
 impl Master {
@@ -160,7 +169,7 @@ impl Master {
         let id = MoveId(self.last_move);
         let fresh = Move {
             id,
-            ask,
+            ask: Some(ask),
             facts,
             from,
             phase: Phase::Surveying,
@@ -313,7 +322,10 @@ impl Master {
 
     /// The target's last word.
     pub fn arrived(&mut self, pid: Pid, id: MoveId, result: Result<(), Refusal>, out: &mut Out) {
-        let Some(m) = self.moves.get_mut(&pid).filter(|m| m.id == id && m.arrived.is_none()) else { return };
+        let late = self.arriving.remove(&(pid, id)).filter(|_| result.is_ok());
+        let Some(m) = self.moves.get_mut(&pid).filter(|m| m.id == id && m.arrived.is_none()) else {
+            return late.into_iter().for_each(|node| self.arrived_unknown(pid, node, out));
+        };
         if m.phase != Phase::Sending {
             let refusal = result.err().unwrap_or(Refusal::Busy(pid));
             return self.move_failed(pid, refusal, out);
@@ -323,6 +335,9 @@ impl Master {
             process.node = Some(to);
         }
         m.arrived = Some(result);
+        if let (Some(to), Some(_)) = (to, late) {
+            self.node_known(pid, to, out);
+        }
         self.settle_move(pid, out);
     }
 
@@ -380,10 +395,7 @@ impl Master {
             (Some(result), Some(Departed::InDoubt)) => {
                 let moved = result.is_ok();
                 m.departed = None;
-                match from {
-                    Some(node) => self.order(node, Order::Decide(pid, id, moved), out),
-                    None => out.push(Action::DecideHere(pid, id, moved)),
-                }
+                self.decide(pid, id, from, moved, out);
             }
             // It waits for a target that is no more.
             (Some(Err(_)), None) if m.adopting => {
@@ -416,7 +428,7 @@ impl Master {
                 self.left_behind.insert(*child, pid);
             }
         }
-        out.push(Action::Answer(m.ask, Ok(())));
+        answer(m.ask, Ok(()), out);
         if m.from.is_none() {
             if stand_in {
                 out.push(Action::Hold(pid));
@@ -424,7 +436,7 @@ impl Master {
             } else if let Some(process) = self.processes.get_mut(&pid) {
                 process.ghost_gone = true;
             }
-            if let Some(process) = self.processes.get_mut(&pid) {
+            if let (Some(process), false) = (self.processes.get_mut(&pid), m.facts.comm.is_empty()) {
                 process.tell(pid, GhostCommand::Name(m.facts.comm.clone()), out);
             }
         }
@@ -469,7 +481,7 @@ impl Master {
         if m.kill {
             out.push(Action::KillHome(pid));
         }
-        out.push(Action::Answer(m.ask, Ok(())));
+        answer(m.ask, Ok(()), out);
     }
 
     /// The process runs on where it was.
@@ -480,7 +492,7 @@ impl Master {
             (_, _, Some(node)) => self.order(node, Order::Cancel(pid, m.id), out),
             (_, _, None) => out.push(Action::CancelHere(pid, m.id)),
         }
-        out.push(Action::Answer(m.ask, Err(refusal)));
+        answer(m.ask, Err(refusal), out);
         match m.from {
             None => {
                 self.processes.remove(&pid);
@@ -488,6 +500,9 @@ impl Master {
             Some(node) => {
                 if let Some(process) = self.processes.get_mut(&pid) {
                     process.node = Some(node);
+                }
+                if m.ask.is_none() {
+                    self.node_known(pid, node, out);
                 }
                 if m.taken {
                     out.push(Action::Hold(pid));
@@ -547,26 +562,6 @@ impl Master {
                 m.arrived = Some(Err(Refusal::NodeDied(node)));
             }
             self.settle_move(pid, out);
-        }
-    }
-
-    /// A node's agent is a new one, which knows of no move; `there` are the processes that it found.
-    pub(super) fn moves_of_new_agent(&mut self, node: NodeId, there: &std::collections::HashSet<Pid>, out: &mut Out) {
-        let concerned = |m: &Move| m.from == Some(node) || m.facts.to == Some(node);
-        let mut pids: Vec<Pid> = self.moves.iter().filter(|(_, m)| concerned(m)).map(|(pid, _)| *pid).collect();
-        pids.sort_unstable();
-        for pid in pids {
-            let Some(m) = self.moves.get(&pid) else { continue };
-            let (id, is_there) = (m.id, there.contains(&pid));
-            if m.phase != Phase::Sending {
-                self.move_failed(pid, Refusal::NodeDied(node), out);
-            } else if m.from == Some(node) {
-                let failed =
-                    Departed::Failed(Refusal::Failed(node, ECANCELED, "the node's agent was restarted".into()));
-                self.departed(pid, id, if is_there { failed } else { Departed::Lost(node) }, out);
-            } else {
-                self.arrived(pid, id, if is_there { Ok(()) } else { Err(Refusal::NodeDied(node)) }, out);
-            }
         }
     }
 

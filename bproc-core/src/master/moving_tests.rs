@@ -20,7 +20,16 @@ fn siginfo(signal: i32) -> Vec<u8> {
 }
 
 fn hello(epoch: u64) -> Attach {
-    Attach { epoch: Epoch(epoch), instance: 1, orders_seen: 0, inventory: vec![], skeletons: vec![], leases: vec![] }
+    Attach {
+        epoch: Epoch(epoch),
+        instance: 1,
+        orders_seen: 0,
+        inventory: vec![],
+        skeletons: vec![],
+        leases: vec![],
+        leaving: vec![],
+        arriving: vec![],
+    }
 }
 
 fn up() -> Master {
@@ -369,7 +378,7 @@ fn the_ghost_is_taken_when_it_has_reaped_what_the_process_has() {
     m.forked(A, Some(pid(P)), child, &mut out);
     m.cloned(pid(CHILD), Ok(()), &mut out);
     m.ghost_connected(pid(CHILD), Some(pid(P)), &mut out);
-    m.adopted(pid(CHILD), Some(pid(P)));
+    m.adopted(pid(CHILD), Some(pid(P)), &mut vec![]);
     let id = under_way(&mut m, None, &mut out);
     m.exited(pid(CHILD), 0, &mut out);
     m.reaped(pid(CHILD), &mut out);

@@ -1,6 +1,7 @@
 //! Nodes: attaching, lives, loss, and coming back after a restart of either side.
 
 use super::model::{Action, Node, Order, Phase, Process, Refusal, View};
+use super::moving::{Leaving, MoveId};
 use super::{LOST, Master, Out};
 use crate::lease::Block;
 use bproc_common::id::{Epoch, NodeId, Pid};
@@ -21,6 +22,10 @@ pub struct Attach {
     pub skeletons: Vec<Pid>,
     /// Blocks of pids that it holds.
     pub leases: Vec<Block>,
+    /// Processes that stand still there in the last step of a move. They are in the inventory, too.
+    pub leaving: Vec<Leaving>,
+    /// Moves to the node that are in their last step there.
+    pub arriving: Vec<(Pid, MoveId)>,
 }
 
 /// Why a node may not attach.
@@ -70,7 +75,10 @@ impl Master {
                     let runs = there.contains(&pid);
                     self.spawned(pid, if runs { Ok(()) } else { Err(Refusal::Interrupted(node)) }, out);
                 }
-                self.moves_of_new_agent(node, &there, out);
+                self.moves_of_new_agent(node, &there, &hello.leaving, out);
+                for leaving in &hello.leaving {
+                    self.leaving(Some(node), leaving, out);
+                }
                 self.reconcile(node, &there, out);
                 self.count_continues(node);
                 // That some of them have ended was perhaps told to the former agent only.
@@ -100,7 +108,8 @@ impl Master {
         n.state = state.into();
         n.orders.reset();
         n.events = Default::default();
-        for (pid, parent) in hello.inventory {
+        let leaves = |pid: Pid| hello.leaving.iter().any(|leaving| leaving.pid == pid);
+        for (pid, parent) in hello.inventory.into_iter().filter(|(pid, _)| !leaves(*pid)) {
             let process = self.processes.entry(pid).or_insert_with(|| Process::inherited(None));
             process.node = Some(node);
             process.parent = process.parent.or(parent);
@@ -117,6 +126,11 @@ impl Master {
         for block in blocks {
             self.order(node, Order::Lease(block), out);
         }
+        self.arriving_at(node, &hello.arriving);
+        for leaving in &hello.leaving {
+            self.leaving(Some(node), leaving, out);
+        }
+        self.look_at_targets(out);
         if let Some(awaited) = &mut self.awaited {
             awaited.remove(&node);
         }
@@ -141,7 +155,8 @@ impl Master {
             return;
         }
         let unknown = |p: &Process| p.inherited && p.node.is_none() && p.at_gate && p.end.is_none();
-        let mut pids: Vec<Pid> = self.processes.iter().filter(|(_, p)| unknown(p)).map(|(pid, _)| *pid).collect();
+        let strangers = self.processes.iter().filter(|(pid, p)| unknown(p) && !self.is_taken_over(**pid));
+        let mut pids: Vec<Pid> = strangers.map(|(pid, _)| *pid).collect();
         pids.sort_unstable();
         for pid in pids {
             self.exited(pid, LOST, out);
@@ -223,7 +238,8 @@ impl Master {
     pub fn recovered(&mut self, ghosts: &HashSet<Pid>, out: &mut Out) {
         self.recovering = false;
         self.awaited = None;
-        let mut pids: Vec<_> = self.processes.keys().copied().collect();
+        self.decide_left_over(ghosts, out);
+        let mut pids: Vec<_> = self.processes.keys().copied().filter(|pid| !self.is_taken_over(*pid)).collect();
         pids.sort_unstable();
         for pid in pids {
             let Some(process) = self.processes.get_mut(&pid).filter(|p| p.inherited) else { continue };
@@ -235,7 +251,7 @@ impl Master {
         }
     }
 
-    fn node_known(&mut self, pid: Pid, node: NodeId, out: &mut Out) {
+    pub(super) fn node_known(&mut self, pid: Pid, node: NodeId, out: &mut Out) {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         process.made = true;
         out.push(Action::TrackSignals(pid));

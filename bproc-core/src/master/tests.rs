@@ -16,7 +16,16 @@ fn siginfo(signal: i32) -> Vec<u8> {
 
 fn hello(epoch: u64, inventory: Vec<Pid>) -> Attach {
     let inventory = inventory.into_iter().map(|pid| (pid, None)).collect();
-    Attach { epoch: Epoch(epoch), instance: 1, orders_seen: 0, inventory, skeletons: vec![], leases: vec![] }
+    Attach {
+        epoch: Epoch(epoch),
+        instance: 1,
+        orders_seen: 0,
+        inventory,
+        skeletons: vec![],
+        leases: vec![],
+        leaving: vec![],
+        arriving: vec![],
+    }
 }
 
 fn master(recovering: bool) -> Master {
@@ -387,7 +396,7 @@ fn a_ghost_that_was_made_is_not_made_again() {
     let child = |n| Child { pid: pid(n), uid: 5, gid: 5 };
     m.forked(NODE, Some(pid(50)), child(1000), &mut out);
     m.forked(NODE, Some(pid(50)), child(1001), &mut out);
-    m.adopted(pid(1000), Some(pid(50)));
+    m.adopted(pid(1000), Some(pid(50)), &mut vec![]);
     out.clear();
     // The parent's ghost ended: its answer to the first was lost, the second it never made.
     m.cloned(pid(1000), Err(ESRCH), &mut out);
@@ -431,7 +440,7 @@ fn zombies_of_a_parent_that_ends_are_over() {
 fn a_start_of_a_former_master_that_fails_opens_the_gate() {
     let mut m = master(true);
     let mut out = vec![];
-    m.adopted(pid(50), None);
+    m.adopted(pid(50), None, &mut vec![]);
     m.attach(NODE, hello(1, vec![pid(50)]), "up", &mut out).unwrap();
     // Its caller's connection broke, and it ends; the node was in the middle of the start.
     m.at_gate(pid(50), &mut out);
@@ -448,7 +457,7 @@ fn a_stopped_ghost_is_not_missed_at_the_end_of_the_recovery() {
     let mut m = master(true);
     let mut out = vec![];
     // It cannot connect before it is continued. The keeper holds it.
-    m.adopted(pid(50), None);
+    m.adopted(pid(50), None, &mut vec![]);
     m.ghost_stopped(pid(50), false, &mut out);
     m.attach(NODE, hello(1, vec![pid(50)]), "up", &mut out).unwrap();
     out.clear();
@@ -491,8 +500,8 @@ fn a_start_that_no_node_knows_is_let_go_when_all_have_spoken() {
         let nodes = [(0, Node::new(0o111, 0, 0)), (1, Node::new(0o111, 0, 0))];
         let (mut m, mut out) = (Master::new(nodes, Leases::new(1000, 5000, 100), true), vec![]);
         m.await_nodes([NodeId(0), NodeId(1)]);
-        m.adopted(pid(50), None);
-        m.adopted(pid(51), None);
+        m.adopted(pid(50), None, &mut vec![]);
+        m.adopted(pid(51), None, &mut vec![]);
         if first_at_gate {
             m.at_gate(pid(50), &mut out);
         }

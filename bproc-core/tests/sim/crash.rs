@@ -55,6 +55,11 @@ impl World {
         self.master.name_moves_from(self.lives << 32);
         self.master.await_nodes((0..self.machines.len()).map(|n| NodeId(n as i32)));
         self.recovering = true;
+        for leaving in self.in_doubt(None) {
+            let mut out = vec![];
+            self.master.leaving(None, &leaving, &mut out);
+            self.perform(out);
+        }
         for node in 0..self.machines.len() {
             let m = &mut self.machines[node];
             m.orders_seen = 0;

@@ -69,7 +69,7 @@ impl World {
     pub(super) fn word(&mut self, out: &mut Vec<Action>) {
         match self.keeper.pop_front().unwrap() {
             Word::Held(p, there) => self.master.held(pid(p), if there { Ok(()) } else { Err(3) }, out),
-            Word::Adopted(p) => self.master.adopted(pid(p), None),
+            Word::Adopted(p) => self.master.adopted(pid(p), None, out),
             Word::Stopped(p, own) => self.master.ghost_stopped(pid(p), own, out),
             Word::Continued(p) => self.master.ghost_continued(pid(p)),
             Word::AtGate(p) => self.master.at_gate(pid(p), out),

@@ -12,7 +12,7 @@ mod nodes;
 use bproc_common::id::{Epoch, NodeId, Pid};
 use bproc_common::wait::Status;
 use bproc_core::lease::Leases;
-use bproc_core::master::moving::{Departed, MoveFacts, MoveId};
+use bproc_core::master::moving::{Departed, Leaving, MoveFacts, MoveId};
 use bproc_core::master::nodes::Attach;
 use bproc_core::master::{Action, Ask, Child, GhostCommand, Master, Node, Order, Refusal, SpawnFacts};
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
@@ -225,6 +225,7 @@ impl World {
 
     fn link(&mut self, node: i32) {
         self.greet(node as usize);
+        let leaving = self.in_doubt(Some(node as usize));
         let m = &mut self.machines[node as usize];
         m.orders.clear();
         let ended = |event: &Event| if let Event::Exited(p, _) = event { Some(*p) } else { None };
@@ -242,6 +243,8 @@ impl World {
                 .collect(),
             skeletons: m.skeletons.iter().map(|p| pid(*p)).collect(),
             leases: vec![],
+            leaving,
+            arriving: vec![],
         };
         m.linked = true;
         let mut out = vec![];
@@ -536,10 +539,22 @@ fn settle(world: &mut World, seed: u64) {
     }
 }
 
+/// Tells which one failed, to be tried alone: `BPROC_SIM_FIRST=seed BPROC_SIM_RUNS=1`.
+struct Seed(u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("failed with seed {}", self.0);
+        }
+    }
+}
+
 fn play(crashes: bool, moves: bool) {
     let runs = std::env::var("BPROC_SIM_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(3000);
     let first = std::env::var("BPROC_SIM_FIRST").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     for seed in first..first + runs {
+        let _failing = Seed(seed);
         let mut world = World::new(seed, 3, moves);
         for _ in 0..60 {
             world.act(crashes);

@@ -71,7 +71,7 @@ impl Pair {
             Source::Sending => self.cut || self.target != Target::Listening,
             Source::Committing => self.proceed.is_some() || heard,
             Source::Gone => self.cut || self.target != Target::Built,
-            Source::InDoubt => self.decide.is_some() || !self.source_agent,
+            Source::InDoubt => self.decide.is_some(),
         }
     }
 
@@ -189,7 +189,6 @@ impl World {
                 }
             }
             Source::InDoubt => {
-                // Nobody will ever tell: it ends.
                 let moved = self.pairs[i].decide.unwrap_or(true);
                 self.source_over(i, moved, true);
             }

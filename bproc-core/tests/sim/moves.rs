@@ -100,6 +100,26 @@ impl World {
         self.pairs.iter_mut().find(|pair| pair.p == p && pair.id == id && !pair.former)
     }
 
+    /// Told what became of it, a source in doubt need not care who says so.
+    fn decide(&mut self, p: i32, id: MoveId, moved: bool) {
+        if let Some(pair) = self.pairs.iter_mut().find(|pair| pair.p == p && pair.id == id) {
+            pair.decide = Some(moved);
+        }
+    }
+
+    /// Those who wait to be told.
+    pub(super) fn in_doubt(&self, at: Place) -> Vec<Leaving> {
+        let waits = |pair: &&Pair| pair.from == at && pair.source == Source::InDoubt;
+        let leaving = self.pairs.iter().filter(waits).map(|pair| Leaving {
+            pid: pid(pair.p),
+            id: pair.id,
+            to: pair.to.map(|node| NodeId(node as i32)),
+            in_doubt: true,
+            home: !self.ghosts.get(&pair.p).is_some_and(|ghost| ghost.gone.is_none()),
+        });
+        leaving.collect()
+    }
+
     pub(super) fn perform_move(&mut self, action: Action) {
         match action {
             Action::ReceiveHere(p, id) => self.begin(p.get(), id, None),
@@ -115,7 +135,7 @@ impl World {
                     pair.source_gives_up |= !go;
                 }
             }
-            Action::DecideHere(p, id, moved) => drop(self.pair(p.get(), id).map(|pair| pair.decide = Some(moved))),
+            Action::DecideHere(p, id, moved) => self.decide(p.get(), id, moved),
             Action::CancelHere(p, id) => drop(self.pair(p.get(), id).map(|pair| pair.target_gives_up = true)),
             Action::SignalHome(p, siginfo) => {
                 if let Some(process) = self.home.get_mut(&p.get()) {
@@ -162,7 +182,7 @@ impl World {
                 self.say_move(at, p.get(), id, Said::Adopted(good));
             }
             Order::GoOn(p, id) => drop(self.pair(p.get(), id).map(|pair| pair.begin_source = true)),
-            Order::Decide(p, id, moved) => drop(self.pair(p.get(), id).map(|pair| pair.decide = Some(moved))),
+            Order::Decide(p, id, moved) => self.decide(p.get(), id, moved),
             Order::Cancel(p, id) => {
                 if let Some(pair) = self.pair(p.get(), id) {
                     pair.source_gives_up |= pair.from == at;
@@ -234,7 +254,7 @@ impl World {
         }
     }
 
-    /// An agent is gone; the next one waits for the movers that it began.
+    /// An agent is gone; the next one waits for the movers that it began. One in doubt speaks to it.
     pub(super) fn orphan_movers(&mut self, at: Place) {
         for pair in &mut self.pairs {
             pair.source_agent &= pair.from != at;
@@ -243,10 +263,14 @@ impl World {
                 pair.source = Source::Over;
             }
         }
-        let source = move |pair: &Pair| pair.from == at && !pair.source_agent && pair.source != Source::Over;
+        let open = |pair: &Pair| !matches!(pair.source, Source::InDoubt | Source::Over);
+        let source = move |pair: &Pair| pair.from == at && !pair.source_agent && open(pair);
         let target = move |pair: &Pair| {
             pair.to == at && !pair.target_agent && matches!(pair.target, Target::Listening | Target::Built)
         };
         self.step_while(|pair| source(pair) || target(pair));
+        for pair in self.pairs.iter_mut().filter(|pair| pair.from == at && pair.source == Source::InDoubt) {
+            pair.source_agent = true;
+        }
     }
 }
