@@ -3,6 +3,7 @@
 
 mod checked;
 mod cleanup;
+mod former;
 mod ghosts;
 mod keeper;
 mod kernel;

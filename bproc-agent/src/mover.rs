@@ -1,9 +1,9 @@
 //! The agent's side of a mover: one for each half of a move, which it tells what to do and whose words it passes on. One
 //! that has done its part well stands ready for the next: to start one takes longer than to move a small process.
 
+use crate::former::Caller;
 use crate::watched::{sent, watched};
 use anyhow::{Context, Result};
-use bproc_common::id::Pid;
 use bproc_config::handoff::{self, Handed, Suite, TrafficKey};
 use bproc_config::net::Gate;
 use bproc_config::tls::Peer;
@@ -14,7 +14,6 @@ use bproc_mover::wire::{
 use bproc_proto::Failure;
 use bproc_sys::daemon::{Helper, Life, spawn_detached};
 use bproc_sys::pidfd::PidFd;
-use bproc_sys::process::Process;
 use bproc_sys::seqpacket::Conn;
 use prost::Message;
 use std::collections::VecDeque;
@@ -23,7 +22,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -38,9 +37,6 @@ pub enum Said {
     /// It is gone without a last word.
     Lost,
 }
-
-/// How long the last step of a move may take a mover whose agent has gone: less than the lease of a space.
-const FORMER: Duration = Duration::from_secs(2);
 
 /// How long a killed mover may take to be gone.
 const DYING: Duration = Duration::from_secs(5);
@@ -124,6 +120,24 @@ impl Mover {
         Mover { words }
     }
 
+    /// One of a former agent's, in the middle of its task.
+    pub fn take_over<T: Send + 'static>(
+        movers: &Movers,
+        caller: Caller,
+        out: mpsc::Sender<T>,
+        wrap: impl Fn(Said) -> T + Send + Sync + 'static,
+    ) -> Mover {
+        let (words, inbox) = mpsc::unbounded_channel();
+        let movers = movers.clone();
+        tokio::spawn(async move {
+            let started = Started { conn: caller.conn, process: caller.process };
+            if !talk(&movers, started, VecDeque::new(), inbox, &out, &wrap).await {
+                out.send(wrap(Said::Lost)).await.ok();
+            }
+        });
+        Mover { words }
+    }
+
     /// Tells it. One that is gone has said so.
     pub fn tell(&self, task: Task) {
         self.tell_with(task, Vec::new());
@@ -151,7 +165,7 @@ async fn live<T>(
     };
     tokio::pin!(begun);
     let mut early = VecDeque::new();
-    let (Started { conn, process }, task) = loop {
+    let (started, task) = loop {
         tokio::select! {
             begun = &mut begun => break begun?,
             word = inbox.recv() => match word {
@@ -163,9 +177,21 @@ async fn live<T>(
             },
         }
     };
-    // One that passes an image on has work after its last word.
-    let relays = matches!(&task.0, Task::Receive(receive) if receive.relay);
     early.push_front(task);
+    Ok(talk(movers, started, early, inbox, out, wrap).await)
+}
+
+/// The same from the moment on in which it has a task, which is the first of the early words.
+async fn talk<T>(
+    movers: &Movers,
+    Started { conn, process }: Started,
+    early: VecDeque<Word>,
+    inbox: mpsc::UnboundedReceiver<Word>,
+    out: &mpsc::Sender<T>,
+    wrap: &(impl Fn(Said) -> T + Sync),
+) -> bool {
+    // One that passes an image on has work after its last word.
+    let relays = matches!(early.front(), Some((Task::Receive(receive), _)) if receive.relay);
     let end = converse(conn, early, inbox, out, wrap).await.unwrap_or_else(|error| {
         tracing::warn!(error = %format!("{error:#}"), "connection to a mover");
         End::Lost
@@ -173,13 +199,13 @@ async fn live<T>(
     match end {
         End::Free(conn) if !relays => {
             movers.put(Started { conn, process });
-            Ok(true)
+            true
         }
-        End::Over | End::Free(_) => Ok(true),
+        End::Over | End::Free(_) => true,
         End::Lost => {
             // What it held is killed with it, and what it had let go is not: that can be told only now.
             let _ = tokio::task::spawn_blocking(move || process.wait_exit(DYING)).await;
-            Ok(false)
+            false
         }
     }
 }
@@ -192,39 +218,6 @@ enum End {
     Over,
     /// It has done its part well, and waits.
     Free(Conn),
-}
-
-/// Waits for the end of movers of a former agent, so that what they move is here or is not. Without an agent a mover gives
-/// up, or takes its last step at once; one that hears nothing from its other half takes longer than can be waited for.
-pub async fn await_former(program: &Path, of: &Path) {
-    let ends: Vec<PidFd> = former(program, of);
-    if ends.is_empty() {
-        return;
-    }
-    tracing::info!(movers = ends.len(), "waiting for movers of a former agent");
-    let waited = tokio::task::spawn_blocking(move || {
-        let limit = Instant::now() + FORMER;
-        ends.iter().all(|end| end.wait_exit(limit.saturating_duration_since(Instant::now())).unwrap_or(true))
-    });
-    if !waited.await.unwrap_or(false) {
-        tracing::warn!("a mover of a former agent is still at work");
-    }
-}
-
-/// Who they are is read from their executable; the number is held first.
-fn former(program: &Path, of: &Path) -> Vec<PidFd> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter_map(Pid::new);
-    let ours = |pid: Pid| {
-        let process = Process::open(pid).ok()?;
-        if process.exe_path().ok()? != program {
-            return None;
-        }
-        let end = PidFd::open(pid).ok()?;
-        let words = process.cmdline().ok()?;
-        (words.get(1).map(Vec::as_slice) == Some(of.as_os_str().as_encoded_bytes())).then_some(end)
-    };
-    pids.filter_map(ours).collect()
 }
 
 /// At the target of a move: the connection of the pages, once the source has come. `told` gets the port.
@@ -313,7 +306,11 @@ async fn converse<T>(
             word = inbox.recv() => {
                 // Nobody talks to it any more: closing tells it.
                 let Some(word) = word else { return Ok(End::Over) };
-                told(fd.get_ref(), word).await?;
+                match told(fd.get_ref(), word).await {
+                    // It has ended; its last words follow.
+                    Err(error) if has_ended(&error) => {}
+                    done => done?,
+                }
             }
             got = fd.async_io(Interest::READABLE, |c| c.recv(&mut buffer)) => {
                 let got = match got {
@@ -335,6 +332,11 @@ async fn converse<T>(
             }
         }
     }
+}
+
+fn has_ended(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    matches!(kind, Some(io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset))
 }
 
 async fn told(conn: &Conn, (task, fds): Word) -> Result<()> {

@@ -27,8 +27,10 @@
 //!
 //! Before GO any failure, the death of either mover included, leaves the process running at the source. With GO the
 //! source binds the process to itself: if it is killed from then on, the kernel kills the process in the same moment, so that
-//! it never runs twice. It stands still until the source knows: RUNNING on the connection, or the agent's Decide.
+//! it never runs twice. It stands still until the source knows: RUNNING on the connection, or Decide of the agent, or of the
+//! next one if this is gone.
 
+pub mod doubt;
 pub mod fault;
 pub mod line;
 pub mod receive;

@@ -15,7 +15,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let agent = Agent(conn);
+    let agent = Agent::new(conn);
     // One move after the other; none after one that has failed.
     loop {
         let result = match agent.hear() {

@@ -9,11 +9,12 @@ use bproc_common::errno::BE_SLAVEDIED;
 use vmadump::capture::{FdPolicy, Frozen, NotExecuted, Options, survey};
 use vmadump::image::{FdKind, Image, header};
 
+use crate::doubt::decision;
 use crate::fault::point;
 use crate::line::{Incoming, Outgoing, line};
 use crate::spread;
 use crate::talk::{Agent, Failure, ask_for_files, hear_ready, hear_running, hear_which_files, say_go};
-use crate::wire::{Done, Empty, Report, Send, Task};
+use crate::wire::{Done, Empty, Report, Send};
 
 /// Tries, a millisecond apart, of what may be otherwise in a moment.
 const TRIES: u32 = 20;
@@ -84,10 +85,7 @@ pub fn send(agent: &Agent, task: &Send, mut fds: Vec<OwnedFd>) -> Result<Done, F
     point("source-gone");
     let moved = match hear_running(&mut from) {
         Ok(()) => true,
-        Err(_) => {
-            agent.tell(Report::InDoubt(Empty {}));
-            decision(agent)
-        }
+        Err(_) => decision(agent, task.doubt.as_ref(), || is_over(task.pid)),
     };
     point("source-knows");
     if !moved {
@@ -124,15 +122,6 @@ fn transfer(agent: &Agent, frozen: &Frozen, from: &mut Incoming, to: &mut Outgoi
         (_, Ok(Err(refusal))) => Err(refusal),
         (Err(failure), _) => Err(failure),
         (Ok(_), Err(e)) => Err(Failure::link("the target while it built the process", &e)),
-    }
-}
-
-/// Waits for the agent's word. While nobody can tell, the process must not run: it might run twice. An agent that is
-/// gone for good leaves nobody who ever could; then the process ends here.
-fn decision(agent: &Agent) -> bool {
-    match agent.hear() {
-        Ok(Some((Task::Decide(moved), _))) => moved,
-        _ => true,
     }
 }
 

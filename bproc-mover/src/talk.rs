@@ -1,5 +1,6 @@
 //! Talking: to the agent over the local socket, to the other mover over the connection of the pages.
 
+use std::cell::RefCell;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 
@@ -12,7 +13,8 @@ use crate::line::{Incoming, Outgoing};
 use crate::wire::{Done, FromMover, MAX_PACKET, Report, Task, ToMover};
 
 /// The connection to the agent.
-pub struct Agent(pub Conn);
+#[derive(Debug)]
+pub struct Agent(RefCell<Conn>);
 
 /// Why a half of a move failed.
 #[derive(Debug)]
@@ -42,13 +44,23 @@ impl From<vmadump::Error> for Failure {
 }
 
 impl Agent {
+    /// On this connection.
+    pub fn new(conn: Conn) -> Agent {
+        Agent(RefCell::new(conn))
+    }
+
+    /// Another one, on this connection.
+    pub fn is_now(&self, conn: Conn) {
+        self.0.replace(conn);
+    }
+
     /// The next word of the agent, with descriptors; `None` when it is gone.
     ///
     /// # Errors
     /// What recvmsg says, and packets that mean nothing.
     pub fn hear(&self) -> io::Result<Option<(Task, Vec<OwnedFd>)>> {
         let mut buffer = vec![0; MAX_PACKET];
-        let got = self.0.recv(&mut buffer)?;
+        let got = self.0.borrow().recv(&mut buffer)?;
         if got.len == 0 {
             return Ok(None);
         }
@@ -60,7 +72,7 @@ impl Agent {
     /// Tells the agent. One that is gone hears nothing.
     pub fn tell(&self, report: Report) {
         let bytes = FromMover { report: Some(report) }.encode_to_vec();
-        let _ = self.0.send(&bytes, &[]);
+        let _ = self.0.borrow().send(&bytes, &[]);
     }
 
     /// The end.

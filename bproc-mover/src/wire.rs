@@ -230,13 +230,47 @@ pub struct Send {
     /// Those of the children that are stopped, and whose stop the process has been told, as the target knows.
     #[prost(sint32, repeated, tag = "11")]
     pub halted: Vec<i32>,
+    /// What the next agent is told if this one is gone when the mover is in doubt.
+    #[prost(message, tag = "12")]
+    pub doubt: Option<Doubt>,
+}
+
+/// A move whose source does not know what became of it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Doubt {
+    /// Where the next agent listens.
+    #[prost(bytes = "vec", tag = "1")]
+    pub socket: Vec<u8>,
+    /// Number of the process in the space.
+    #[prost(sint32, tag = "2")]
+    pub pid: i32,
+    /// Number of the move.
+    #[prost(uint64, tag = "3")]
+    pub id: u64,
+    /// Where to: a node, -1 for the master.
+    #[prost(sint32, tag = "4")]
+    pub to: i32,
+    /// Inputs that the process takes along.
+    #[prost(message, repeated, tag = "5")]
+    pub inputs: Vec<Input>,
+}
+
+/// A standard stream.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Input {
+    /// Whose.
+    #[prost(bytes = "vec", tag = "1")]
+    pub token: Vec<u8>,
+    /// Which of them.
+    #[prost(sint32, tag = "2")]
+    pub stream: i32,
 }
 
 /// From the mover.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct FromMover {
     /// What.
-    #[prost(oneof = "Report", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Report", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub report: Option<Report>,
 }
 
@@ -268,6 +302,9 @@ pub enum Report {
     /// Source: the target wants the image from this byte on. Answered by Feed.
     #[prost(uint64, tag = "9")]
     Wanted(u64),
+    /// Source in doubt, to an agent that did not begin it. Answered by Decide.
+    #[prost(message, tag = "10")]
+    Doubt(Doubt),
 }
 
 /// What came of it.

@@ -24,14 +24,30 @@ enum Victim {
     MastersAgent,
     SourceStdio,
     TargetStdio,
+    /// The target's mover while the master's agent, or the source's, is gone: a source that has said the word to go does not
+    /// know what became of it, and asks an agent that does not know the move.
+    TargetAndMaster,
+    TargetAndSource,
     /// The cable of the node that it goes to, or comes from.
     Cable,
 }
 
-use Victim::{Cable, MastersAgent, SourceAgent, SourceMover, SourceStdio, TargetAgent, TargetMover, TargetStdio};
+use Victim::{
+    Cable, MastersAgent, SourceAgent, SourceMover, SourceStdio, TargetAgent, TargetAndMaster, TargetAndSource, TargetMover,
+    TargetStdio,
+};
 
-const VICTIMS: [Victim; 7] =
-    [SourceMover, TargetMover, SourceAgent, TargetAgent, MastersAgent, SourceStdio, TargetStdio];
+const VICTIMS: [Victim; 9] = [
+    SourceMover,
+    TargetMover,
+    SourceAgent,
+    TargetAgent,
+    MastersAgent,
+    SourceStdio,
+    TargetStdio,
+    TargetAndMaster,
+    TargetAndSource,
+];
 
 /// May the process end by this? Who holds a process at its last step, or its ghost on the master while it comes home, takes
 /// it along; its parent sees it killed.
@@ -40,7 +56,7 @@ fn may_end(point: &str, victim: Victim, way: Way) -> bool {
     match victim {
         SourceMover if point == "source-leaves" => true,
         SourceMover => way.from == Role::Master && after_leaving.contains(&point),
-        TargetMover => way.to == Role::Master,
+        TargetMover | TargetAndMaster | TargetAndSource => way.to == Role::Master,
         Cable => way.from != Role::Master || after_leaving.contains(&point),
         _ => false,
     }
@@ -111,9 +127,9 @@ impl Case<'_> {
                 }
                 None
             }
-            SourceAgent => Some(self.way.from),
+            SourceAgent | TargetAndSource => Some(self.way.from),
             TargetAgent => Some(self.way.to),
-            MastersAgent => Some(Role::Master),
+            MastersAgent | TargetAndMaster => Some(Role::Master),
             SourceStdio | TargetStdio => {
                 let role = if self.victim == SourceStdio { self.way.from } else { self.way.to };
                 // One that was killed before is started when it is needed.
@@ -130,7 +146,13 @@ impl Case<'_> {
         if let Some(role) = agent {
             self.cluster.stop_agent(role, libc::SIGKILL)?;
         }
-        signal_to(stopped.pid, libc::SIGCONT)?;
+        let both = matches!(self.victim, TargetAndMaster | TargetAndSource);
+        if both && let Some(target) = if at_source { other() } else { Some(stopped.pid) } {
+            signal_to(target, libc::SIGKILL)?;
+        }
+        if at_source || !both {
+            signal_to(stopped.pid, libc::SIGCONT)?;
+        }
         if let Some(role) = agent {
             self.cluster.start_agent(role)?;
         }

@@ -5,7 +5,7 @@ use bproc_common::id::{Epoch, NodeId, Pid};
 use bproc_config::net::PeerInfo;
 use bproc_core::lease::Block;
 use bproc_core::master::Order;
-use bproc_core::master::moving::MoveId;
+use bproc_core::master::moving::{Leaving, MoveId};
 use bproc_core::master::nodes::Attach;
 use bproc_proto::link::link_server::Link;
 use bproc_proto::link::{self as wire, FromNode, ToNode, from_node, order, to_node};
@@ -114,7 +114,7 @@ impl Link for Links {
 }
 
 /// What a node says of itself, in the core's words.
-pub fn attach(hello: &wire::Hello) -> Attach {
+pub fn attach(hello: &wire::Hello, leaving: Vec<Leaving>) -> Attach {
     Attach {
         epoch: Epoch(hello.epoch),
         instance: hello.instance,
@@ -126,6 +126,8 @@ pub fn attach(hello: &wire::Hello) -> Attach {
             .collect(),
         skeletons: hello.skeletons.iter().filter_map(|p| Pid::new(*p)).collect(),
         leases: hello.leases.iter().map(|l| Block { start: l.start, length: l.length }).collect(),
+        leaving,
+        arriving: hello.arriving.iter().filter_map(|m| Some((Pid::new(m.pid)?, MoveId(m.id)))).collect(),
     }
 }
 

@@ -13,6 +13,7 @@ pub mod clients;
 mod effects;
 pub mod link;
 mod machines;
+mod handover;
 mod moving;
 mod nodes;
 mod office;
@@ -22,6 +23,7 @@ mod spread;
 mod streams;
 pub mod travel;
 
+use crate::former::{Caller, Former};
 use crate::ghosts::{self, Ghost};
 use crate::keeper::{self, Keeper};
 use crate::kernel::Kernel;
@@ -68,6 +70,8 @@ pub enum Fact {
     Cloned(Pid, Result<(), i32>),
     /// A process that nodes have skeletons of has ended with this wait status.
     RelativeGone(Pid, i32),
+    /// A mover of a former agent's does not know what became of a process that was to go.
+    Doubt(Caller),
     /// From a mover of the master's own.
     Mover(Pid, MoveId, Said),
     /// What was prepared for a move beside the task: the streams.
@@ -152,6 +156,8 @@ pub struct Actor {
     specs: HashMap<Pid, SpawnSpec>,
     moving: HashMap<Pid, moving::Going>,
     vouched: crate::rights::Vouched,
+    /// Movers of a former agent.
+    former: Former,
     /// Ghosts that are about to become processes.
     taking: HashMap<Pid, tokio::task::AbortHandle>,
     /// Images that many get.
@@ -202,6 +208,7 @@ impl Actor {
                 _ = tick.tick() => self.look_at_clocks(&mut out).await,
             }
             self.perform(out).await;
+            self.forget_taken_over();
             self.answer_settled();
         }
     }
@@ -254,6 +261,7 @@ impl Actor {
                 self.adopts(pid, out);
                 self.core.relative_gone(pid, status, out);
             }
+            Fact::Doubt(caller) => self.take_over(caller, out),
             Fact::Mover(pid, id, said) => self.mover(pid, id, said, out),
             Fact::Prepared(pid, id, result) => self.prepared(pid, id, result, out),
             Fact::Holder(spread, said) => self.holder(spread, said),
@@ -338,7 +346,7 @@ impl Actor {
         }
         match report {
             Report::Held(pid, result) => self.core.held(pid, result, out),
-            Report::Adopted(pid, parent) => self.core.adopted(pid, parent),
+            Report::Adopted(pid, parent) => self.core.adopted(pid, parent, out),
             Report::Stopped(pid, own) => self.core.ghost_stopped(pid, own, out),
             Report::Continued(pid) => self.core.ghost_continued(pid),
             Report::AtGate(pid) => self.core.at_gate(pid, out),

@@ -46,31 +46,33 @@ pub struct Asked {
 /// What the agent keeps of a move.
 pub struct Going {
     /// What 0 to 2 of the process led to when its streams were prepared; for one of the master's own.
-    stdio: Vec<Vec<u8>>,
-    spec: SpawnSpec,
-    children: Vec<bproc_proto::Relative>,
+    pub(super) stdio: Vec<Vec<u8>>,
+    pub(super) spec: SpawnSpec,
+    pub(super) children: Vec<bproc_proto::Relative>,
     pub(super) request: wire::Move,
     /// The process, or its ghost: it keeps its number, and this it, wherever it goes.
-    handle: PidFd,
-    from: Option<NodeId>,
-    to: Option<NodeId>,
+    pub(super) handle: PidFd,
+    pub(super) from: Option<NodeId>,
+    pub(super) to: Option<NodeId>,
     /// Where the target listens.
-    address: String,
+    pub(super) address: String,
     /// The first bytes on the connection.
-    token: Vec<u8>,
+    pub(super) token: Vec<u8>,
     /// See [`Streams::successor`].
-    successor: Vec<u8>,
+    pub(super) successor: Vec<u8>,
     pub(super) mover: Option<Mover>,
-    fds: Vec<(i32, OwnedFd)>,
+    pub(super) fds: Vec<(i32, OwnedFd)>,
     /// Its image is another process's, that others get too: this one's number.
-    image: Option<Pid>,
+    pub(super) image: Option<Pid>,
     /// From whom the target gets it, and to whom it passes it on.
     pub(super) relay: link::Relay,
     /// The process dies with the mover of the master's own that sends it.
-    leaving: bool,
+    pub(super) leaving: bool,
     /// It is built into its ghost, and may go on as soon as the source says so.
-    ready: bool,
-    moved: Moved,
+    pub(super) ready: bool,
+    pub(super) moved: Moved,
+    /// A former agent began it: nobody waits for the answer.
+    pub(super) taken_over: bool,
 }
 
 impl Going {
@@ -266,6 +268,7 @@ impl Actor {
             leaving: false,
             ready: false,
             moved: Moved::default(),
+            taken_over: false,
         };
         let stays = from == asked.facts.to;
         self.moving.insert(pid, going);
@@ -350,6 +353,10 @@ impl Actor {
             Body::Departed(said) => {
                 if let Some(going) = self.moving.get_mut(&pid) {
                     going.moved = Moved { frozen_ns: said.frozen_ns, bytes: said.bytes, ..Moved::default() };
+                }
+                if let Some(to) = said.to.filter(|_| said.in_doubt) {
+                    let told = link::Leaving { r#move, to, in_doubt: true };
+                    return self.leaving(node, &told, out);
                 }
                 let departed = match said.failure {
                     _ if said.in_doubt => Departed::InDoubt,
@@ -470,6 +477,7 @@ impl Actor {
             halted: numbers_of(&going.children, |c| c.halted),
             stdio: going.stdio.clone(),
             spread: going.image.is_some(),
+            doubt: Some(self.doubt(pid, id, going.to)),
         };
         let (gate, address, token) = (self.gate.clone(), going.address.clone(), going.token.clone());
         let to = mover::peer(going.to.map_or(-1, |node| node.0));
@@ -544,7 +552,7 @@ impl Actor {
                 self.tell_mover(pid, Task::Proceed(true));
             }
             Said::Report(Report::Wanted(offset)) => self.feed(pid, offset),
-            Said::Report(Report::Held(_)) => {}
+            Said::Report(Report::Held(_) | Report::Doubt(_)) => {}
             Said::Report(Report::Committing(_)) => self.core.committing(pid, id, out),
             Said::Report(Report::Leaving(_)) => going.leaving = true,
             Said::Report(Report::InDoubt(_)) => self.core.departed(pid, id, Departed::InDoubt, out),

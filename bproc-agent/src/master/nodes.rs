@@ -46,7 +46,13 @@ impl Actor {
     ) -> bool {
         let script = self.config.node_up.is_file();
         let state = if script { "boot" } else { "up" };
-        let result = self.core.attach(node, link::attach(hello), state, out);
+        if !self.may_greet(hello) {
+            let message = format!("process of node {node} may have come home: a mover is still at work");
+            to.send(Ok(link::refused(libc::EAGAIN, message, true))).ok();
+            return false;
+        }
+        let leaving = hello.leaving.iter().filter_map(|told| self.told_leaving(node, told)).collect();
+        let result = self.core.attach(node, link::attach(hello, leaving), state, out);
         let (number, message, retry) = match result {
             Ok(events_seen) => {
                 let keep = self.travel.keep();

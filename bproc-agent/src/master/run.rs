@@ -5,6 +5,7 @@ use super::link::Links;
 use super::machines::Machines;
 use super::travel::Travel;
 use super::{Actor, Fact, api};
+use crate::former::{self, Former};
 use crate::ghosts::{self, Barrier};
 use crate::keeper::{self, Keeper};
 use crate::kernel::{self, Kernel};
@@ -72,7 +73,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
     let ghost_socket = dir.join("ghost.sock");
     ghosts::serve(&ghost_socket, ghost_exe, Some(barrier), facts.clone(), Fact::Ghost).await?;
     let mover = ghost.with_file_name("bproc-mover");
-    crate::mover::await_former(&mover, &dir.join("master")).await;
+    let (mut former, callers) = Former::find(&mover, &dir.join("master"), &dir.join(former::SOCKET)).await?;
     let nursery_pid = nursery(&dir, &ghost, &ghost_socket, ghost_exe, &config.name)?;
     keeper.hold(nursery_pid);
 
@@ -111,6 +112,10 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
     let mut core = Master::new(nodes, leases, true);
     core.await_nodes(former_nodes(&config, &dir));
     core.name_moves_from(crate::random_id()?);
+    for caller in callers {
+        facts.send(Fact::Doubt(caller)).await.ok();
+    }
+    former.forward(facts.clone(), Fact::Doubt);
     let actor = Actor {
         core,
         stdio_address,
@@ -134,6 +139,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         specs: HashMap::new(),
         moving: HashMap::new(),
         vouched: Default::default(),
+        former,
         spreads: HashMap::new(),
         last_spread: 0,
         settling: Vec::new(),

@@ -4,7 +4,7 @@
 //! - [`moving`]: processes that come and go while they run
 //! - `orders`: what the master orders · `clients`: what is asked on this machine
 //! - `children`: those of a process that comes · `halts`: children that are stopped elsewhere
-//! - `former`: what a former agent was in the middle of · `names`: who is named by what is under way
+//! - `former`, `handover`: what a former agent was in the middle of · `names`: who is named by what is under way
 //! - [`clocks`]: those of its processes
 //! - [`table`]: processes, and what the kernel tells of them · [`run`]: start-up · [`life`]: lives of the node
 
@@ -14,6 +14,7 @@ pub mod clocks;
 pub mod delivery;
 mod former;
 mod halts;
+mod handover;
 mod leaving;
 pub mod life;
 pub mod link;
@@ -27,6 +28,7 @@ pub mod spawn;
 pub mod table;
 mod table_moves;
 
+use crate::former::Caller;
 use crate::ghosts::{self, Ghost};
 use crate::kernel::Kernel;
 use crate::mover::{Movers, Said};
@@ -95,6 +97,8 @@ pub enum Fact {
     RoomMade(wire::Move, Result<moving::Room, Failure>),
     /// From a mover.
     Mover(wire::Move, Said),
+    /// A mover of a former agent's is in doubt.
+    Doubt(Caller),
     /// Look once more whether all forks of a process that stands still are known.
     LookForChildren(wire::Move, bool, u32),
     /// The children of a process that is going to come have their skeletons, or cannot.
@@ -315,6 +319,7 @@ impl Actor {
             Fact::Surveyed(said, stdio) => self.surveyed(said, stdio),
             Fact::RoomMade(r#move, result) => self.room_made(r#move, result),
             Fact::Mover(r#move, said) => self.mover(r#move, said),
+            Fact::Doubt(caller) => self.take_over(caller, true),
             Fact::LookForChildren(r#move, changed, looks) => self.is_frozen(r#move, changed, looks),
             Fact::Adopted(r#move, result) => self.adopted(r#move, result),
             Fact::Orphaned(of) => self.no_longer_named(Naming::Orphans(of)),
@@ -324,12 +329,7 @@ impl Actor {
     }
 
     fn hello(&self) -> wire::Hello {
-        // The end of those that were reaped since is told by the events that are kept.
-        let over = self.events.iter().filter_map(|event| match event {
-            event::Body::Exited(exited) if !self.table.is_here(exited.pid) => Some(exited.pid),
-            _ => None,
-        });
-        let over = over.collect::<BTreeSet<i32>>().into_iter().map(|pid| wire::Process { pid, ..Default::default() });
+        let over = self.over().into_iter().map(|pid| wire::Process { pid, ..Default::default() });
         wire::Hello {
             version: env!("CARGO_PKG_VERSION").into(),
             epoch: self.space.record.epoch,
@@ -342,6 +342,8 @@ impl Actor {
             machine: vmadump::facts::Machine::here().encode(),
             kernel: crate::kernel::release(),
             address: String::new(),
+            leaving: self.leaving(),
+            arriving: self.arriving(),
         }
     }
 
@@ -362,6 +364,7 @@ impl Actor {
             self.space.note_orders(0);
             self.space.record.master_epoch = welcome.master_epoch;
             self.save();
+            self.withdraw_forks();
             for end in self.table.ends() {
                 self.tell(end);
             }

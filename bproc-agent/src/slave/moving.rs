@@ -27,29 +27,29 @@ const LOOKS: u32 = 200;
 /// One half of a move, on this node.
 #[derive(Debug)]
 pub struct Half {
-    r#move: wire::Move,
-    host_pid: i32,
+    pub(super) r#move: wire::Move,
+    pub(super) host_pid: i32,
     /// The process, its body or its stand-in.
-    handle: Option<PidFd>,
-    mover: Option<Mover>,
+    pub(super) handle: Option<PidFd>,
+    pub(super) mover: Option<Mover>,
     /// Source: its streams.
-    streams: Vec<wire::ForwardedStream>,
+    pub(super) streams: Vec<wire::ForwardedStream>,
     /// Source: what was sent ahead to its input is to come back.
-    recall: bool,
+    pub(super) recall: bool,
     /// Source: under which name its streams go on, if they wait there for what it wrote here.
-    successor: Vec<u8>,
-    /// Source: it goes home.
-    home: bool,
+    pub(super) successor: Vec<u8>,
+    /// Source: where it goes, -1 for the master.
+    pub(super) to: i32,
     /// Target: who it is.
-    spec: Option<Box<bproc_proto::SpawnSpec>>,
+    pub(super) spec: Option<Box<bproc_proto::SpawnSpec>>,
     /// Target: built, and told to go on. Source: allowed to go.
-    committed: bool,
+    pub(super) committed: bool,
     /// Source: the process dies with its mover.
-    leaving: bool,
+    pub(super) leaving: bool,
     /// Source: it waits for Decide.
-    in_doubt: bool,
+    pub(super) in_doubt: bool,
     /// Target: where a node that gives the image is waited for, and its port.
-    giver: Option<(TcpListener, u16)>,
+    pub(super) giver: Option<(TcpListener, u16)>,
 }
 
 /// A body for a process that comes, and what it is given.
@@ -63,11 +63,15 @@ pub struct Room {
 impl Half {
     /// Tokens and numbers of the inputs that the process takes along.
     fn inputs(&self) -> Vec<(Vec<u8>, i32)> {
-        let input = |s: &&wire::ForwardedStream| self.recall && s.input;
-        let mut inputs: Vec<_> = self.streams.iter().filter(input).map(|s| (s.token.clone(), s.stream)).collect();
-        inputs.dedup();
-        inputs
+        inputs(&self.streams, self.recall)
     }
+}
+
+fn inputs(streams: &[wire::ForwardedStream], recall: bool) -> Vec<(Vec<u8>, i32)> {
+    let input = |s: &&wire::ForwardedStream| recall && s.input;
+    let mut inputs: Vec<_> = streams.iter().filter(input).map(|s| (s.token.clone(), s.stream)).collect();
+    inputs.dedup();
+    inputs
 }
 
 fn failed(number: i32, message: impl Into<String>) -> Failure {
@@ -166,7 +170,7 @@ impl Actor {
             streams: Vec::new(),
             recall: false,
             successor: Vec::new(),
-            home: false,
+            to: 0,
             spec: Some(Box::new(spec)),
             committed: false,
             leaving: false,
@@ -222,6 +226,7 @@ impl Actor {
             halted: Vec::new(),
             stdio,
             spread: false,
+            doubt: Some(self.doubt(r#move, order.to, inputs(&streams, order.recall))),
         };
         let (gate, address) = (self.gate.clone(), super::link::reachable(&order.address, &self.stdio_address));
         let going = async move {
@@ -237,7 +242,7 @@ impl Actor {
             streams,
             recall: order.recall,
             successor: order.successor,
-            home: order.to < 0,
+            to: order.to,
             spec: None,
             committed: false,
             leaving: false,
@@ -301,6 +306,8 @@ impl Actor {
                 let departed = wire::Departed { r#move: Some(r#move), in_doubt: true, ..Default::default() };
                 self.tell(event::Body::Departed(departed));
             }
+            // On a socket of its own.
+            Said::Report(Report::Doubt(_)) => {}
             Said::Report(Report::Done(done)) => self.half_done(r#move, done),
             Said::Lost => {
                 let target = half.spec.is_some() || self.table.is_arriving(pid);
@@ -355,24 +362,12 @@ impl Actor {
         let Some(half) = self.halves.get(&r#move.pid) else { return };
         let tokens: BTreeSet<Vec<u8>> = half.streams.iter().map(|s| s.token.clone()).collect();
         let (inputs, spawner, facts) = (half.inputs(), self.spawner.clone(), self.facts.clone());
-        let (successor, home) = (half.successor.clone(), half.home);
+        let (successor, home) = (half.successor.clone(), half.to < 0);
         tokio::spawn(async move {
             let all = spawner.iod.let_go(inputs, tokens, &successor, home);
             let flushed = tokio::time::timeout(FLUSH, all).await.unwrap_or(false);
             facts.send(Fact::MayGo(r#move, flushed)).await.ok();
         });
-    }
-
-    /// Is a process in the middle of its last step, so that nobody can say whether it is here?
-    pub(super) fn in_between(&self) -> bool {
-        self.halves.values().any(|half| half.committed && !half.in_doubt)
-    }
-
-    /// Another master knows of no move: those that have not come to their last step never do.
-    pub(super) fn give_up_moves(&self) {
-        for half in self.halves.values().filter(|half| !half.committed) {
-            self.tell_mover(Some(half.r#move), Task::Proceed(false));
-        }
     }
 
     pub(super) fn may_go(&mut self, r#move: wire::Move, flushed: bool) {
@@ -425,7 +420,7 @@ impl Actor {
         let (frozen_ns, bytes) = (done.frozen_ns, done.bytes);
         self.tell(match target {
             true => event::Body::Arrived(wire::Arrived { r#move, failure }),
-            false => event::Body::Departed(wire::Departed { r#move, failure, in_doubt: false, frozen_ns, bytes }),
+            false => event::Body::Departed(wire::Departed { r#move, failure, frozen_ns, bytes, ..Default::default() }),
         });
         match target && runs_here {
             true => self.hand_over_kept(pid, half.host_pid),

@@ -6,6 +6,7 @@ use super::space::{self, Space};
 use super::spawn::{Family, Spawner};
 use super::table::Table;
 use super::{Actor, Fact};
+use crate::former::{self, Former};
 use crate::ghosts;
 use crate::kernel::{self, Kernel};
 use crate::mover::Movers;
@@ -71,7 +72,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
     // A fresh init connects at once; it is waited for like those of a former time.
     family.await_all(BTreeSet::from([1]));
     let mover = ghost.with_file_name("bproc-mover");
-    crate::mover::await_former(&mover, &dir).await;
+    let (mut movers, callers) = Former::find(&mover, &dir, &dir.join(former::SOCKET)).await?;
     let mut table = Table::default();
     let mut events = Outbox::default();
     let mut blocks = Blocks::default();
@@ -84,8 +85,12 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         let found = space::inventory(space.record.pid_ns, ghost_exe)?;
         skeletons = found.iter().filter(|f| f.ghost && !f.is_over()).map(|f| (f.pid, f.host_pid)).collect();
         for process in found.iter().filter(|f| !f.ghost) {
-            for event in table.adopt(process, skeletons.contains_key(&process.ppid)) {
-                events.push(event);
+            let told = table.adopt(process, skeletons.contains_key(&process.ppid));
+            // Of one that may run elsewhere nothing is told.
+            if !callers.iter().any(|caller| caller.doubt.pid == process.pid) {
+                for event in told {
+                    events.push(event);
+                }
             }
         }
         family.await_all(skeletons.keys().copied().collect());
@@ -103,7 +108,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
     let (deliveries, queue) = mpsc::unbounded_channel();
     tokio::spawn(super::delivery::serve(queue, family.clone(), facts.clone()));
     let halts = super::halts::Halts::new(family.clone());
-    let actor = Actor {
+    let mut actor = Actor {
         node: number,
         movers: Movers::new(mover, dir.clone()),
         ghost,
@@ -156,6 +161,8 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         asks: Default::default(),
         dir,
     };
+    callers.into_iter().for_each(|caller| actor.take_over(caller, false));
+    movers.forward(facts.clone(), Fact::Doubt);
     actor.watch_init();
     let dialer = Dialer { masters, from, gate, facts: facts.clone() };
     let link = tokio::spawn(dialer.keep());

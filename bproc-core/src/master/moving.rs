@@ -495,7 +495,11 @@ impl Master {
         answer(m.ask, Err(refusal), out);
         match m.from {
             None => {
-                self.processes.remove(&pid);
+                // A ghost of a former master's time may have come meanwhile.
+                let to = m.facts.to;
+                if self.processes.get(&pid).is_some_and(|p| p.node == to || !p.inherited) {
+                    self.processes.remove(&pid);
+                }
             }
             Some(node) => {
                 if let Some(process) = self.processes.get_mut(&pid) {

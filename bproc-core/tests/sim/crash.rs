@@ -5,6 +5,7 @@ use super::*;
 impl World {
     /// The agent of a node is killed, and the next one looks at what is there.
     pub(super) fn crash_node(&mut self, node: usize) {
+        eprintln!("crash node {node}");
         self.unlink(node as i32);
         self.orphan_movers(Some(node));
         let m = &mut self.machines[node];
@@ -22,7 +23,10 @@ impl World {
                 _ => {}
             }
         }
-        let there = self.machines[node].processes.iter().filter(|(_, p)| !p.gone);
+        // Of one that may run elsewhere nothing is told.
+        let doubtful: Vec<i32> = self.in_doubt(Some(node)).iter().map(|leaving| leaving.pid.get()).collect();
+        let here = |p: &i32, process: &Process| !process.gone && !doubtful.contains(p);
+        let there = self.machines[node].processes.iter().filter(|(p, process)| here(p, process));
         let mut again = Vec::new();
         for (p, process) in there {
             let parent = process.parent.filter(|parent| self.machines[node].processes.contains_key(parent));
@@ -36,6 +40,7 @@ impl World {
 
     /// The master's agent is killed, and the next one finds keeper, ghosts and nodes. Callers get no answer and end.
     pub(super) fn crash_master(&mut self) {
+        eprintln!("crash master");
         (0..self.machines.len()).for_each(|node| self.unlink(node as i32));
         // What a ghost has told is held by nobody else from the moment on in which it is taken.
         let taken = self.pairs.iter().filter(|pair| !pair.former && pair.begin_target).map(|pair| pair.p);
@@ -69,8 +74,9 @@ impl World {
             let told = std::mem::take(&mut m.told);
             m.events = told.into_iter().chain(std::mem::take(&mut m.events)).collect();
             let ends = m.processes.iter().filter(|(_, p)| !p.gone);
-            let ends: Vec<_> = ends.filter_map(|(p, q)| Some(Event::Exited(*p, q.ended?))).collect();
-            ends.into_iter().for_each(|end| self.tell(node, end));
+            let ends: Vec<_> = ends.filter_map(|(p, q)| Some((*p, q.ended?))).collect();
+            let ends = ends.into_iter().filter(|(p, _)| !self.is_leaving(node, *p)).collect::<Vec<_>>();
+            ends.into_iter().map(|(p, status)| Event::Exited(p, status)).for_each(|end| self.tell(node, end));
         }
         self.keeper.clear();
         self.reports.clear();

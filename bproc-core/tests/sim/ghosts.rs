@@ -13,6 +13,7 @@ impl World {
     }
 
     pub(super) fn end_ghost(&mut self, p: i32, status: i32) {
+        eprintln!("    end ghost {p} {status}");
         let Some(g) = self.ghosts.get_mut(&p) else { return };
         if g.at_gate.is_some() || g.gone.is_some() {
             return;
@@ -67,6 +68,7 @@ impl World {
     }
 
     pub(super) fn word(&mut self, out: &mut Vec<Action>) {
+        eprintln!("keeper {:?}", self.keeper.front());
         match self.keeper.pop_front().unwrap() {
             Word::Held(p, there) => self.master.held(pid(p), if there { Ok(()) } else { Err(3) }, out),
             Word::Adopted(p) => self.master.adopted(pid(p), None, out),
@@ -79,6 +81,7 @@ impl World {
     }
 
     pub(super) fn say(&mut self, p: i32, out: &mut Vec<Action>) {
+        eprintln!("ghost {p} {:?}", self.reports[&p].front());
         let dead = self.ghosts.get(&p).is_some_and(|g| g.at_gate.is_some());
         match self.reports.get_mut(&p).and_then(VecDeque::pop_front).unwrap() {
             Report::Hello(parent) if !dead && self.ghosts.contains_key(&p) => {
@@ -94,6 +97,7 @@ impl World {
 
     pub(super) fn obey(&mut self, p: i32) {
         let g = self.ghosts.get_mut(&p).unwrap();
+        eprintln!("ghost {p} obeys {:?}", g.commands.front());
         match g.commands.pop_front().unwrap() {
             GhostCommand::Exit(code) => self.end_ghost(p, Status::Exited(code as u8).to_raw()),
             GhostCommand::Die(signal) => self.end_ghost(p, signal),

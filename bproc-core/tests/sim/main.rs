@@ -246,12 +246,16 @@ impl World {
             leaving,
             arriving: vec![],
         };
+        eprintln!("link {node} {hello:?}");
         m.linked = true;
         let mut out = vec![];
         let seen = self.master.attach(NodeId(node), hello, "up", &mut out).unwrap();
         let m = &mut self.machines[node as usize];
         let told = std::mem::take(&mut m.told);
-        m.events = told.into_iter().chain(std::mem::take(&mut m.events)).filter(|(n, _)| *n > seen).collect();
+        // Who was forked there and has gone elsewhere is known from there.
+        let gone = |event: &Event| matches!(event, Event::Forked(_, p) if !m.processes.contains_key(p));
+        let all = told.into_iter().chain(std::mem::take(&mut m.events));
+        m.events = all.filter(|(n, event)| *n > seen && !gone(event)).collect();
         self.perform(out);
     }
 
@@ -272,6 +276,7 @@ impl World {
     }
 
     fn unlink(&mut self, node: i32) {
+        eprintln!("unlink {node}");
         let m = &mut self.machines[node as usize];
         m.linked = false;
         m.orders.clear();
@@ -280,6 +285,7 @@ impl World {
     }
 
     fn tell(&mut self, node: usize, event: Event) {
+        eprintln!("    node {node} tells {event:?}");
         let m = &mut self.machines[node];
         m.events.push_back((m.next_event, event));
         m.next_event += 1;
@@ -287,6 +293,7 @@ impl World {
 
     fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
+            eprintln!("    > {action:?}");
             match action {
                 Action::Answer(ask, _) if self.movers.remove(&ask.0) => {}
                 Action::Answer(ask, result) => {
@@ -375,7 +382,7 @@ impl World {
                 self.spawn(node, p);
             }
             2 => {
-                if let Some(p) = pick(&mut self.dice, &running) {
+                if let Some(p) = pick(&mut self.dice, &running).filter(|p| !self.machines[node].processes[p].frozen) {
                     let m = &mut self.machines[node];
                     let child = m.next_pid;
                     m.next_pid += 1;
@@ -387,7 +394,7 @@ impl World {
                 if let Some(p) = pick(&mut self.dice, &running) {
                     let code = self.dice.below(256) as u8;
                     let status = Status::Exited(code).to_raw();
-                    let killed = self.dice.below(4) == 0;
+                    let killed = self.dice.below(4) == 0 || self.machines[node].processes[&p].frozen;
                     self.end(node, p, if killed { 9 } else { status });
                 }
             }
@@ -496,6 +503,7 @@ impl World {
         }
         let (kind, who) = ready[self.dice.below(ready.len())];
         let mut out = vec![];
+        eprintln!("deliver {kind} {who}");
         match kind {
             0 => self.word(&mut out),
             1 => self.say(who, &mut out),

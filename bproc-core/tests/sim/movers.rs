@@ -117,6 +117,7 @@ impl World {
     }
 
     pub(super) fn step_mover(&mut self, i: usize, source: bool) {
+        eprintln!("mover source {source} {:?}", self.pairs[i]);
         if source {
             self.step_source(i);
         } else {
@@ -330,6 +331,7 @@ impl World {
 
     /// A mover is killed.
     pub(super) fn kill_mover(&mut self, i: usize, source: bool) {
+        eprintln!("kill mover source {source} {:?}", self.pairs[i]);
         let pair = &self.pairs[i];
         let (p, from, to) = (pair.p, pair.from, pair.to);
         if source && matches!(pair.source, Source::Bound | Source::Gone | Source::InDoubt) {

@@ -64,6 +64,7 @@ impl World {
 
     pub(super) fn carry_out(&mut self, node: usize) {
         let (number, order) = self.machines[node].orders.pop_front().unwrap();
+        eprintln!("node {node} order {number} {order:?}");
         let m = &mut self.machines[node];
         if number <= m.orders_seen {
             return;
@@ -142,6 +143,7 @@ impl World {
     pub(super) fn event(&mut self, node: usize, out: &mut Vec<Action>) {
         let id = NodeId(node as i32);
         let (number, event) = self.machines[node].events.pop_front().unwrap();
+        eprintln!("from node {node} {event:?}");
         assert!(self.master.accept_event(id, number));
         let m = &mut self.machines[node];
         m.told.push_back((number, event.clone()));
