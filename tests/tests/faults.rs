@@ -33,8 +33,8 @@ enum Victim {
 }
 
 use Victim::{
-    Cable, MastersAgent, SourceAgent, SourceMover, SourceStdio, TargetAgent, TargetAndMaster, TargetAndSource, TargetMover,
-    TargetStdio,
+    Cable, MastersAgent, SourceAgent, SourceMover, SourceStdio, TargetAgent, TargetAndMaster, TargetAndSource,
+    TargetMover, TargetStdio,
 };
 
 const VICTIMS: [Victim; 9] = [
@@ -48,6 +48,10 @@ const VICTIMS: [Victim; 9] = [
     TargetAndMaster,
     TargetAndSource,
 ];
+
+/// Between the word to go and its answer.
+const LAST_STEP: [&str; 6] =
+    ["source-may-go", "source-leaves", "source-gone", "target-goes", "target-runs", "target-told"];
 
 /// May the process end by this? Who holds a process at its last step, or its ghost on the master while it comes home, takes
 /// it along; its parent sees it killed.
@@ -180,7 +184,9 @@ fn faults(cluster: &Cluster, point: usize) -> Result<()> {
     // Slow, and asked for by name only.
     let cable = only.as_deref().is_some_and(|only| only == "Cable").then_some(Cable);
     for (i, victim) in VICTIMS.into_iter().chain(cable).enumerate() {
-        if only.as_ref().is_some_and(|only| !format!("{victim:?}").contains(only)) {
+        // Before, they are no other faults than those of each alone.
+        let both = matches!(victim, TargetAndMaster | TargetAndSource) && !LAST_STEP.contains(&POINTS[point]);
+        if only.as_ref().is_some_and(|only| !format!("{victim:?}").contains(only)) || (both && !all) {
             continue;
         }
         for (j, way) in WAYS.into_iter().enumerate() {

@@ -22,7 +22,6 @@ impl Actor {
         }
     }
 
-
     /// What the next agent is told if this one is gone when it is in doubt whether a process has gone.
     pub(super) fn doubt(&self, r#move: wire::Move, to: i32, inputs: Vec<(Vec<u8>, i32)>) -> Doubt {
         Doubt {

@@ -289,6 +289,7 @@ impl Master {
         process.end = Some(status);
         self.halted.remove(&pid);
         self.leave_zombies(pid, out);
+        self.cancel_homecoming(pid, out);
         let Some(process) = self.processes.get_mut(&pid) else { return };
         if process.ghost_gone {
             self.forget(pid, out);

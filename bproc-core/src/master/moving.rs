@@ -277,6 +277,12 @@ impl Master {
         }
     }
 
+    /// It ended before its ghost was taken: its mover here, which waits for the ghost, is told that nothing comes.
+    pub(super) fn cancel_homecoming(&mut self, pid: Pid, out: &mut Out) {
+        let waits = |m: &&Move| m.phase == Phase::Sending && m.facts.to.is_none() && !m.taken && m.arrived.is_none();
+        out.extend(self.moves.get(&pid).filter(waits).map(|m| Action::CancelHere(pid, m.id)));
+    }
+
     /// The target has skeletons of the children that the process has, or cannot have.
     pub fn adopted_children(&mut self, pid: Pid, id: MoveId, result: Result<(), Refusal>, out: &mut Out) {
         let Some(m) = self.in_phase(pid, id, Phase::Sending).filter(|m| m.adopting) else { return };
@@ -567,21 +573,6 @@ impl Master {
             }
             self.settle_move(pid, out);
         }
-    }
-
-    /// A ghost tells up to which number it has counted its signals.
-    pub fn ghost_counts(&mut self, pid: Pid, newest: u32) {
-        if let Some(process) = self.processes.get_mut(&pid) {
-            process.counted = process.counted.max(newest);
-        }
-    }
-
-    /// From where a ghost counts on that becomes one again: beyond all that the former one can have counted to. Its node
-    /// takes a lower number for one that it knows.
-    pub fn counts_from(&self, pid: Pid) -> u32 {
-        /// More than a ghost can send before it has become the process.
-        const GAP: u32 = 1 << 16;
-        self.processes.get(&pid).map_or(0, |process| process.counted.saturating_add(GAP))
     }
 
     /// Nothing about where it is, or its ghost, is under way. True for the master's own, too.

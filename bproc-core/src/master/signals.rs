@@ -155,6 +155,21 @@ impl Master {
         }
     }
 
+    /// A ghost tells up to which number it has counted its signals.
+    pub fn ghost_counts(&mut self, pid: Pid, newest: u32) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.counted = process.counted.max(newest);
+        }
+    }
+
+    /// From where a ghost counts on that becomes one again: beyond all that the former one can have counted to. Its node
+    /// takes a lower number for one that it knows.
+    pub fn counts_from(&self, pid: Pid) -> u32 {
+        /// More than a ghost can send before it has become the process.
+        const GAP: u32 = 1 << 16;
+        self.processes.get(&pid).map_or(0, |process| process.counted.saturating_add(GAP))
+    }
+
     /// The node has carried out or taken over the orders up to `number`: their signals are safe.
     pub fn orders_acknowledged(&mut self, node: NodeId, number: u64, out: &mut Out) {
         let Some(n) = self.nodes.get_mut(&node.0) else { return };

@@ -115,7 +115,7 @@ impl World {
             id: pair.id,
             to: pair.to.map(|node| NodeId(node as i32)),
             in_doubt: true,
-            home: !self.ghosts.get(&pair.p).is_some_and(|ghost| ghost.gone.is_none()),
+            home: self.ghosts.get(&pair.p).is_none_or(|ghost| ghost.gone.is_some()),
         });
         leaving.collect()
     }

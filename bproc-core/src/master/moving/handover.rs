@@ -30,7 +30,13 @@ pub struct Leaving {
 impl Master {
     /// A node's agent is a new one, which knows of no move but those that it has `told`; `there` are the processes that it
     /// found.
-    pub(in crate::master) fn moves_of_new_agent(&mut self, node: NodeId, there: &HashSet<Pid>, told: &[Leaving], out: &mut Out) {
+    pub(in crate::master) fn moves_of_new_agent(
+        &mut self,
+        node: NodeId,
+        there: &HashSet<Pid>,
+        told: &[Leaving],
+        out: &mut Out,
+    ) {
         let concerned = |m: &Move| m.from == Some(node) || m.facts.to == Some(node);
         let mut pids: Vec<Pid> = self.moves.iter().filter(|(_, m)| concerned(m)).map(|(pid, _)| *pid).collect();
         pids.sort_unstable();
@@ -93,7 +99,7 @@ impl Master {
     pub(in crate::master) fn look_at_target(&mut self, pid: Pid, out: &mut Out) {
         let Some(m) = self.moves.get(&pid).filter(|m| m.ask.is_none() && m.arrived.is_none()) else { return };
         let (Some(to), id, from) = (m.facts.to, m.id, m.from) else { return };
-        if !self.nodes.get(&to.0).is_some_and(|n| n.epoch.is_some()) || self.arriving.contains_key(&(pid, id)) {
+        if self.nodes.get(&to.0).is_none_or(|n| n.epoch.is_none()) || self.arriving.contains_key(&(pid, id)) {
             return;
         }
         let process = self.processes.get(&pid);
