@@ -40,7 +40,7 @@ pub enum LinkFact {
         /// Which connection.
         id: u64,
         /// What.
-        body: from_node::Body,
+        body: Box<from_node::Body>,
     },
     /// The stream ended.
     Broken {
@@ -101,7 +101,7 @@ impl Link for Links {
         if accepted.await.unwrap_or(false) {
             tokio::spawn(async move {
                 while let Some(Ok(message)) = stream.next().await {
-                    let Some(body) = message.body else { continue };
+                    let Some(body) = message.body.map(Box::new) else { continue };
                     if facts.send(Fact::Link(LinkFact::Message { node, id, body })).await.is_err() {
                         return;
                     }

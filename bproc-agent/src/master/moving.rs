@@ -354,8 +354,8 @@ impl Actor {
                 if let Some(going) = self.moving.get_mut(&pid) {
                     going.moved = Moved { frozen_ns: said.frozen_ns, bytes: said.bytes, ..Moved::default() };
                 }
-                if let Some(to) = said.to.filter(|_| said.in_doubt) {
-                    let told = link::Leaving { r#move, to, in_doubt: true };
+                if said.in_doubt && said.former {
+                    let told = link::Leaving { r#move, to: said.to, in_doubt: true };
                     return self.leaving(node, &told, out);
                 }
                 let departed = match said.failure {

@@ -22,7 +22,7 @@ impl Actor {
             LinkFact::Message { node, id, body } => {
                 let Some(link) = self.links.get_mut(&node).filter(|l| l.id == id) else { return };
                 link.heard = Instant::now();
-                self.message(node, body, out);
+                self.message(node, *body, out);
             }
             LinkFact::Broken { node, id } => {
                 if self.links.get(&node).is_some_and(|l| l.id == id) {

@@ -101,8 +101,8 @@ impl Actor {
         };
         self.halves.insert(pid, half);
         if late {
-            let to = Some(to);
-            let departed = wire::Departed { r#move: Some(r#move), in_doubt: true, to, ..Default::default() };
+            let departed =
+                wire::Departed { r#move: Some(r#move), in_doubt: true, former: true, to, ..Default::default() };
             self.tell(event::Body::Departed(departed));
         }
     }
