@@ -292,20 +292,6 @@ impl Actor {
         going.moved
     }
 
-    /// The streams that were prepared for a process are its own from now on, or nobody's.
-    fn settle_streams(&self, token: Vec<u8>, well: bool) {
-        let iod = self.iod.clone();
-        if token.is_empty() {
-            return;
-        }
-        tokio::spawn(async move {
-            match well {
-                true => iod.open(Some(&token)).await,
-                false => drop(iod.forget(&token).await),
-            }
-        });
-    }
-
     /// What a node says of a move.
     pub(super) fn move_event(&mut self, node: NodeId, body: event::Body, out: &mut Vec<Action>) {
         use event::Body;

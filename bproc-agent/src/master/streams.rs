@@ -165,3 +165,19 @@ pub async fn carry_streams(
     all.streams.extend(told.iter().map(|s| Stream { fd: s.fd, input: s.input, ..Stream::default() }));
     Ok(all)
 }
+
+impl super::Actor {
+    /// The streams that were prepared for a process are its own from now on, or nobody's.
+    pub(super) fn settle_streams(&self, token: Vec<u8>, well: bool) {
+        let iod = self.iod.clone();
+        if token.is_empty() {
+            return;
+        }
+        tokio::spawn(async move {
+            match well {
+                true => iod.open(Some(&token)).await,
+                false => drop(iod.forget(&token).await),
+            }
+        });
+    }
+}

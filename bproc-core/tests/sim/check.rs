@@ -100,3 +100,14 @@ fn sorted(signals: &[i32]) -> Vec<i32> {
     signals.sort_unstable();
     signals
 }
+
+/// Tells which one failed, to be tried alone: `BPROC_SIM_FIRST=seed BPROC_SIM_RUNS=1`.
+pub(super) struct Seed(pub(super) u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("failed with seed {}", self.0);
+        }
+    }
+}

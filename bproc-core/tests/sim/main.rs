@@ -547,22 +547,11 @@ fn settle(world: &mut World, seed: u64) {
     }
 }
 
-/// Tells which one failed, to be tried alone: `BPROC_SIM_FIRST=seed BPROC_SIM_RUNS=1`.
-struct Seed(u64);
-
-impl Drop for Seed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("failed with seed {}", self.0);
-        }
-    }
-}
-
 fn play(crashes: bool, moves: bool) {
     let runs = std::env::var("BPROC_SIM_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(3000);
     let first = std::env::var("BPROC_SIM_FIRST").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     for seed in first..first + runs {
-        let _failing = Seed(seed);
+        let _failing = check::Seed(seed);
         let mut world = World::new(seed, 3, moves);
         for _ in 0..60 {
             world.act(crashes);
