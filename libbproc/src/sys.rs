@@ -131,13 +131,16 @@ pub(crate) fn conn_at(place: RawFd) -> std::mem::ManuallyDrop<bproc_sys::seqpack
     std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(place) }.into())
 }
 
+/// Writes a value into a pipe; false if nobody reads it.
+pub(crate) fn tell<T: Copy>(pipe: &OwnedFd, value: &T) -> bool {
+    // SAFETY: the value lives through the call; so few bytes go into a pipe as one.
+    unsafe { libc::write(pipe.as_raw_fd(), (&raw const *value).cast(), size_of::<T>()) > 0 }
+}
+
 /// Writes a value into a pipe and ends the process, without running what others have registered for its end.
 pub(crate) fn tell_and_exit<T: Copy>(pipe: &OwnedFd, value: &T) -> ! {
-    // SAFETY: the value lives through the call; so few bytes go into a pipe as one. The second call does not return.
-    unsafe {
-        libc::write(pipe.as_raw_fd(), (&raw const *value).cast(), size_of::<T>());
-        libc::_exit(1)
-    }
+    tell(pipe, value);
+    exit_with(1)
 }
 
 /// The next value from a pipe; `None` at its end.

@@ -71,7 +71,7 @@ static int look(char **argv) {
     return 40 + (rank ? atoi(rank) : 0);
 }
 
-enum call { REXEC, EXECMOVE, REXEC_IO, EXECMOVE_IO };
+enum call { EXECVE, REXEC, EXECMOVE, REXEC_IO, EXECMOVE_IO };
 
 // A child that becomes the program.
 static int run(enum call how, int node, int real, int parent) {
@@ -84,6 +84,7 @@ static int run(enum call how, int node, int real, int parent) {
     io[0] = file(0, "in", O_RDONLY);
     io[1] = file(7, "out", O_WRONLY | O_CREAT | O_TRUNC);
     switch (how) {
+    case EXECVE: bproc_execve(self, argv, envp); break;
     case REXEC: bproc_rexec(node, self, argv, envp); break;
     case EXECMOVE: bproc_execmove(node, self, argv, envp); break;
     case REXEC_IO: bproc_rexec_io(node, io, 2, self, argv, envp); break;
@@ -108,11 +109,19 @@ static void programs(int here) {
             if (how >= REXEC_IO) CHECK(holds("out", text));
         }
     }
-    // What fails before anything has changed.
+    // The master's program, here.
+    CHECK((pid = fork()) >= 0);
+    if (pid == 0) _exit(run(EXECVE, 0, here, me));
+    int got = ended(pid);
+    if (got != 40 << 8) dprintf(report, "execve on %d: status %#x\n", here, got);
+    CHECK(got == 40 << 8);
+    // What fails leaves the caller where it is.
     char *argv[] = {(char *)self, NULL}, *envp[] = {NULL};
     CHECK(bproc_rexec(99, self, argv, envp) == -1 && errno == BE_INVALIDNODE);
     CHECK(bproc_execmove(99, self, argv, envp) == -1 && errno == BE_INVALIDNODE);
     CHECK(bproc_execmove(1, "/nowhere/at/all", argv, envp) == -1 && errno == ENOENT);
+    CHECK(bproc_execve("/nowhere/at/all", argv, envp) == -1 && errno == ENOENT);
+    CHECK(bproc_currnode() == here && getpid() == me);
 
     // Many at once, with and without a list.
     for (int with = 0; with < 2; with++) {

@@ -15,10 +15,10 @@ use super::{Number, Result, answer, errno, export, nodes, text};
 use crate::spawn::Scratch;
 use crate::{Client, Prepared, SpawnRequest, sys};
 
-type Strings = *const *const c_char;
+pub(super) type Strings = *const *const c_char;
 
 /// A program with its arguments and environment.
-struct Program {
+pub(super) struct Program {
     path: Vec<u8>,
     argv: Vec<Vec<u8>>,
     envp: Vec<Vec<u8>>,
@@ -29,7 +29,7 @@ struct Program {
 impl Program {
     /// # Safety
     /// A string or null, and arrays of strings ended by null, or null.
-    unsafe fn new(cmd: *const c_char, argv: Strings, envp: Strings) -> Result<Program> {
+    pub(super) unsafe fn new(cmd: *const c_char, argv: Strings, envp: Strings) -> Result<Program> {
         // SAFETY: as the caller promises.
         unsafe {
             let (path, argv, envp) = (text::bytes(cmd)?, text::list(argv), text::list(envp));
@@ -84,7 +84,7 @@ impl Program {
     }
 
     /// Plain exec, here.
-    fn exec(&self) -> Number {
+    pub(super) fn exec(&self) -> Number {
         let strings = |list: &[Vec<u8>]| -> Result<Vec<std::ffi::CString>> {
             list.iter().map(|s| std::ffi::CString::new(s.clone()).map_err(|_| libc::EINVAL)).collect()
         };
@@ -207,7 +207,26 @@ unsafe extern "C" fn bproc_execmove_io(
 unsafe extern "C" fn bproc_execve(cmd: *const c_char, argv: Strings, envp: Strings) -> c_int {
     // SAFETY: as the caller promises.
     let program = unsafe { Program::new(cmd, argv, envp) };
-    answer(program.and_then(|program| if at_home() { Err(program.exec()) } else { Err(libc::ENOSYS) }))
+    answer(program.and_then(|program| Err(exec_from_master(program))))
+}
+
+/// Executes the master's program where the caller is; returns only when that failed.
+fn exec_from_master(program: Program) -> Number {
+    let here = match whoami() {
+        Ok(NODE_MASTER) | Err(_) => return program.exec(),
+        Ok(node) => node,
+    };
+    // What a program is made of is known at home: it starts from there, as a program of the master's that travels.
+    if let Err(number) = moving::go_to(NODE_MASTER, moving::FLAGS, None) {
+        return number;
+    }
+    let number = match program.found_here() {
+        Ok(program) => replace(here, &program, Setup::plain()),
+        Err(number) => number,
+    };
+    // A caller that could not be replaced goes on where it was, if it may.
+    let _ = moving::go_to(here, moving::FLAGS, None);
+    number
 }
 
 /// What a child that failed tells its parent.
@@ -218,7 +237,7 @@ struct Failed {
     number: c_int,
 }
 
-fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+pub(super) fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = std::io::pipe().map_err(|e| e.raw_os_error().unwrap_or(libc::EMFILE))?;
     Ok((reader.into(), writer.into()))
 }

@@ -10,9 +10,8 @@
 //! | `admin` | changes of nodes, the library list, errors and version |
 //! | `create` | processes on nodes |
 //! | `io` | what descriptors of such a process are connected to |
-//! | `image` | dump and undump |
+//! | `image` | dump, undump, and dump of a program as it begins |
 //! | `moving` | the caller, or a child of its own, goes on on a node |
-//! | `absent` | what is not there: ENOSYS |
 //!
 //! Each call connects to the agent anew and keeps nothing, so it works in a process that has forked. Nothing here
 //! panics on what a caller gives: a panic would end the caller.
@@ -21,7 +20,6 @@
 //! names that it exports itself, and a name cannot be in it and in the script with versions (`libbproc.map`) at once.
 
 mod abi;
-mod absent;
 mod admin;
 mod create;
 mod image;

@@ -179,7 +179,6 @@ static void creation(void)
 
 static void absent(void)
 {
-    char *argv[] = {(char *)"true", NULL}, *envp[] = {NULL};
     int nodes[1] = {0}, pids[1];
     FAILS(_bproc_move(0, 0), ENOSYS);
     FAILS(bproc_move_io(0, NULL, 0), ENOSYS);
@@ -191,7 +190,6 @@ static void absent(void)
     CHECK(_bproc_vrfork(1, nodes, pids, 0) == 1 && pids[0] == -ENOSYS);
     CHECK(bproc_vrfork_io(1, nodes, pids, NULL, 0) == 1 && pids[0] == -ENOSYS);
     CHECK(_bproc_vrfork_io(1, nodes, pids, NULL, 0, 0) == 1 && pids[0] == -ENOSYS);
-    FAILS(bproc_execdump(1, 0, "/bin/true", argv, envp), ENOSYS);
     /* As function pointers they are those of 4.0. */
     int (*move)(int) = bproc_move;
     int (*fork_there)(int) = bproc_rfork;
@@ -227,6 +225,39 @@ static void images(void)
     close(fd);
 }
 
+/* Dumped as it begins, and run from there as often as it is undumped. */
+static void program(int flags)
+{
+    char name[] = "/tmp/bproc-program-XXXXXX";
+    char *argv[] = {(char *)"sh", (char *)"-c", (char *)"test \"$1 $GREETING\" = 'one hello' && exit 7", (char *)"sh",
+                    (char *)"one", NULL};
+    char *envp[] = {(char *)"GREETING=hello", NULL};
+    int fd = mkstemp(name), status, i;
+
+    CHECK(fd >= 0 && unlink(name) == 0);
+    IN_CHILD(status, {
+        bproc_execdump(fd, flags, "/bin/sh", argv, envp);
+        perror("bproc_execdump");
+    });
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0 && lseek(fd, 0, SEEK_CUR) > 4096);
+    for (i = 0; i < 2; i++) {
+        IN_CHILD(status, {
+            lseek(fd, 0, SEEK_SET);
+            bproc_undump(fd);
+            perror("bproc_undump");
+        });
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 7);
+    }
+    /* One that cannot be executed leaves the caller as it is, and nothing besides. */
+    FAILS(bproc_execdump(fd, flags, "/no/such/program", argv, envp), ENOENT);
+    FAILS(bproc_execdump(fd, flags, "/", argv, envp), EACCES);
+    FAILS(bproc_execdump(-1, flags, "/bin/sh", argv, envp), EBADF);
+    FAILS(bproc_execdump(fd, 8, "/bin/sh", argv, envp), EINVAL);
+    FAILS(bproc_execdump(fd, flags, NULL, argv, envp), EFAULT);
+    FAILS(waitpid(-1, NULL, __WALL), ECHILD);
+    close(fd);
+}
+
 int main(void)
 {
     begin();
@@ -236,5 +267,7 @@ int main(void)
     creation();
     absent();
     images();
+    program(0);
+    program(BPROC_DUMP_ALL);
     return 0;
 }

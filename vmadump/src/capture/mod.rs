@@ -9,6 +9,7 @@
 //! process is stopped but its own: if this program dies, it goes on.
 
 mod areas;
+mod begun;
 mod contents;
 mod fds;
 mod ghost;
@@ -20,6 +21,7 @@ mod vdsos;
 use std::io::Write;
 
 pub(crate) use areas::Layout;
+pub use begun::Begun;
 pub use ghost::NotExecuted;
 pub(crate) use pages::{Room, Source};
 pub(crate) use survey::{Survey, children};

@@ -53,13 +53,22 @@ fn unreadable(pid: i32, error: &std::io::Error) -> Error {
 impl Survey {
     /// Looks at `pid`; refusals first.
     pub(crate) fn of(pid: i32, options: &Options) -> Result<Self, Error> {
+        Survey::look(pid, options, false)
+    }
+
+    /// [`Self::of`], of a process that this thread traces already.
+    pub(crate) fn of_tracee(pid: i32, options: &Options) -> Result<Self, Error> {
+        Survey::look(pid, options, true)
+    }
+
+    fn look(pid: i32, options: &Options, ours: bool) -> Result<Self, Error> {
         // Slow the first time, and wanted while the process is stopped.
         crate::cpu::here();
         let status = procfs::status(&proc_record(pid, "status")?);
         if status.tgid != pid {
             return Err(Error::Gone(pid));
         }
-        if status.tracer != 0 {
+        if status.tracer != 0 && !ours {
             return Err(Refusal::Traced(status.tracer).into());
         }
         let exe = fs::read_link(format!("/proc/{pid}/exe"))

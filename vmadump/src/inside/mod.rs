@@ -8,7 +8,11 @@ use crate::error::{Error, Refusal};
 pub use dump::dump_self;
 pub use undump::undump_self;
 
-fn one_thread() -> Result<(), Error> {
+/// Fails for a caller with several threads, which cannot be told from outside what they are about.
+///
+/// # Errors
+/// [`Refusal::Threads`].
+pub fn one_thread() -> Result<(), Error> {
     match std::fs::read_dir("/proc/self/task").map(Iterator::count) {
         Ok(1) | Err(_) => Ok(()),
         Ok(n) => Err(Refusal::Threads(n).into()),
