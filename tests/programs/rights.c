@@ -21,6 +21,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../../vmadump/tests/programs/told.h"
+
 static void fail(const char *what) {
     printf("fail %s errno %d\n", what, errno);
     fflush(stdout);
@@ -76,6 +78,7 @@ static int has(int argc, char **argv, const char *word) {
 
 int main(int argc, char **argv) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    wait_to_be_told();
     umask(0137);
     struct rlimit files = {333, 444}, core = {0, 5000}, stack = {1 << 20, 2 << 20};
     if (setrlimit(RLIMIT_NOFILE, &files) || setrlimit(RLIMIT_CORE, &core) || setrlimit(RLIMIT_STACK, &stack)) fail("limits");
@@ -124,7 +127,7 @@ int main(int argc, char **argv) {
     looks(first, sizeof first);
     struct timespec then, here;
     clock_gettime(CLOCK_MONOTONIC, &then);
-    for (int round = 0; round < (has(argc, argv, "long") ? 4000 : 60); round++) {
+    for (int round = 0; !is_told(); round++) {
         printf("round %d\n", round);
         fflush(stdout);
         usleep(30000);

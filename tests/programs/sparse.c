@@ -8,6 +8,8 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include "../../vmadump/tests/programs/told.h"
+
 static const size_t SIZE = (size_t)8 << 30, STEP = (size_t)67 << 20;
 
 static void fail(const char *what) {
@@ -26,11 +28,12 @@ static long resident(void) {
 
 int main(void) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    wait_to_be_told();
     char *all = mmap(0, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (all == MAP_FAILED) fail("mmap");
     madvise(all, SIZE, MADV_NOHUGEPAGE);
     for (size_t i = 0; i < SIZE; i += STEP) *(size_t *)(all + i) = ~i;
-    for (int round = 0; round < 60; round++) {
+    for (int round = 0; !is_told(); round++) {
         printf("round %d\n", round);
         fflush(stdout);
         usleep(30000);

@@ -11,10 +11,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "../../vmadump/tests/programs/told.h"
+
 #define THREADS 64
-#ifndef ROUNDS
-#define ROUNDS 40
-#endif
 
 static pthread_mutex_t plain = PTHREAD_MUTEX_INITIALIZER, robust, recursive, inherits;
 static pthread_cond_t more = PTHREAD_COND_INITIALIZER, all_in = PTHREAD_COND_INITIALIZER;
@@ -90,6 +89,7 @@ static void *work(void *arg) {
 
 int main(void) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    wait_to_be_told();
     pthread_mutexattr_t attr;
     pthread_mutexattr_init(&attr);
     pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
@@ -106,7 +106,7 @@ int main(void) {
     pthread_t threads[THREADS];
     for (long i = 0; i < THREADS; i++)
         if (pthread_create(&threads[i], NULL, work, (void *)i)) fail("thread");
-    for (int round = 1; round <= ROUNDS; round++) {
+    for (int round = 1; !is_told(); round++) {
         printf("round %d\n", round);
         fflush(stdout);
         usleep(15000);

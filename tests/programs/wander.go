@@ -1,5 +1,5 @@
 // A Go program that checks itself: goroutines on several threads, channels, timers, a pipe in the runtime's own epoll,
-// garbage, signals, the clock.
+// garbage, signals, the clock. The rounds end after SIGTERM.
 package main
 
 import (
@@ -19,11 +19,12 @@ func fail(what string) {
 }
 
 func main() {
-	rounds := 60
 	runtime.GOMAXPROCS(4)
 	self := os.Getpid()
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGUSR1)
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, syscall.SIGTERM)
 	reader, writer, err := os.Pipe()
 	if err != nil {
 		fail("pipe")
@@ -70,7 +71,7 @@ func main() {
 	}
 	var lock sync.Mutex
 	last := time.Now()
-	for round := 0; round < rounds; round++ {
+	for round := 0; len(told) == 0; round++ {
 		fmt.Println("round", round)
 		before := atomic.LoadInt64(&ticks)
 		go func() {

@@ -1,10 +1,9 @@
-"""Checks itself: threads, asyncio with its socket pair and epoll, signals; numpy where it is."""
+"""Checks itself: threads, asyncio with its socket pair and epoll, signals; numpy where it is. The rounds end after SIGTERM."""
 import asyncio
 import hashlib
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 
@@ -19,7 +18,7 @@ def fail(what):
     os._exit(1)
 
 
-tasks, results, heard = queue.Queue(), queue.Queue(), []
+tasks, results, heard, told = queue.Queue(), queue.Queue(), [], []
 local = threading.local()
 
 
@@ -33,10 +32,11 @@ def work(number):
         time.sleep(0.001)
 
 
-async def main(rounds):
+async def main():
     pid, last = os.getpid(), time.monotonic()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGUSR1, lambda: heard.append(1))
+    loop.add_signal_handler(signal.SIGTERM, lambda: told.append(1))
     for i in range(6):
         threading.Thread(target=work, args=(i,), daemon=True).start()
     ours, theirs = os.pipe()
@@ -44,7 +44,9 @@ async def main(rounds):
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(ours, "rb"))
     matrix = numpy.random.default_rng(7).random((300, 300)) if numpy is not None else None
     product = (matrix @ matrix) if numpy is not None else None
-    for n in range(rounds):
+    n = -1
+    while not told:
+        n += 1
         print("round", n, flush=True)
         for i in range(50):
             tasks.put(i)
@@ -68,4 +70,4 @@ async def main(rounds):
     os._exit(42)
 
 
-asyncio.run(main(int(sys.argv[1])))
+asyncio.run(main())

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::cluster::{Cluster, eventually};
+use crate::cluster::{Cluster, eventually, signal_to};
 use crate::run::{Finished, finish, tie};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -132,13 +132,14 @@ pub fn go(cluster: &Cluster, pid: i32, node: &str) -> Result<()> {
 /// The way around: to nodes, between them, home, and out again.
 pub const AROUND: [&str; 10] = ["0", "1", "master", "2", "0", "master", "1", "2", "1", "master"];
 
-/// Moves a program that checks itself at each line `round ..`; it must end with the line `done` and the exit code 42.
+/// Moves a program that checks itself at each line `round ..`, until it is told to end by SIGTERM; it must end with the line
+/// `done` and the exit code 42.
 ///
 /// # Errors
 /// It did not go on right, or something of it is left.
 pub fn around(cluster: &Cluster, command: &mut Command, way: &[&str]) -> Result<()> {
     let mut program = Traveller::start(command)?;
-    let mut way = way.iter();
+    let (mut way, mut told) = (way.iter(), false);
     loop {
         let line = program.line()?;
         if !line.starts_with("round") {
@@ -147,9 +148,13 @@ pub fn around(cluster: &Cluster, command: &mut Command, way: &[&str]) -> Result<
             }
             bail!("{line}\n{}", program.end()?.0);
         }
-        if let Some(node) = way.next()
-            && let Err(error) = go(cluster, program.pid(), node)
-        {
+        let Some(node) = way.next() else {
+            if !std::mem::replace(&mut told, true) {
+                signal_to(program.pid(), libc::SIGTERM)?;
+            }
+            continue;
+        };
+        if let Err(error) = go(cluster, program.pid(), node) {
             // What it says itself tells more, if that is why.
             let ended = eventually("its end", Duration::from_secs(2), || {
                 Ok(program.child.try_wait()?.map_or(Err("it runs".into()), |_| Ok(())))
@@ -158,7 +163,7 @@ pub fn around(cluster: &Cluster, command: &mut Command, way: &[&str]) -> Result<
             bail!("at {line}: {error:#} {last:x?}");
         }
     }
-    ensure!(way.next().is_none(), "the program ended too soon");
+    ensure!(told, "the program ended too soon");
     let (rest, status) = program.end()?;
     ensure!((rest.as_str(), status) == ("", 42 << 8), "{rest:?}, status {status:#x}");
     cluster.quiet()

@@ -64,13 +64,13 @@ fn programs(cluster: &Cluster) -> Result<()> {
 fn moves(cluster: &Cluster) -> Result<()> {
     around(
         cluster,
-        &mut Command::new(compile(cluster, "vmadump/tests/programs/all.c", &["-DROUNDS=400"], false)?),
+        &mut Command::new(compile(cluster, "vmadump/tests/programs/all.c", &["-DUNTIL_TOLD"], false)?),
         &AROUND,
     )
 }
 
 fn threads(cluster: &Cluster) -> Result<()> {
-    let flags = ["-DROUNDS=60", "-DPAUSE=100000"];
+    let flags = ["-DUNTIL_TOLD", "-DPAUSE=100000"];
     around(
         cluster,
         Command::new(compile(cluster, "vmadump/tests/programs/threads.c", &flags, false)?).arg("8"),

@@ -16,9 +16,6 @@ use bproc_tests::traveller::{AROUND, Traveller, around, compile, go, try_move};
 const LIMIT: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65534;
 
-/// So many rounds that the program outlasts its travels.
-const MANY: [&str; 2] = ["-DROUNDS=60", "-DPAUSE=100000"];
-
 fn c_program(cluster: &Cluster) -> Result<()> {
     let mut way = &AROUND[..];
     // SAFETY: PR_TIMER_CREATE_RESTORE_IDS_GET takes no pointer and changes nothing.
@@ -28,13 +25,11 @@ fn c_program(cluster: &Cluster) -> Result<()> {
         );
         way = &["0", "1", "2"];
     }
-    around(cluster, &mut Command::new(compile(cluster, "vmadump/tests/programs/all.c", &["-DROUNDS=400"], false)?), way)
+    around(cluster, &mut Command::new(compile(cluster, "vmadump/tests/programs/all.c", &["-DUNTIL_TOLD"], false)?), way)
 }
 
 fn threads(cluster: &Cluster) -> Result<()> {
-    // Where everything is slow it is on the way for longer.
-    let slow = patience(Duration::from_secs(1)) > Duration::from_secs(1);
-    let flags = if slow { ["-DROUNDS=300", MANY[1]] } else { MANY };
+    let flags = ["-DUNTIL_TOLD", "-DPAUSE=100000"];
     let program = compile(cluster, "vmadump/tests/programs/threads.c", &flags, false)?;
     around(cluster, Command::new(program).arg("8"), &AROUND)
 }

@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use bproc_tests::cluster::{Cluster, Role, eventually};
+use bproc_tests::cluster::{Cluster, Role, eventually, signal_to};
 use bproc_tests::run::finish;
 use bproc_tests::runner::{self, Test};
 use bproc_tests::traveller::{AROUND, Traveller, around, compile, go as travel, place, try_move};
@@ -71,7 +71,7 @@ fn python(cluster: &Cluster) -> Result<()> {
     let mut real = Command::new("python3");
     let real = finish(real.args(["-c", "import sys; print(sys.executable)"]), b"", LIMIT)?;
     let mut program = Command::new(real.out().trim());
-    around(cluster, program.env("OPENBLAS_NUM_THREADS", "3").arg(source("wander.py")).arg("90"), &AROUND)
+    around(cluster, program.env("OPENBLAS_NUM_THREADS", "3").arg(source("wander.py")), &AROUND)
 }
 
 fn musl(cluster: &Cluster) -> Result<()> {
@@ -79,8 +79,8 @@ fn musl(cluster: &Cluster) -> Result<()> {
         return Ok(());
     }
     for (name, flags, arguments) in [
-        ("all.c", &["-DROUNDS=400", "-static"][..], &[][..]),
-        ("threads.c", &["-DROUNDS=60", "-DPAUSE=100000"], &["8"]),
+        ("all.c", &["-DUNTIL_TOLD", "-static"][..], &[][..]),
+        ("threads.c", &["-DUNTIL_TOLD", "-DPAUSE=100000"], &["8"]),
     ] {
         let program = cluster.dir().join(format!("log/musl-{name}.out"));
         let mut gcc = Command::new("musl-gcc");
@@ -101,12 +101,12 @@ fn timers_return() -> bool {
 }
 
 fn descriptors(cluster: &Cluster) -> Result<()> {
-    let program = compile(cluster, "vmadump/tests/programs/fds.c", &["-DROUNDS=60", "-DPAUSE=50000"], false)?;
+    let program = compile(cluster, "vmadump/tests/programs/fds.c", &["-DUNTIL_TOLD", "-DPAUSE=50000"], false)?;
     around(cluster, &mut Command::new(program), &AROUND)
 }
 
 fn memory_files(cluster: &Cluster) -> Result<()> {
-    let program = compile(cluster, "vmadump/tests/programs/memory.c", &["-DROUNDS=60", "-DPAUSE=50000"], false)?;
+    let program = compile(cluster, "vmadump/tests/programs/memory.c", &["-DUNTIL_TOLD", "-DPAUSE=50000"], false)?;
     around(cluster, &mut Command::new(&program), &AROUND)?;
     around(cluster, Command::new(&program).arg("65534"), &AROUND).context("another user")
 }
@@ -193,6 +193,7 @@ fn rights_beyond_the_user(cluster: &Cluster) -> Result<()> {
         program.until("round 0")?;
         let done = try_move(cluster, program.pid(), "0")?;
         ensure!(done.status == 1 && done.err().contains(wanted), "{done:?}");
+        signal_to(program.pid(), libc::SIGTERM)?;
         let (rest, status) = program.end()?;
         ensure!(rest.ends_with("done\n") && status == 42 << 8, "{rest}, status {status:#x}");
     }
@@ -202,7 +203,7 @@ fn rights_beyond_the_user(cluster: &Cluster) -> Result<()> {
 /// The master's agent forgets what it has seen when it ends: who has rights of his own stays where he is.
 fn rights_and_a_new_agent(cluster: &Cluster) -> Result<()> {
     let program = compile(cluster, "tests/programs/rights.c", &[], false)?;
-    let mut program = Traveller::start(Command::new(program).args(["user", "capabilities", "long"]))?;
+    let mut program = Traveller::start(Command::new(program).args(["user", "capabilities"]))?;
     program.until("round 0")?;
     travel(cluster, program.pid(), "0")?;
     cluster.stop_agent(Role::Master, libc::SIGKILL)?;

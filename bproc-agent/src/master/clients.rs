@@ -327,6 +327,8 @@ async fn start(
         let message = format!("process {number} is on a node: it moves, and executes the program where it has come to");
         return Err(Failure { number: libc::EREMOTE, message });
     }
+    // One that has just come home: both ends of its move have yet to say so.
+    super::places::settled(pid, false, desk).await;
     let caller = caller::complete(pid, &mut spec).map_err(|error| Failure {
         number: error.errno(),
         message: format!("process {pid} cannot be read: {error}"),

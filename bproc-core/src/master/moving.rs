@@ -476,12 +476,16 @@ impl Master {
     /// The process took the ghost's place: it is an ordinary one of the master's again.
     fn came_home(&mut self, pid: Pid, m: Move, out: &mut Out) {
         self.leave_orphans(pid, out);
-        let unreaped = self.processes.remove(&pid).map(|p| p.unreaped).unwrap_or_default();
+        let (parent, unreaped) = self.processes.remove(&pid).map(|p| (p.parent, p.unreaped)).unwrap_or_default();
         for child in unreaped {
             // It will reap the ghost itself.
             self.forget(child, out);
         }
         self.left_behind.retain(|_, parent| *parent != pid);
+        if let Some(parent) = parent.filter(|parent| self.processes.contains_key(parent)) {
+            // Who waits for it is elsewhere.
+            self.left_behind.insert(pid, parent);
+        }
         out.push(Action::UntrackSignals(pid));
         out.extend(m.signals.into_iter().map(|(_, siginfo)| Action::SignalHome(pid, siginfo)));
         if m.kill {

@@ -290,6 +290,28 @@ fn home_into_the_ghost() {
 }
 
 #[test]
+fn a_child_that_came_home_is_reaped_when_its_parent_elsewhere_has() {
+    let (mut m, mut out) = (on_a(), vec![]);
+    m.forked(A, Some(pid(P)), Child { pid: pid(CHILD), uid: 5, gid: 5 }, &mut out);
+    m.adopted(pid(CHILD), Some(pid(P)), &mut out);
+    m.cloned(pid(CHILD), Ok(()), &mut out);
+    m.ghost_connected(pid(CHILD), Some(pid(P)), &mut out);
+    let facts = MoveFacts { pid: pid(CHILD), parent: Some(pid(P)), children: vec![], ..facts(None) };
+    m.move_asked(Ask(9), facts, &mut out);
+    let id = id_of(&m);
+    m.surveyed(pid(CHILD), id, Ok(()), &mut out);
+    m.receiving(pid(CHILD), id, Ok(()), &mut out);
+    m.frozen(pid(CHILD), id, None, &mut out);
+    m.ghost_disconnected(pid(CHILD));
+    m.arrived(pid(CHILD), id, Ok(()), &mut out);
+    m.departed(pid(CHILD), id, Departed::Gone { stand_in: true }, &mut out);
+    m.relative_gone(pid(CHILD), 7 << 8, &mut out);
+    out.clear();
+    m.reaped(pid(CHILD), &mut out);
+    assert_eq!(out, [Action::Ghost(pid(P), GhostCommand::Reap(pid(CHILD)))]);
+}
+
+#[test]
 fn a_homecoming_that_fails_gives_the_ghost_back() {
     let mut m = on_a();
     let mut out = vec![];

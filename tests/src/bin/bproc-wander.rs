@@ -1,5 +1,5 @@
 //! A program on tokio that checks itself: several worker threads, timers, channels, a pair of sockets, a pipe, signals,
-//! blocking work. It prints a line a round, and ends with 42.
+//! blocking work. It prints a line a round until SIGTERM, and ends with 42.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -7,8 +7,6 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-
-const ROUNDS: u64 = 60;
 
 fn fail(what: &str) -> ! {
     println!("fail {what}");
@@ -43,8 +41,13 @@ async fn work() -> std::io::Result<()> {
         }
     });
     let mut usr1 = signal(SignalKind::user_defined1())?;
+    let mut told = signal(SignalKind::terminate())?;
+    let told = tokio::spawn(async move { told.recv().await });
     let mut last = Instant::now();
-    for round in 0..ROUNDS {
+    for round in 0.. {
+        if told.is_finished() {
+            break;
+        }
         tell(&format!("round {round}"));
         let (send, mut sums) = mpsc::channel(4);
         for task in 0..50u64 {

@@ -17,6 +17,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "told.h"
+
+#ifdef UNTIL_TOLD
+#define ROUNDS 1000000000
+#endif
 #ifndef ROUNDS
 #define ROUNDS 14
 #endif
@@ -52,6 +57,7 @@ static uint64_t ready(int epoll, uint64_t wanted) {
 
 int main(void) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    wait_to_be_told();
     sigset_t usr1;
     sigemptyset(&usr1);
     sigaddset(&usr1, SIGUSR1);
@@ -77,7 +83,8 @@ int main(void) {
     size_t in = 0, out = 0;
     long expired = 0;
     unsigned char buffer[40000];
-    for (int round = 0; round < ROUNDS; round++) {
+    int round = 0;
+    for (; round < ROUNDS && !is_told(); round++) {
         // What moves along: bytes in the pipe and in both directions of the pair, a count, a signal.
         for (int i = 0; i < 20; i++) {
             unsigned char some[1500];
@@ -120,7 +127,7 @@ int main(void) {
         struct itimerspec left;
         if (timerfd_gettime(once, &left) || left.it_value.tv_sec < 80000) fail("a timerfd that is far away");
     }
-    if (expired < ROUNDS) fail("expirations");
+    if (expired < round) fail("expirations");
     close(full[1]), close(copy);
     if (read(full[0], buffer, 1) != 0) fail("the end of the pipe");
     close(pair[1]);

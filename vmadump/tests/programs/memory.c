@@ -14,6 +14,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "told.h"
+
+#ifdef UNTIL_TOLD
+#define ROUNDS 1000000000
+#endif
 #ifndef ROUNDS
 #define ROUNDS 14
 #endif
@@ -66,6 +71,7 @@ static void named(int fd, const char *wanted) {
 
 int main(int argc, char **argv) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    wait_to_be_told();
     if (argc > 1) {
         must(setgid(atoi(argv[1])) == 0 && setuid(atoi(argv[1])) == 0, "become another");
         prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -100,7 +106,7 @@ int main(int argc, char **argv) {
     must(mapped != MAP_FAILED && close(gone) == 0, "only mapped");
     must(fcntl(plain, F_GETFD) == FD_CLOEXEC && fcntl(shown, F_GETFD) == 0, "close on exec");
     int flags = fcntl(plain, F_GETFL);
-    for (int round = 0; round < ROUNDS; round++) {
+    for (int round = 0; round < ROUNDS && !is_told(); round++) {
         fill(plain, 0, 3 * PAGE + 100, round);
         fill(shown, 0, 16 * PAGE, round);
         fill(sparse, 100 * PAGE - 5, 10, round);
