@@ -2,9 +2,13 @@
 //! cluster takes seconds to start, and must be taken down, and looked over, after the last test.
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
+
+/// No test takes as long.
+const LIMIT: Duration = Duration::from_secs(600);
 
 type Body<T> = Box<dyn Fn(&T) -> Result<()>>;
 
@@ -80,11 +84,15 @@ pub fn main<T>(open: impl FnOnce() -> Result<T>, tests: Vec<Test<T>>, close: imp
     let mut failed = Vec::new();
     let mut passed = 0;
     let mut note = |name: &str, good: bool| if good { passed += 1 } else { failed.push(name.to_owned()) };
+    let (now, tests) = channel();
+    std::thread::spawn(move || end_with_one_that_hangs(&tests));
     match open() {
         Err(error) => note("cluster_starts", tell("cluster_starts", began, &Err(error))),
         Ok(shared) => {
             for test in chosen {
                 let began = Instant::now();
+                // It listens as long as this program runs.
+                let _ = now.send(test.name.clone());
                 let result = (test.body)(&shared);
                 note(&test.name, tell(&test.name, began, &result));
             }
@@ -94,6 +102,21 @@ pub fn main<T>(open: impl FnOnce() -> Result<T>, tests: Vec<Test<T>>, close: imp
         }
     }
     summary(began, passed, &failed)
+}
+
+/// Ends this program if a test hangs; whoever watches over its cluster takes that down.
+fn end_with_one_that_hangs(tests: &Receiver<String>) {
+    let mut name = "cluster_starts".to_owned();
+    loop {
+        match tests.recv_timeout(crate::run::patience(LIMIT)) {
+            Ok(next) => name = next,
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {
+                println!("test {name} ... FAILED (hangs)");
+                std::process::exit(101);
+            }
+        }
+    }
 }
 
 fn summary(began: Instant, passed: usize, failed: &[String]) -> ExitCode {
