@@ -17,6 +17,8 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#include "../../vmadump/tests/programs/told.h"
+
 #ifndef PR_SET_MEMORY_MERGE
 #define PR_SET_MEMORY_MERGE 67
 #define PR_GET_MEMORY_MERGE 68
@@ -87,6 +89,7 @@ static void *thread(void *unused) {
 
 int main(int argc, char **argv) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    wait_to_be_told();
     signal(SIGVTALRM, on_alarm), signal(SIGPROF, on_alarm);
     if (personality(ADDR_NO_RANDOMIZE | UNAME26) < 0) fail("personality");
     if (syscall(SYS_ioprio_set, 1, 0, 2 << 13 | 1)) fail("ioprio");
@@ -111,7 +114,7 @@ int main(int argc, char **argv) {
     if (pthread_create(&other, 0, thread, 0)) fail("thread");
     looks(first, sizeof first);
     int before[2] = {0, 0};
-    for (int round = 0; round < 40; round++) {
+    for (int round = 0; !is_told(); round++) {
         printf("round %d\n", round);
         fflush(stdout);
         // Until both have gone off: they count this process's own time.
