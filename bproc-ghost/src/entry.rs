@@ -85,6 +85,8 @@ fn read_environment(entries: impl Iterator<Item = &'static [u8]>) -> Option<Star
     let mut role = Role::Ghost;
     let mut lease_s = 0;
     let mut count = 0;
+    // What the process that was here had asked for comes to it where it is: this one would pass it on a second time.
+    let _ = sys::prctl(Prctl::SetParentDeathSignal, 0, 0);
     for entry in entries {
         if let Some(path) = value(entry, ENV_SOCKET) {
             socket = Some(path).filter(|p| (1..=sys::SOCKET_PATH).contains(&p.len()));

@@ -462,7 +462,8 @@ impl Actor {
             return;
         }
         let Some(skeleton) = self.family.get(pid) else {
-            if self.halves.contains_key(&pid) || self.unconnected.contains(&pid) {
+            let is_built = self.named.keys().any(|what| matches!(what, Naming::Room(body, _) if *body == pid));
+            if is_built || self.halves.contains_key(&pid) || self.unconnected.contains(&pid) {
                 // It is about to connect.
                 self.ended_early.insert(pid, status);
             }
