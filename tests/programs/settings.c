@@ -72,7 +72,9 @@ static void *thread(void *unused) {
     (void)unused;
     prctl(PR_SET_NAME, "second");
     if (syscall(SYS_ioprio_set, 1, 0, 2 << 13 | 6)) fail("ioprio of a thread");
-    if (setpriority(PRIO_PROCESS, 0, 3)) fail("nice of a thread");
+    // Upwards from wherever it was started: a user may not go down.
+    int nice = getpriority(PRIO_PROCESS, 0) + 3;
+    if (setpriority(PRIO_PROCESS, 0, nice > 19 ? 19 : nice)) fail("nice of a thread");
     prctl(PR_SET_TIMERSLACK, 77777);
     own(thread_looks, sizeof thread_looks);
     while (!ending) {
