@@ -197,7 +197,7 @@ fn a_user(cluster: &Cluster) -> Result<()> {
     // The ghost is his in ps, and his alone.
     let line = format!(
         "{user} bpsh 0 sleep 60 & job=$!; \
-         until ghost=$(ps -o pid= --ppid $job) && [ -n \"$ghost\" ] && ps -o args= -p $ghost | grep -q sleep; do :; done; \
+         until ghost=$(ps -o pid= --ppid $job) && [ -n \"$ghost\" ] && ps -o args= -p $ghost | grep -q '^sleep'; do :; done; \
          ps -o user:20=,args= -p $ghost; setpriv --reuid 1234 --clear-groups kill -9 $ghost 2>/dev/null; echo $?; \
          {user} kill $ghost; wait $job; echo $?"
     );
