@@ -19,7 +19,7 @@ use crate::sh::Cmd;
 pub(crate) const DEFAULT_KERNELS: &[&str] = &["6.1", "6.12", "7.2"];
 
 /// Loaded in the guest if the kernel has them as modules.
-const MODULES: &[&str] = &["virtio_pci", "virtio_net", "overlay", "fuse", "loop", "tun", "veth"];
+const MODULES: &[&str] = &["virtio_pci", "virtio_net", "overlay", "fuse", "loop", "tun", "veth", "unix_diag"];
 
 /// How long a kernel is used before a newer one of its series is looked for.
 const REFRESH: Duration = Duration::from_secs(7 * 86_400);
