@@ -63,6 +63,11 @@ fn python(cluster: &Cluster) -> Result<()> {
     if !has("python3") {
         return Ok(());
     }
+    let whole = Command::new("python3").args(["-c", "import asyncio, concurrent.futures.thread"]).status()?;
+    if !whole.success() {
+        println!("skipped: a python without threads to wait in");
+        return Ok(());
+    }
     let numpy = Command::new("python3").args(["-c", "import numpy"]).stderr(Stdio::null()).status()?;
     if !numpy.success() {
         println!("skipped: numpy, which this python does not have");
