@@ -33,6 +33,8 @@ pub struct Tracee {
     group_stop: bool,
     /// A SIGSTOP from outside came in between.
     stop_owed: bool,
+    /// It is killed instead of being given back.
+    doomed: bool,
     gone: bool,
 }
 
@@ -61,6 +63,7 @@ impl Tracee {
             at_signal: false,
             group_stop,
             stop_owed: false,
+            doomed: false,
             gone: false,
         }))
     }
@@ -68,7 +71,14 @@ impl Tracee {
     /// A thread that has just executed another program and stands in the event of it. `stop_owed`: see there.
     pub(crate) fn after_exec(tid: i32, stop_owed: bool) -> Result<Self, Error> {
         let (regs, mask) = (pt::regs(tid)?, pt::mask(tid)?);
-        Ok(Tracee { tid, regs, mask, borrowed: false, at_signal: false, group_stop: false, stop_owed, gone: false })
+        let (borrowed, at_signal, group_stop, doomed, gone) = (false, false, false, false, false);
+        Ok(Tracee { tid, regs, mask, borrowed, at_signal, group_stop, stop_owed, doomed, gone })
+    }
+
+    /// It never goes on: whoever would give it back ends its process, by SIGKILL.
+    pub(crate) fn doomed(mut self) -> Self {
+        self.doomed = true;
+        self
     }
 
     /// Its id.
@@ -330,6 +340,11 @@ impl Tracee {
     fn let_go(&mut self) -> Result<(), Error> {
         if self.gone {
             return Ok(());
+        }
+        if self.doomed {
+            self.gone = true;
+            // Its number is its own as long as we trace it.
+            return Ok(crate::sys::process::kill(self.tid, libc::SIGKILL)?);
         }
         self.pristine()?;
         self.gone = true;

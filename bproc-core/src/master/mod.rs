@@ -494,6 +494,7 @@ impl Master {
             self.order(node, Order::Forget(pid), out);
         }
         let parent = self.processes.remove(&pid).and_then(|p| p.parent);
+        self.left_behind.retain(|_, parent| *parent != pid);
         out.push(Action::UntrackSignals(pid));
         if let Some(parent) = parent {
             self.take_ghost(parent, out);

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd};
 
+use bproc_common::id::Pid;
+use bproc_sys::pidfd::PidFd;
 use bproc_sys::signal::AllBlocked;
 use libc::{c_char, c_int};
 
@@ -48,11 +50,11 @@ fn dump_program(fd: c_int, flags: c_int, program: &Program) -> Result<Number> {
     let between = match sys::fork_without_signal() {
         Ok(0) => {
             let number = begin(program, blocked).and_then(|(begun, child)| {
-                let frozen = begun.freeze(&Options { flags, fds: FdPolicy::StdioOnly }).map_err(|e| e.errno())?;
-                let written = frozen.write_image(&*out).map_err(|e| e.errno());
-                // It never was more than an image.
-                frozen.kill().map_err(|e| e.errno())?;
-                sys::reap(child);
+                let frozen = begun.freeze(&Options { flags, fds: FdPolicy::StdioOnly });
+                let written = frozen.and_then(|frozen| frozen.write_image(&*out)).map_err(|e| e.errno());
+                // It never was more than an image. Who cannot execute may have been taken away already.
+                let _ = child.send_signal(libc::SIGKILL);
+                sys::reap(child.pid().get());
                 written
             });
             sys::tell_and_exit(&tell, &number.map_or_else(|number| number, |_| 0))
@@ -71,7 +73,7 @@ fn dump_program(fd: c_int, flags: c_int, program: &Program) -> Result<Number> {
 }
 
 /// A child that is about to execute the program, with the caller's signals.
-fn begin(program: &Program, blocked: AllBlocked) -> Result<(Begun, c_int)> {
+fn begin(program: &Program, blocked: AllBlocked) -> Result<(Begun, PidFd)> {
     let (wait, go) = pipe()?;
     let child = match sys::fork_without_signal() {
         Ok(0) => {
@@ -90,11 +92,12 @@ fn begin(program: &Program, blocked: AllBlocked) -> Result<(Begun, c_int)> {
         Err(error) => return Err(error.raw_os_error().unwrap_or(libc::EAGAIN)),
     };
     drop(wait);
+    let held = Pid::new(child).ok_or(libc::EAGAIN).and_then(|pid| PidFd::open(pid).map_err(|e| e.errno()))?;
     let begun = Begun::seize(child).map_err(|e| e.errno())?;
     if !sys::tell(&go, &1u8) {
         return Err(errno());
     }
-    Ok((begun, child))
+    Ok((begun, held))
 }
 
 unsafe extern "C" fn bproc_execdump(

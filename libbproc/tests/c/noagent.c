@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <sys/syscall.h>
 
 static struct bproc_node_info_t node(int number, const char *state, unsigned mode)
 {
@@ -255,7 +256,21 @@ static void program(int flags)
     FAILS(bproc_execdump(fd, 8, "/bin/sh", argv, envp), EINVAL);
     FAILS(bproc_execdump(fd, flags, NULL, argv, envp), EFAULT);
     FAILS(waitpid(-1, NULL, __WALL), ECHILD);
-    close(fd);
+    /* One that cannot be written, or cannot be dumped, never runs. */
+    char ran[] = "/tmp/bproc-ran-XXXXXX", script[200];
+    int left = mkstemp(ran), readable = open("/dev/null", O_RDONLY);
+    snprintf(script, sizeof script, "echo ran > %s", ran);
+    argv[2] = script;
+    CHECK(left >= 0 && readable >= 0);
+    FAILS(bproc_execdump(readable, flags, "/bin/sh", argv, envp), EBADF);
+    long watched = syscall(SYS_userfaultfd, 1 /* UFFD_USER_MODE_ONLY */);
+    if (watched >= 0) {
+        FAILS(bproc_execdump(fd, flags, "/bin/sh", argv, envp), EOPNOTSUPP);
+        close((int)watched);
+    }
+    FAILS(waitpid(-1, NULL, __WALL), ECHILD);
+    CHECK(lseek(left, 0, SEEK_END) == 0 && unlink(ran) == 0);
+    close(left), close(readable), close(fd);
 }
 
 int main(void)

@@ -6,7 +6,8 @@ use crate::sys::memory::MemFile;
 use crate::sys::ptrace::{self as pt, Status};
 use crate::tracee::Tracee;
 
-/// A child of this process that is about to execute a program. It ends, by SIGKILL, with the thread that made this.
+/// A child of this process that is about to execute a program. It never runs it: it ends, by SIGKILL, when what is made of
+/// this is dropped, and with the thread that made it.
 pub struct Begun(i32);
 
 impl Begun {
@@ -19,7 +20,8 @@ impl Begun {
         Ok(Begun(child))
     }
 
-    /// Waits until it executes, and freezes it there. A child that cannot execute ends with the errno as its status.
+    /// Waits until it executes, and freezes it there. A child that cannot execute ends with the errno as its status. After
+    /// an error the caller ends it and takes it away, as after the last use of what this returns.
     ///
     /// # Errors
     /// That errno; the program is one that cannot be dumped; it has been killed.
@@ -40,7 +42,7 @@ impl Begun {
         // On from the middle of its system call, to the edge of the program.
         pt::interrupt(pid)?;
         pt::cont(pid, 0)?;
-        let thread = Tracee::stopped(pid)?.ok_or(Error::Gone(pid))?;
+        let thread = Tracee::stopped(pid)?.ok_or(Error::Gone(pid))?.doomed();
         let survey = Survey::of_tracee(pid, options)?;
         let memory = MemFile::open(pid)?;
         learn(survey, Room::touched(), memory, vec![thread])

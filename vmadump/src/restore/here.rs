@@ -28,7 +28,7 @@ pub fn has(body: i32, files: &[FileRef], user: Option<&Owner>) -> Result<Vec<boo
 fn is_there(root: &File, wanted: &FileRef) -> std::io::Result<bool> {
     let mut file = open_below(root, &wanted.path)?;
     let meta = file.metadata()?;
-    if !meta.is_file() || is_noexec(&file) {
+    if is_noexec(&file) {
         return Ok(false);
     }
     let mut head = [0; HEAD];

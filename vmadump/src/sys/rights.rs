@@ -60,7 +60,7 @@ impl Drop for Lent {
     }
 }
 
-/// Opens a file below `root` for reading, as a process with that root directory would. Does not wait for a pipe's writer.
+/// Opens a regular file below `root` for reading, as a process with that root directory would.
 pub(crate) fn open_below(root: &File, path: &[u8]) -> io::Result<File> {
     #[repr(C)]
     struct How {
@@ -70,14 +70,19 @@ pub(crate) fn open_below(root: &File, path: &[u8]) -> io::Result<File> {
     }
     const RESOLVE_IN_ROOT: u64 = 16;
     let path = std::ffi::CString::new(path)?;
-    let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
+    // To open some devices does something: what is no file is only looked at.
+    let flags = libc::O_PATH | libc::O_CLOEXEC;
     let how = How { flags: flags as u64, mode: 0, resolve: RESOLVE_IN_ROOT };
     // SAFETY: path and how outlive the call, which is told how large that is.
     let fd =
         unsafe { libc::syscall(libc::SYS_openat2, root.as_raw_fd(), path.as_ptr(), &raw const how, size_of::<How>()) };
     let fd = done(fd, "open", 0)?;
     // SAFETY: a new descriptor of ours.
-    Ok(unsafe { File::from_raw_fd(fd as i32) })
+    let found = unsafe { File::from_raw_fd(fd as i32) };
+    match found.metadata()?.is_file() {
+        true => File::open(format!("/proc/self/fd/{}", found.as_raw_fd())),
+        false => Err(io::ErrorKind::InvalidInput.into()),
+    }
 }
 
 /// May nothing be executed from where the file lies?
@@ -117,6 +122,7 @@ mod tests {
         std::os::unix::fs::symlink("/a/file", dir.join("link")).unwrap();
         let root = File::open(&dir).unwrap();
         let there = |path: &[u8]| open_below(&root, path).is_ok();
+        assert!(!there(b"/a"), "a directory");
         let found = (there(b"/a/file"), there(b"/link"), there(b"/../../a/file"), there(b"/etc/passwd"));
         std::fs::remove_dir_all(&dir).unwrap();
         assert_eq!(found, (true, true, true, false));
