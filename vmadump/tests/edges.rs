@@ -40,7 +40,8 @@ fn a_freeze_leaves_no_trace() {
             assert_eq!(std::fs::read(format!("/proc/{}/maps", program.pid)).unwrap(), maps);
         };
         // One that never ends, and one that is counted.
-        let program = Traveller::start(Command::new("sh").args(["-c", "echo 0; while :; do :; done"]));
+        let mut program = Traveller::start(Command::new("sh").args(["-c", "echo 0; while :; do :; done"]));
+        assert_eq!(program.line(), "0");
         (0..100).for_each(|_| try_it(&program));
         let program = counting();
         try_it(&program);
