@@ -1,6 +1,7 @@
 /* What a call of the library takes, beside the system's own: prints nanoseconds, one figure a line.
  *
  *   calls move N     bproc_move around nodes 0, 1 and the master, from call to return
+ *   calls calm N     the same, each 20 ms after the one before has returned
  *   calls rfork N    bproc_rfork to node 0, from call to return in the parent
  *   calls fork N     the same with fork
  *   calls execmove N fork, bproc_execmove of /bin/true to node 0, wait
@@ -108,6 +109,8 @@ int main(int argc, char **argv)
             all[run] = vforked(atoi(argv[4]));
         else if (!strcmp(argv[1], "move"))
             all[run] = move(run);
+        else if (!strcmp(argv[1], "calm"))
+            all[run] = usleep(20000), move(run);
         else if (strstr(argv[1], "fork"))
             all[run] = forked(argv[1][0] == 'r');
         else

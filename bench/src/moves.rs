@@ -32,6 +32,7 @@ pub struct Programs {
     dir: PathBuf,
     /// Measures calls of the library.
     pub calls: PathBuf,
+    calls_static: PathBuf,
     small_static: PathBuf,
     small: PathBuf,
 }
@@ -41,21 +42,23 @@ impl Programs {
     pub fn compile() -> Result<Self> {
         let dir = Path::new("/var/tmp").join(format!("bproc-bench-{}", std::process::id()));
         fs::create_dir_all(&dir)?;
-        let programs =
-            Self { calls: dir.join("calls"), small_static: dir.join("hold-static"), small: dir.join("hold"), dir };
+        let programs = Self {
+            calls: dir.join("calls"),
+            calls_static: dir.join("calls-static"),
+            small_static: dir.join("hold-static"),
+            small: dir.join("hold"),
+            dir,
+        };
         let stage = Path::new("target/bproc");
         let hold = include_str!("../programs/hold.c");
         programs.cc(&programs.small_static, hold, &["-static"])?;
         programs.cc(&programs.small, hold, &[])?;
         let (include, lib) = (stage.join("include"), fs::canonicalize(stage.join("lib"))?);
-        let flags = [
-            format!("-I{}", include.display()),
-            format!("-L{}", lib.display()),
-            format!("-Wl,-rpath,{}", lib.display()),
-            "-lbproc".to_owned(),
-        ];
-        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        programs.cc(&programs.calls, include_str!("../programs/calls.c"), &flags)?;
+        let calls = include_str!("../programs/calls.c");
+        let (include, path) = (format!("-I{}", include.display()), format!("-Wl,-rpath,{}", lib.display()));
+        let (shared, archive) = (format!("-L{}", lib.display()), lib.join("libbproc.a").display().to_string());
+        programs.cc(&programs.calls, calls, &[&include, &shared, &path, "-lbproc"])?;
+        programs.cc(&programs.calls_static, calls, &["-static", &include, &archive])?;
         Ok(programs)
     }
 
@@ -127,8 +130,8 @@ fn by_criu(criu: &Criu, line: &[&OsStr], runs: usize) -> Result<Samples> {
     Ok(both)
 }
 
-fn calls(cluster: &Cluster, programs: &Programs, what: &str, runs: usize) -> Result<Samples> {
-    let mut command = Command::new(&programs.calls);
+fn calls(cluster: &Cluster, program: &Path, what: &str, runs: usize) -> Result<Samples> {
+    let mut command = Command::new(program);
     command.args([what, &runs.to_string()]).env("BPROC_SOCKET", cluster.socket()).stdin(Stdio::null());
     let output = command.output()?;
     if !output.status.success() {
@@ -211,15 +214,19 @@ fn large(setup: &Setup, cluster: &Cluster, programs: &Programs, criu: Option<&Cr
 fn library(setup: &Setup, cluster: &Cluster, programs: &Programs) -> Result<()> {
     let runs = setup.runs.unwrap_or(60);
     let mut report = Report::new("calls", "ms");
+    let (shared, archive) = (&programs.calls, &programs.calls_static);
     let cases = [
-        ("fork, until it returns", "fork"),
-        ("bproc_rfork, until it returns", "rfork"),
-        ("fork, exec of /bin/true, wait", "exec"),
-        ("fork, bproc_execmove of /bin/true, wait", "execmove"),
-        ("bproc_move of a dynamic C program, until it returns", "move"),
+        ("fork, until it returns", shared, "fork"),
+        ("bproc_rfork, until it returns", shared, "rfork"),
+        ("fork, exec of /bin/true, wait", shared, "exec"),
+        ("fork, bproc_execmove of /bin/true, wait", shared, "execmove"),
+        ("bproc_move of a dynamic C program, until it returns, at once again", shared, "move"),
+        ("the same, 20 ms after the one before", shared, "calm"),
+        ("bproc_move of a static C program, until it returns, at once again", archive, "move"),
+        ("the same, 20 ms after the one before", archive, "calm"),
     ];
-    for (name, what) in cases {
-        report.row(name, calls(cluster, programs, what, runs)?);
+    for (name, program, what) in cases {
+        report.row(name, calls(cluster, program, what, runs)?);
     }
     report.finish(setup)
 }

@@ -115,15 +115,6 @@ fn kills_between(cluster: &Cluster, roles: &[Role]) -> Result<()> {
     crowd.end(cluster)
 }
 
-/// A program may run, and write, before its start is answered; a master's agent that is killed until then answers nobody. Who
-/// has the answer becomes the ghost.
-fn start_is_answered(cluster: &Cluster) -> Result<()> {
-    eventually("its ghost is there", SOON, || {
-        let ghosts = cluster.ghosts();
-        Ok(if ghosts.len() == 1 { Ok(()) } else { Err(format!("there are {ghosts:?}")) })
-    })
-}
-
 /// More than fits anywhere is under way when the agents die.
 fn output_between(cluster: &Cluster, roles: &[Role]) -> Result<()> {
     let wanted: String = (1..=1_000_000).map(|number| format!("{number}\n")).collect();
@@ -133,7 +124,7 @@ fn output_between(cluster: &Cluster, roles: &[Role]) -> Result<()> {
     let mut output = bpsh.stdout.take().context("no output")?;
     let mut got = vec![0; 4096];
     output.read_exact(&mut got)?;
-    start_is_answered(cluster)?;
+    cluster.start_is_answered()?;
     crash(cluster, roles)?;
     revive(cluster, roles)?;
     output.read_to_end(&mut got)?;
@@ -334,7 +325,7 @@ fn again_and_again(cluster: &Cluster) -> Result<()> {
 fn master_dies_young(cluster: &Cluster) -> Result<()> {
     let mut bpsh =
         run::tie(cluster.command("bpsh").args(["0", "sh", "-c", "read end; exit 7"])).stdin(Stdio::piped()).spawn()?;
-    start_is_answered(cluster)?;
+    cluster.start_is_answered()?;
     for _ in 0..6 {
         crash(cluster, &[Role::Master])?;
         revive(cluster, &[Role::Master])?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use bproc_tests::cluster::{Cluster, Options, Role, eventually};
-use bproc_tests::run::finish;
+use bproc_tests::run::{self, finish};
 use bproc_tests::runner::{self, Test};
 
 const LONG: Duration = Duration::from_secs(120);
@@ -316,7 +316,8 @@ fn the_cache_has_a_limit(place: &Place) -> Result<()> {
     let dir = place.here("limit")?;
     let waits = "echo started; read line; exec \"$BASH\" -c 'echo went on'";
     let mut runs = place.cluster.command("bpsh");
-    let mut runs = runs.args(["0", "bash", "-c", waits]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let runs = run::tie(runs.args(["0", "bash", "-c", waits]));
+    let mut runs = runs.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut output = std::io::BufReader::new(runs.stdout.take().context("no output")?);
     let mut line = String::new();
     std::io::BufRead::read_line(&mut output, &mut line)?;
@@ -327,7 +328,7 @@ fn the_cache_has_a_limit(place: &Place) -> Result<()> {
         place.gives(&format!("bpsh 0 {} && echo ran", program.display()), "ran\n")?;
     }
     let limit = MEGABYTES << 20;
-    eventually("the cache keeps its limit", Duration::from_secs(10), || {
+    eventually("the cache keeps its limit", Duration::from_secs(60), || {
         // The newest program is used until its end is known.
         let bytes = place.cached_bytes(0)?;
         Ok(if bytes <= limit { Ok(()) } else { Err(format!("{bytes} bytes of {limit}")) })
@@ -344,11 +345,9 @@ fn the_cache_has_a_limit(place: &Place) -> Result<()> {
 fn a_new_agent_and_a_damaged_cache(place: &Place) -> Result<()> {
     place.gives("bpsh 1 bash -c 'echo before'", "before\n")?;
     let mut runs = place.cluster.command("bpsh");
-    let mut runs =
-        runs.args(["1", "bash", "-c", "read line; echo $line"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    eventually("it runs", Duration::from_secs(10), || {
-        Ok(if place.cluster.programs().iter().any(|p| p.comm == "bash") { Ok(()) } else { Err("not yet".into()) })
-    })?;
+    let runs = run::tie(runs.args(["1", "bash", "-c", "read line; echo $line"]));
+    let mut runs = runs.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    place.cluster.start_is_answered()?;
     place.cluster.stop_agent(Role::Node(1), libc::SIGKILL)?;
     let mut damaged = 0;
     for entry in fs::read_dir(place.cache(1).join("objects"))? {

@@ -77,6 +77,20 @@ impl Cluster {
         procs::all().into_iter().filter(|p| p.exe == program && !p.is_inside() && p.pid != nursery).collect()
     }
 
+    /// Waits until the only program that was started has its ghost.
+    ///
+    /// A program may run, and write, before its start is answered, and an agent that is killed until then answers nobody. Who has
+    /// the answer becomes the ghost.
+    ///
+    /// # Errors
+    /// None, or several, for a minute.
+    pub fn start_is_answered(&self) -> Result<()> {
+        eventually("its ghost is there", Duration::from_secs(60), || {
+            let ghosts = self.ghosts();
+            Ok(if ghosts.len() == 1 { Ok(()) } else { Err(format!("there are {ghosts:?}")) })
+        })
+    }
+
     /// Skeletons on the nodes that speak for nobody who lives on the master's machine.
     fn idle_skeletons(&self, lives: &dyn Fn(i32) -> bool) -> Vec<Proc> {
         let (inits, ghost) = (self.inits(), self.ghost_program());
