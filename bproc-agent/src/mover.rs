@@ -4,6 +4,7 @@
 use crate::former::Caller;
 use crate::watched::{sent, watched};
 use anyhow::{Context, Result};
+use bproc_common::id::Pid;
 use bproc_config::handoff::{self, Handed, Suite, TrafficKey};
 use bproc_config::net::Gate;
 use bproc_config::tls::Peer;
@@ -14,6 +15,7 @@ use bproc_mover::wire::{
 use bproc_proto::Failure;
 use bproc_sys::daemon::{Helper, Life, spawn_detached};
 use bproc_sys::pidfd::PidFd;
+use bproc_sys::process::Process;
 use bproc_sys::seqpacket::Conn;
 use prost::Message;
 use std::collections::VecDeque;
@@ -367,7 +369,8 @@ pub fn body(ghost: &Path) -> Program {
 const LOOKS: u32 = 10;
 
 /// Can this process be moved to a machine that said this of itself (nothing: any)? Tells why not without touching it.
-/// `rights`: what it may have beyond its user's; none: whatever it has.
+/// `rights`: what it may have beyond its user's; none: whatever it has. `ghost`: the program that must stand for it, on the
+/// master.
 ///
 /// # Errors
 /// The reason, in words.
@@ -377,6 +380,7 @@ pub async fn survey(
     files: u32,
     target: &[u8],
     rights: Option<&bproc_proto::Rights>,
+    ghost: Option<&Path>,
 ) -> Result<(), bproc_proto::Failure> {
     let fds = match files {
         0 => vmadump::capture::FdPolicy::Carry,
@@ -400,7 +404,9 @@ pub async fn survey(
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
     });
-    let beyond = crate::rights::refusal(host_pid, rights);
+    let beyond: Vec<String> =
+        crate::rights::refusal(host_pid, rights).into_iter().chain(own_root(host_pid, ghost)).collect();
+    let beyond = (!beyond.is_empty()).then(|| beyond.join("; "));
     match (checked.await, beyond) {
         (Ok(Ok(())), None) => Ok(()),
         (Ok(Ok(())), Some(message)) => Err(bproc_proto::Failure { number: libc::EPERM, message }),
@@ -410,6 +416,19 @@ pub async fn survey(
         (Ok(Err(error)), None) => Err(bproc_proto::Failure { number: error.errno(), message: error.to_string() }),
         (Err(error), _) => Err(bproc_proto::Failure { number: libc::EIO, message: error.to_string() }),
     }
+}
+
+/// Why a process cannot move out of the root directory that it has: where it comes to it would have another, and on the
+/// master it could not become its ghost.
+fn own_root(host_pid: i32, ghost: Option<&Path>) -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    let process = Process::open(Pid::new(host_pid)?).ok()?;
+    let id = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+    let below =
+        |path: &Path| PathBuf::from(format!("/proc/{host_pid}/root")).join(path.strip_prefix("/").unwrap_or(path));
+    let same = ghost.is_none_or(|ghost| id(&below(ghost)) == id(ghost));
+    let own = !same || !process.root_is_mount().ok()?;
+    own.then(|| "it has a root directory of its own (chroot), which would not be that of its stand-in".to_owned())
 }
 
 /// A socket with a good answer in it, for a process that asked for its own move and finds it at the other end: 0, or its

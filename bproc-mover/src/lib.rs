@@ -7,9 +7,9 @@
 //!
 //! ```text
 //!  agent ── Send ──▶ source                          target ◀── Receive ── agent
-//!                      │        mapped files           │
+//!                      │     files, rights, ids        │
 //!                      │ ─────────────────────────────▶│
-//!                      │         which it has          │
+//!                      │ what it has, or what it lacks │
 //!                      │ ◀─────────────────────────────│
 //!        ◀─ Frozen ─   │ freezes                       │
 //!        ── Begin ────▶│ (if it has other children     │
@@ -32,6 +32,7 @@
 
 pub mod doubt;
 pub mod fault;
+pub mod filters;
 pub mod line;
 pub mod receive;
 pub mod send;

@@ -6,12 +6,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use vmadump::Program;
 use vmadump::facts::Facts;
 use vmadump::plan::{Owner, Rights};
-use vmadump::restore::{Body, Filled, RestoreOptions, Restorer, has};
+use vmadump::restore::{self, Body, Filled, RestoreOptions, Restorer};
 
 use crate::fault::point;
 use crate::line::{Incoming, line};
 use crate::spread::Intake;
-use crate::talk::{Agent, Failure, hear_files, hear_go, say_files, say_ready, say_refused, say_running};
+use crate::talk::{Agent, Failure, answer, hear_go, hear_question, say_ready, say_refused, say_running};
 use crate::wire::{self, Done, Empty, Receive, Report};
 
 /// Receives a process over the first of the descriptors, and tells the agent the good end. On failure the body is what [`Receive::fallback`] says, or
@@ -31,9 +31,9 @@ pub fn receive(agent: &Agent, task: &Receive, mut fds: Vec<OwnedFd>) -> Result<(
     let facts = Facts::here();
     if !task.relay {
         // While the process runs; nothing is done to the body yet.
-        let files = hear_files(&mut from).map_err(lost("the source"))?;
-        let there = has(task.body, &files, user.as_ref())?;
-        say_files(&mut to, &there).map_err(lost("the source"))?;
+        let question = hear_question(&mut from).map_err(lost("the source"))?;
+        let said = restoring(task, &user, &facts, &fds, |options| restore::answer(&question, options))?;
+        answer(&mut to, &said).map_err(lost("the source"))?;
     }
     if task.wait && !agent.may_begin() {
         return Err(Failure::new(libc::ECANCELED, "the agent gave the move up"));
@@ -44,13 +44,13 @@ pub fn receive(agent: &Agent, task: &Receive, mut fds: Vec<OwnedFd>) -> Result<(
     let (mut from, mut to, filled) = if task.relay {
         let (taken, image) = Intake::start(agent, from, to)?;
         intake = taken;
-        let filled = fill(image, task, user, facts, &fds);
+        let filled = restoring(task, &user, &facts, &fds, |options| fill(image, task, options));
         let (from, to, broken) = intake.line()?;
         (from, to, filled.map_err(|failure| broken.unwrap_or(failure)))
     } else {
         let from = from.readable().map_err(lost("the connection of the pages"))?;
         let image = from.again().map_err(lost("the connection of the pages"))?;
-        (from, to, fill(image, task, user, facts, &fds))
+        (from, to, restoring(task, &user, &facts, &fds, |options| fill(image, task, options)))
     };
     let result = filled.and_then(|filled| {
         point("target-filled");
@@ -83,24 +83,25 @@ pub fn receive(agent: &Agent, task: &Receive, mut fds: Vec<OwnedFd>) -> Result<(
     Ok(())
 }
 
-fn fill(
-    source: Incoming,
+/// How it is to be built.
+fn restoring<T>(
     task: &Receive,
-    owner: Option<Owner>,
-    facts: Facts,
+    owner: &Option<Owner>,
+    facts: &Facts,
     fds: &[OwnedFd],
-) -> Result<Filled, Failure> {
+    with: impl FnOnce(&RestoreOptions<'_>) -> T,
+) -> T {
     let mut argv = arguments(task.body);
     let argv: Vec<&[u8]> = argv.iter_mut().map(|a| a.as_slice()).collect();
     let envp = |p: &Option<wire::Program>| -> Vec<Vec<u8>> { p.as_ref().map(|p| p.envp.clone()).unwrap_or_default() };
     let (first, last) = (envp(&task.elevate), envp(&task.fallback));
     let first: Vec<&[u8]> = first.iter().map(Vec::as_slice).collect();
     let last: Vec<&[u8]> = last.iter().map(Vec::as_slice).collect();
-    let options = RestoreOptions {
+    with(&RestoreOptions {
         body: Body::Into(task.body),
         fds: task.fds.iter().copied().zip(fds.iter().map(AsFd::as_fd)).collect(),
-        owner,
-        facts: Some(facts),
+        owner: owner.clone(),
+        facts: Some(facts.clone()),
         elevate: task.elevate.as_ref().filter(|_| !is_mighty(task.body)).map(|p| Program {
             path: &p.path,
             argv: &argv,
@@ -110,8 +111,11 @@ fn fill(
         drop_missing_fds: task.drop_files,
         only_given_fds: task.only_given,
         ..RestoreOptions::default()
-    };
-    let filled = Restorer::fill(source, &options, &mut |_, _| {})?;
+    })
+}
+
+fn fill(source: Incoming, task: &Receive, options: &RestoreOptions<'_>) -> Result<Filled, Failure> {
+    let filled = Restorer::fill(source, options, &mut |_, _| {})?;
     if filled.image().meta.pid != task.pid {
         let came = filled.image().meta.pid;
         return Err(Failure::new(libc::EINVAL, format!("process {came} came instead of {}", task.pid)));

@@ -6,14 +6,16 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use bproc_common::errno::BE_SLAVEDIED;
-use vmadump::capture::{FdPolicy, Frozen, NotExecuted, Options, survey};
+use vmadump::ahead::Answer;
+use vmadump::capture::{FdPolicy, Frozen, NotExecuted, Options, Surveyed, survey};
 use vmadump::image::{FdKind, Image, header};
 
 use crate::doubt::decision;
 use crate::fault::point;
+use crate::filters;
 use crate::line::{Incoming, Outgoing, line};
 use crate::spread;
-use crate::talk::{Agent, Failure, ask_for_files, hear_ready, hear_running, hear_which_files, say_go};
+use crate::talk::{Agent, Failure, ask, hear_answer, hear_ready, hear_running, say_go};
 use crate::wire::{Done, Empty, Report, Send};
 
 /// Tries, a millisecond apart, of what may be otherwise in a moment.
@@ -35,12 +37,14 @@ pub fn send(agent: &Agent, task: &Send, mut fds: Vec<OwnedFd>) -> Result<Done, F
     let options = Options { flags: task.flags, fds };
     let mut surveyed = patiently(|| survey(task.pid, &options))?;
     // An image that many get is the same for all.
-    let asked = if task.spread { Ok(0) } else { ask_for_files(&mut to, surveyed.files()) };
-    let asked = asked.map_err(|e| Failure::link("the target", &e))?;
+    if !task.spread {
+        ask(&mut to, &surveyed.question()).map_err(|e| Failure::link("the target", &e))?;
+    }
     let arguments = arguments(task.pid);
-    if asked > 0 {
-        let there = hear_which_files(&mut from, asked);
-        surveyed.found(&there.map_err(|e| Failure::link("the target, asked for files", &e))?)?;
+    if !task.spread {
+        let answer = hear_answer(&mut from).map_err(|e| Failure::link("the target, asked before the stop", &e))?;
+        may_come(&surveyed, &answer)?;
+        surveyed.found(&answer.there)?;
     }
     point("source-begins");
 
@@ -59,6 +63,7 @@ pub fn send(agent: &Agent, task: &Send, mut fds: Vec<OwnedFd>) -> Result<Done, F
     }
     let (bytes, frozen) = if task.spread {
         let frozen = stopped.learn()?;
+        can_return(frozen.image())?;
         let bytes = spread::pass_on(agent, &mut from, &mut to)?;
         point("source-written");
         agent.tell(Report::Committing(Empty {}));
@@ -95,6 +100,22 @@ pub fn send(agent: &Agent, task: &Send, mut fds: Vec<OwnedFd>) -> Result<Done, F
     let (no_stand_in, signal) = stand_in(frozen, task, &arguments);
     point("source-ends");
     Ok(Done { frozen_ns, bytes, no_stand_in, signal, ..Done::default() })
+}
+
+/// Does the target refuse the process before it is stopped? A file that is missing there may be closed in a moment.
+fn may_come(surveyed: &Surveyed, answer: &Answer) -> Result<(), Failure> {
+    if answer.number == 0 {
+        return Ok(());
+    }
+    let passes = || {
+        (0..TRIES).any(|round| {
+            if round > 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            !surveyed.has_open(&answer.missing)
+        })
+    };
+    if !answer.more && passes() { Ok(()) } else { Err(Failure::new(answer.number, answer.words.text())) }
 }
 
 /// Writes the image and waits for READY; the agent prepares its answer meanwhile.
@@ -157,8 +178,15 @@ fn leaves_files(image: &Image) -> bool {
     image.fds.iter().any(|f| f.fd > 2 && stays(&f.kind))
 }
 
-/// What stands here for it keeps its secure bits, and has to be built into a process again by rights that root has.
+/// What stands here for it keeps its filters and secure bits, has to live with these, and to be built into a process again
+/// by rights that root has.
 fn can_return(image: &Image) -> Result<(), Failure> {
+    let filters = image.threads.iter().flat_map(|thread| thread.filters.iter().map(|filter| filter.0.as_slice()));
+    let forbidden = filters::forbidden(filters);
+    if !forbidden.is_empty() {
+        let why = format!("its seccomp filter may forbid {}, and nothing could stand for it", forbidden.join(", "));
+        return Err(Failure::new(libc::EPERM, why));
+    }
     /// SECBIT_NOROOT, SECBIT_NO_SETUID_FIXUP.
     const BITS: u32 = 1 | 4;
     match image.creds.iter().find(|creds| creds.securebits & BITS != 0) {

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use bproc_sys::seqpacket::Conn;
 use prost::Message;
-use vmadump::image::FileRef;
+use vmadump::ahead::{Answer, Question};
 use vmadump::wire::{Wire, decode};
 
 use crate::line::{Incoming, Outgoing};
@@ -102,9 +102,9 @@ const SPEAK: u8 = b'S';
 const GO: u8 = b'G';
 const RUNNING: u8 = b'D';
 const MOST_WORDS: u32 = 64 << 10;
-/// Bytes that a question after files has at most.
-const MOST_FILES: usize = 16 << 20;
-/// Of such a question: its length.
+/// Bytes that a question, or its answer, has at most.
+const MOST_ASKED: usize = 16 << 20;
+/// Before it: its length.
 const HEAD: usize = 4;
 
 /// Target: it is built.
@@ -183,56 +183,61 @@ pub fn hear_ready(from: &mut Incoming) -> io::Result<Result<(), Failure>> {
     }
 }
 
-/// Source: which of these files has the target? After how many it was asked: none, if they are too many to ask.
+/// Source: asks the target about its process. A question that is too long is not asked, but an empty one.
 ///
 /// # Errors
 /// The connection is lost.
-pub fn ask_for_files(to: &mut Outgoing, mut files: Vec<FileRef>) -> io::Result<usize> {
+pub fn ask(to: &mut Outgoing, question: &Question) -> io::Result<()> {
+    put(to, question)
+}
+
+/// Target: what its source asks.
+///
+/// # Errors
+/// The connection is lost; this is no question.
+pub fn hear_question(from: &mut Incoming) -> io::Result<Question> {
+    take(from)
+}
+
+/// Target: answers.
+///
+/// # Errors
+/// The connection is lost.
+pub fn answer(to: &mut Outgoing, answer: &Answer) -> io::Result<()> {
+    put(to, answer)
+}
+
+/// Source: what the target answers.
+///
+/// # Errors
+/// The connection is lost; this is no answer.
+pub fn hear_answer(from: &mut Incoming) -> io::Result<Answer> {
+    take(from)
+}
+
+/// Its length, then a value.
+fn put<T: Wire + Default>(to: &mut Outgoing, value: &T) -> io::Result<()> {
     let mut packet = vec![0; HEAD];
-    files.put(&mut packet);
-    if packet.len() > HEAD + MOST_FILES {
+    value.put(&mut packet);
+    if packet.len() > HEAD + MOST_ASKED {
         packet.truncate(HEAD);
-        files.clear();
-        files.put(&mut packet);
+        T::default().put(&mut packet);
     }
     let length = (packet.len() - HEAD) as u32;
     packet[..HEAD].copy_from_slice(&length.to_le_bytes());
-    to.write_all(&packet).map(|()| files.len())
+    to.write_all(&packet)
 }
 
-/// Target: the files that its source asks for.
-///
-/// # Errors
-/// The connection is lost; these are no files.
-pub fn hear_files(from: &mut Incoming) -> io::Result<Vec<FileRef>> {
+fn take<T: Wire>(from: &mut Incoming) -> io::Result<T> {
     let mut length = [0; HEAD];
     from.read_exact(&mut length)?;
     let length = u32::from_le_bytes(length) as usize;
-    if length > MOST_FILES {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a question after too many files"));
+    if length > MOST_ASKED {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a question or an answer that is too long"));
     }
     let mut packet = vec![0; length];
     from.read_exact(&mut packet)?;
     decode(&packet).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
-}
-
-/// Target: which of the files it has.
-///
-/// # Errors
-/// The connection is lost.
-pub fn say_files(to: &mut Outgoing, there: &[bool]) -> io::Result<()> {
-    let packet: Vec<u8> = there.iter().map(|there| u8::from(*there)).collect();
-    to.write_all(&packet)
-}
-
-/// Source: which of so many files the target has.
-///
-/// # Errors
-/// The connection is lost.
-pub fn hear_which_files(from: &mut Incoming, count: usize) -> io::Result<Vec<bool>> {
-    let mut packet = vec![0; count];
-    from.read_exact(&mut packet)?;
-    Ok(packet.into_iter().map(|byte| byte == 1).collect())
 }
 
 /// Source: its process stands still, and the target may speak. (Before, its words would come into the handshake of a

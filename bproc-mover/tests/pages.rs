@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bproc_mover::wire::{
-    AES_256_GCM, Done, FromMover, Key, Keys, MAX_PACKET, Program, Receive, Report, Send, Task, ToMover,
+    AES_256_GCM, Done, FromMover, Key, Keys, MAX_PACKET, Owner, Program, Receive, Report, Send, Task, ToMover,
 };
 use bproc_sys::seqpacket::Conn;
 use prost::Message;
@@ -278,6 +278,69 @@ fn what_the_target_has_need_not_come() {
         std::fs::remove_file(program).unwrap();
     }
     std::fs::remove_dir_all(root).unwrap();
+}
+
+/// Everything that the target can know is told before the process is stopped, all at once.
+#[test]
+fn what_the_target_lacks_is_told_while_the_process_runs() {
+    if !can() {
+        return;
+    }
+    let dir = std::env::temp_dir().join(format!("lacking-{}", std::process::id()));
+    // What the body opens for itself, in a place of its own.
+    std::fs::create_dir_all(dir.join("mine/dev")).unwrap();
+    std::fs::write(dir.join("mine/dev/null"), "").unwrap();
+    std::fs::write(dir.join("secret"), "").unwrap();
+    std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(dir.join("secret"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let hold = compile("lacks", &["-static"]);
+    let script = format!(
+        "import os, time\nos.closerange(3, 1000)\nos.chdir('{}')\nos.open('secret', os.O_RDWR); os.open('mine', os.O_RDONLY)\n\
+         os.setgroups([12]); os.setgid(34); os.setuid(65534)\nos.write(1, b'r')\ntime.sleep(1000)",
+        dir.display()
+    );
+    for (number, groups, root, wanted) in [
+        (libc::ENOENT, vec![12], false, &["secret cannot be opened here: Permission denied"][..]),
+        (libc::EOPNOTSUPP, vec![], false, &["secret cannot be opened here", "group 12"]),
+        (
+            libc::ENOENT,
+            vec![12],
+            true,
+            &["secret cannot be opened here: No such", "mine cannot be opened here: No such"],
+        ),
+    ] {
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-c", &script]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut holder = Tied::spawn(&mut command);
+        holder.0.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+        let mut body = Command::new(&hold);
+        let jail = dir.join("mine");
+        if root {
+            std::fs::copy(&hold, jail.join("body")).unwrap();
+            body = Command::new("/body");
+            // SAFETY: chroot takes no memory and no lock.
+            unsafe {
+                body.pre_exec(move || std::os::unix::fs::chroot(&jail).and_then(|()| std::env::set_current_dir("/")));
+            }
+        }
+        let body = Tied::spawn(body.stdin(Stdio::null()).stdout(Stdio::null()));
+        let (near, far) = pair();
+        let (target, source) = (Mover::start(), Mover::start());
+        let owner = Some(Owner { uid: 65534, gid: 34, groups, bounding: !0, ..Owner::default() });
+        let receive = Receive { body: body.pid(), pid: holder.pid(), owner, ..Receive::default() };
+        target.tell(Task::Receive(receive), &[far.as_fd()]);
+        let stdio = bproc_mover::send::stdio(holder.pid());
+        source.tell(Task::Send(Send { pid: holder.pid(), stdio, ..Send::default() }), &[near.as_fd()]);
+        drop((near, far));
+        // The first word is the last one: it never stood still.
+        let Report::Done(done) = source.hear() else { panic!("it was stopped") };
+        assert!(wanted.iter().all(|words| done.message.contains(words)), "{done:?} instead of {wanted:?}");
+        assert_eq!(done.number, number, "{done:?}");
+        let Report::Done(done) = target.hear() else { panic!("it did something") };
+        assert_ne!(done.number, 0);
+    }
+    std::fs::remove_file(hold).unwrap();
+    std::fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]

@@ -205,6 +205,23 @@ impl Process {
         self.file_id(c"exe")
     }
 
+    /// Whether its root directory is where something is mounted. chroot(2) gives a process another, as a rule.
+    ///
+    /// # Errors
+    /// As [`Process::cwd`].
+    pub fn root_is_mount(&self) -> Result<bool> {
+        const MOUNT_ROOT: u64 = libc::STATX_ATTR_MOUNT_ROOT as u64;
+        // SAFETY: zeros are a valid statx; it and the path outlive the call.
+        let about = unsafe {
+            let mut about: libc::statx = std::mem::zeroed();
+            let ret = libc::statx(self.dir.as_raw_fd(), c"root".as_ptr(), 0, libc::STATX_TYPE, &raw mut about);
+            check("statx of a root directory", ret).map_err(|e| e.pid(self.pid))?;
+            about
+        };
+        // Before Linux 5.8 nothing tells.
+        Ok(about.stx_attributes_mask & MOUNT_ROOT == 0 || about.stx_attributes & MOUNT_ROOT != 0)
+    }
+
     /// Inode number of its pid namespace.
     ///
     /// # Errors

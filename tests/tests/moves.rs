@@ -2,6 +2,7 @@
 //! refusals.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -215,6 +216,45 @@ fn refusals(cluster: &Cluster) -> Result<()> {
         signal_to(program.pid(), libc::SIGKILL)?;
         ensure!(program.end()?.1 == libc::SIGKILL, "killed");
     }
+    // What its user may not open is told, all at once, and without a stop.
+    let secrets = ["one", "two"].map(|name| cluster.dir().join(format!("log/secret-{name}")));
+    for secret in &secrets {
+        fs::write(secret, "")?;
+        fs::set_permissions(secret, fs::Permissions::from_mode(0o600))?;
+    }
+    let script = format!(
+        "exec 5<{} 6>>{}; exec setpriv --reuid 65534 --regid 65534 --clear-groups sh -c 'echo ready; exec sleep 1000'",
+        secrets[0].display(),
+        secrets[1].display()
+    );
+    let mut program = Traveller::start(Command::new("/bin/sh").args(["-c", &script]))?;
+    program.until("ready")?;
+    for secret in &secrets {
+        refused(
+            program.pid(),
+            "0",
+            &format!("the file {} cannot be opened here: Permission denied", secret.display()),
+        )?;
+    }
+    program.child.kill()?;
+    ensure!(program.end()?.1 == libc::SIGKILL, "killed");
+    // Nothing could stand for these.
+    let sandbox = compile(cluster, "tests/programs/sandbox.c", &[], false)?;
+    for (call, name) in [(libc::SYS_socket, "socket"), (libc::SYS_clone3, "clone3")] {
+        let mut program = Traveller::start(Command::new(&sandbox).arg(call.to_string()))?;
+        program.until("ready")?;
+        refused(program.pid(), "0", &format!("its seccomp filter may forbid {name}, and nothing could stand for it"))?;
+        program.child.kill()?;
+        ensure!(program.end()?.1 == libc::SIGKILL, "killed");
+    }
+    let jail = cluster.dir().join("log/jail");
+    fs::create_dir_all(&jail)?;
+    let mut program = Command::new(&sandbox);
+    let mut program = Traveller::start(program.arg(libc::SYS_sethostname.to_string()).arg(&jail))?;
+    program.until("ready")?;
+    refused(program.pid(), "0", "it has a root directory of its own (chroot)")?;
+    program.child.kill()?;
+    ensure!(program.end()?.1 == libc::SIGKILL, "killed");
     // A file that is there on this machine until it comes to the node: the process goes on where it was.
     let program = cluster.dir().join("log/vanishes");
     fs::copy("/bin/sleep", &program)?;

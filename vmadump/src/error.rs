@@ -220,6 +220,11 @@ impl Error {
             Error::Refused(Refusal::VforkParent(_)) => libc::EAGAIN,
             Error::Refused(Refusal::FileMissing { .. }) => libc::ENOENT,
             Error::Refused(Refusal::FileDiffers { .. }) => libc::ESTALE,
+            Error::Refused(Refusal::Several(all)) => {
+                let mut numbers = all.iter().map(|refusal| Error::Refused(refusal.clone()).errno());
+                let first = numbers.next().unwrap_or(libc::EOPNOTSUPP);
+                if numbers.all(|number| number == first) { first } else { libc::EOPNOTSUPP }
+            }
             Error::Refused(_) => libc::EOPNOTSUPP,
             Error::Gone(_) => libc::ESRCH,
             Error::Unexpected { .. } => libc::EIO,

@@ -3,12 +3,14 @@
 //! | module | owns |
 //! |---|---|
 //! | [`image`] | the format: pure bytes in, bytes out (docs/image-format.md) |
+//! | [`ahead`] | what is asked of the restorer before a process is stopped |
 //! | [`capture`] | a running process becomes a [`capture::Frozen`], which writes its image |
 //! | [`plan`] | image and facts become a list of steps, or a [`Refusal`] |
 //! | [`restore`] | the list carried out from outside, by ptrace: [`restore::Prepared`] |
 //! | [`inside`] | dump and undump of the calling process, without privilege |
 //! | `sys` | every system call and every unsafe block |
 
+pub mod ahead;
 mod batch;
 pub mod capture;
 mod compile;

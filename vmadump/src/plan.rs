@@ -280,7 +280,7 @@ pub fn plan(image: &Image, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refus
 
 /// No right that the owner has not, or that nobody vouches for: his uid everywhere, groups of his, no capabilities unless
 /// he is root.
-fn within(creds: &Creds, owner: &Owner) -> Result<(), Refusal> {
+pub(crate) fn within(creds: &Creds, owner: &Owner) -> Result<(), Refusal> {
     if owner.uid == 0 {
         return Ok(());
     }
@@ -432,9 +432,22 @@ fn limits(image: &Image, facts: &Facts, rights: Option<&Rights>) -> [[u64; 2]; 1
     all
 }
 
-/// The kernel counts ids up from 0 in a new process; the ones between are made and deleted.
-fn timers(timers: &[PosixTimer], choose: bool) -> Result<Vec<TimerStep>, Refusal> {
+/// Can a new process have timers with these ids, ascending? The kernel counts them up from 0; the ones between are made and
+/// deleted.
+pub(crate) fn timer_ids(ids: impl Iterator<Item = u32>, choose: bool) -> Result<(), Refusal> {
     const MOST_SKIPPED: u32 = 4096;
+    let mut next = 0u32;
+    for id in ids.filter(|_| !choose) {
+        if id.saturating_sub(next) > MOST_SKIPPED {
+            return Err(Refusal::Timer);
+        }
+        next = id.saturating_add(1);
+    }
+    Ok(())
+}
+
+fn timers(timers: &[PosixTimer], choose: bool) -> Result<Vec<TimerStep>, Refusal> {
+    timer_ids(timers.iter().map(|timer| timer.id), choose)?;
     let mut steps = Vec::new();
     if timers.is_empty() {
         return Ok(steps);
@@ -446,9 +459,6 @@ fn timers(timers: &[PosixTimer], choose: bool) -> Result<Vec<TimerStep>, Refusal
     } else {
         let mut next = 0;
         for (i, timer) in timers.iter().enumerate() {
-            if timer.id - next > MOST_SKIPPED {
-                return Err(Refusal::Timer);
-            }
             steps.extend((next..timer.id).map(TimerStep::Skip));
             steps.push(TimerStep::Make(i));
             next = timer.id + 1;

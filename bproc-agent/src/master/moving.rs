@@ -201,7 +201,7 @@ async fn ask_once(request: wire::Move, asker: &Asker, fds: &[OwnedFd], desk: &De
     if local && to.is_some() && mine {
         let target = desk.machines.of(to);
         let (flags, files) = (request.flags, request.files as u32);
-        mover::survey(pid.get(), flags, files, &target, None).await.map_err(|f| refused(pid, f))?;
+        mover::survey(pid.get(), flags, files, &target, None, Some(&desk.ghost)).await.map_err(|f| refused(pid, f))?;
         spec.rights = rights::of(pid.get());
     }
     let mut home = Vec::new();

@@ -88,7 +88,7 @@ impl Actor {
                 None => Err(failed(libc::ESRCH, "it has ended")),
                 Some(host) => {
                     let rights = order.rights.unwrap_or_default();
-                    match mover::survey(host, order.flags, order.files, &order.target, Some(&rights)).await {
+                    match mover::survey(host, order.flags, order.files, &order.target, Some(&rights), None).await {
                         Ok(()) => spawner.streams_of(host, order.files == 0).await,
                         Err(failure) => Err(failure),
                     }

@@ -9,6 +9,7 @@ use super::FdPolicy;
 use super::areas::Layout;
 use super::contents;
 use super::survey::file_ref;
+use crate::ahead::OpenFile;
 use crate::error::{Error, Refusal, Uncarried};
 use crate::image::{Fd, FdKind};
 use crate::procfs::{fdinfo, maps, timer_ns, watched};
@@ -67,22 +68,25 @@ pub(super) fn refused_kinds(pid: i32) -> Result<Vec<Refusal>, Error> {
     Ok(all(pid)?.into_iter().filter_map(kind).collect())
 }
 
-/// Open files that cannot go along, unless they may be dropped.
-pub(super) fn refused(pid: i32, policy: FdPolicy, own: &Channels) -> Result<Option<Refusal>, Error> {
+/// Open files that cannot go along, unless they may be dropped, and those that must be where it goes.
+pub(super) fn look(pid: i32, policy: FdPolicy, own: &Channels) -> Result<(Option<Refusal>, Vec<OpenFile>), Error> {
     if policy != FdPolicy::Carry {
-        return Ok(None);
+        return Ok((None, Vec::new()));
     }
     let mut layout = Layout::default();
-    let lost: Vec<Uncarried> = read(pid, policy, &mut layout, own)?
-        .into_iter()
-        .filter(|f| f.fd > 2)
-        .filter_map(|f| match f.kind {
-            FdKind::NotCarried { what } => Some(Uncarried { fd: f.fd, what: what.text() }),
-            FdKind::Terminal { path } => Some(Uncarried { fd: f.fd, what: format!("terminal {}", path.text()) }),
-            _ => None,
-        })
-        .collect();
-    Ok((!lost.is_empty()).then_some(Refusal::OpenFiles(lost)))
+    let (mut lost, mut open) = (Vec::new(), Vec::new());
+    for Fd { fd, flags, kind } in read(pid, policy, &mut layout, own)?.into_iter().filter(|f| f.fd > 2) {
+        match kind {
+            FdKind::NotCarried { what } => lost.push(Uncarried { fd, what: what.text() }),
+            FdKind::Terminal { path } => lost.push(Uncarried { fd, what: format!("terminal {}", path.text()) }),
+            FdKind::Regular { file, .. } => {
+                open.extend(layout.files.get(file as usize).map(|f| OpenFile { fd, flags, path: f.path.clone() }));
+            }
+            FdKind::Directory { path } | FdKind::Device { path } => open.push(OpenFile { fd, flags, path }),
+            _ => {}
+        }
+    }
+    Ok(((!lost.is_empty()).then_some(Refusal::OpenFiles(lost)), open))
 }
 
 /// Pipes and pairs of sockets that nobody else has a part of, and memory files.

@@ -26,9 +26,10 @@ pub use ghost::NotExecuted;
 pub(crate) use pages::{Room, Source};
 pub(crate) use survey::{Survey, children};
 
+use crate::ahead::Question;
 use crate::batch::{Scratch, find_hole};
 use crate::error::{Error, Refusal};
-use crate::image::{self, FileRef, Image, PAGE, Writer};
+use crate::image::{self, Image, PAGE, Writer};
 use crate::sys::memory::MemFile;
 use crate::sys::ptrace as pt;
 use crate::sys::{self, SysError};
@@ -106,13 +107,18 @@ pub fn freeze(pid: i32, options: &Options) -> Result<Frozen, Error> {
 }
 
 impl Surveyed {
-    /// Files that are mapped and not written. Where the target has the same, they need not travel as data: see
-    /// [`Self::found`]. None if [`Options::flags`] wants all of them as data.
-    pub fn files(&self) -> Vec<FileRef> {
-        self.0.files()
+    /// What can be asked where it is to go. No files that are mapped ([`Self::found`]), if [`Options::flags`] wants all of
+    /// them as data.
+    pub fn question(&self) -> Question {
+        self.0.question()
     }
 
-    /// Which of [`Self::files`] the target has: these are named in the image, the others travel as data, whatever
+    /// Has it one of the files of the question with these numbers still open?
+    pub fn has_open(&self, numbers: &[i32]) -> bool {
+        self.0.has_open(numbers)
+    }
+
+    /// Which of [`Question::mapped`] the target has: these are named in the image, the others travel as data, whatever
     /// [`Options::flags`] says.
     pub fn found(&mut self, there: &[bool]) -> Result<(), Error> {
         self.0.found(there)

@@ -9,8 +9,9 @@ use super::areas::Layout;
 use super::fds::Channels;
 use super::state::{MOST_TIMERS, carries};
 use super::{DUMP_ALL, FdPolicy, Options, fds, tids};
+use crate::ahead::{OpenFile, Question};
 use crate::error::{Error, Refusal};
-use crate::image::FileRef;
+use crate::image::{Creds, FileRef};
 use crate::procfs::{self, Map, Status};
 use crate::sys::{SysError, files};
 use crate::wire::Bytes;
@@ -31,6 +32,10 @@ pub(crate) struct Survey {
     layout: Layout,
     /// Pipes and pairs of sockets that are its own.
     pub(crate) channels: Channels,
+    /// Files that must be where it goes.
+    open: Vec<OpenFile>,
+    /// Ids of its POSIX timers.
+    timers: Vec<u32>,
 }
 
 /// Reads a file of /proc/PID.
@@ -93,6 +98,8 @@ impl Survey {
         }
         why.extend(waits_for_vfork(pid)?);
         why.extend(shares_space(pid, status.ppid));
+        let mut timers: Vec<u32> = timers.iter().map(|timer| timer.id).collect();
+        timers.sort_unstable();
         let mut survey = Survey {
             pid,
             options: *options,
@@ -103,6 +110,8 @@ impl Survey {
             there: HashMap::new(),
             layout: Layout::default(),
             channels: Channels::default(),
+            open: Vec::new(),
+            timers,
         };
         match survey.lay_out(maps) {
             Ok(layout) => {
@@ -114,7 +123,9 @@ impl Survey {
         }
         if options.fds != FdPolicy::StdioOnly {
             survey.channels = Channels::of(pid)?;
-            why.extend(fds::refused(pid, options.fds, &survey.channels)?);
+            let (refused, open) = fds::look(pid, options.fds, &survey.channels)?;
+            why.extend(refused);
+            survey.open = open;
         }
         why.extend(fds::refused_kinds(pid)?);
         match Refusal::all(why) {
@@ -137,6 +148,8 @@ impl Survey {
             there: HashMap::new(),
             layout: Layout::default(),
             channels: Channels::default(),
+            open: Vec::new(),
+            timers: Vec::new(),
         };
         if let Some(refusal) = Refusal::all(fds::refused_kinds(pid)?) {
             return Err(refusal.into());
@@ -174,7 +187,7 @@ impl Survey {
     }
 
     /// Files that need not travel where the target has the same. None if everything is to travel.
-    pub(crate) fn files(&self) -> Vec<FileRef> {
+    fn files(&self) -> Vec<FileRef> {
         if self.options.flags & DUMP_ALL == DUMP_ALL {
             return Vec::new();
         }
@@ -183,6 +196,36 @@ impl Survey {
         paths.sort_unstable();
         paths.dedup();
         paths.into_iter().filter_map(|path| self.known.get(path)).cloned().collect()
+    }
+
+    /// What whoever is to restore it can be asked before it is stopped.
+    pub(crate) fn question(&self) -> Question {
+        let of = &self.status;
+        let creds = Creds {
+            uids: of.uids,
+            gids: of.gids,
+            groups: of.groups.clone(),
+            caps: of.caps,
+            securebits: 0,
+            no_new_privs: of.no_new_privs,
+        };
+        Question {
+            mapped: self.files(),
+            open: self.open.clone(),
+            creds: Some(creds),
+            threads: tids(self.pid).map_or(1, |all| all.len() as u32),
+            filtered: self.filtered,
+            timers: self.timers.clone(),
+        }
+    }
+
+    /// Has it one of these still open?
+    pub(crate) fn has_open(&self, numbers: &[i32]) -> bool {
+        let is = |file: &OpenFile| {
+            let link = fs::read_link(format!("/proc/{}/fd/{}", self.pid, file.fd));
+            link.is_ok_and(|link| link.as_os_str().as_encoded_bytes() == file.path.0)
+        };
+        self.open.iter().any(|file| numbers.contains(&file.fd) && is(file))
     }
 
     /// Which of [`Self::files`] the target has.
@@ -227,6 +270,8 @@ impl Survey {
             there: self.there.clone(),
             layout: Layout::default(),
             channels: Channels::default(),
+            open: Vec::new(),
+            timers: Vec::new(),
         };
         let layout = again.lay_out(procfs::maps(&proc_file(pid, "smaps")?))?;
         Ok((layout, true))

@@ -25,7 +25,7 @@ use crate::sys::process;
 use crate::tracee::Tracee;
 
 use fds::Given;
-pub use here::has;
+pub use here::answer;
 use target::Target;
 
 /// Where an image comes from. With a plain descriptor the target reads the pages by itself, straight into place.

@@ -8,7 +8,7 @@ use crate::capture::gate;
 use crate::compile::{Compiler, HEAD, as_root, as_user, maps_files};
 use crate::crc::PageSum;
 use crate::error::{Error, Refusal};
-use crate::image::{FormatError, Image, PageBlock, TASK_END};
+use crate::image::{Creds, FormatError, Image, PageBlock, TASK_END};
 use crate::inject::{Outcome, Program, exec};
 use crate::plan::{Op, Plan};
 use crate::procfs;
@@ -73,6 +73,16 @@ impl Drop for Target {
             let _: std::io::Result<i32> = process::reap(self.pid);
         }
     }
+}
+
+/// What a body that can gain no rights cannot become.
+pub(super) fn powerless(has: &procfs::Status, wants: &Creds, threads: usize) -> Option<&'static str> {
+    if threads > 1 {
+        return Some("threads get their numbers from those who have rights");
+    }
+    let same = has.uids == wants.uids && has.gids == wants.gids && has.groups == wants.groups;
+    let same = same && has.caps == wants.caps && wants.no_new_privs;
+    (!same).then_some("has another user, other groups or capabilities than it")
 }
 
 fn maps_of(pid: i32) -> Result<Vec<procfs::Map>, Error> {
@@ -181,14 +191,10 @@ impl Target {
     /// Does without rights: what it may be it must be already, and its program it gets by executing it.
     pub(super) fn do_without(&mut self, image: &Image, path: Option<&[u8]>, argv: &[&[u8]]) -> Result<(), Error> {
         let refuse = |what| Error::Refused(Refusal::NoNewPrivs { pid: self.pid, what });
-        if image.threads.len() > 1 {
-            return Err(refuse("threads get their numbers from those who have rights"));
-        }
         let text = std::fs::read(format!("/proc/{}/status", self.pid)).map_err(|_| Error::Gone(self.pid))?;
         let (has, wants) = (procfs::status(&text), &image.creds[image.leader().creds as usize]);
-        let same = has.uids == wants.uids && has.gids == wants.gids && has.groups == wants.groups;
-        if !same || has.caps != wants.caps || !wants.no_new_privs {
-            return Err(refuse("has another user, other groups or capabilities than it"));
+        if let Some(what) = powerless(&has, wants, image.threads.len()) {
+            return Err(refuse(what));
         }
         let Some(path) = path else { return Err(refuse("its program is unknown")) };
         self.elevate(&Program { path, argv, envp: &[] })

@@ -60,8 +60,9 @@ impl Drop for Lent {
     }
 }
 
-/// Opens a regular file below `root` for reading, as a process with that root directory would.
-pub(crate) fn open_below(root: &File, path: &[u8]) -> io::Result<File> {
+/// Finds whatever is at a path below `root`, as a process with that root directory would. It is only looked at, for to open
+/// some devices does something.
+pub(crate) fn find_below(root: &File, path: &[u8]) -> io::Result<File> {
     #[repr(C)]
     struct How {
         flags: u64,
@@ -70,7 +71,6 @@ pub(crate) fn open_below(root: &File, path: &[u8]) -> io::Result<File> {
     }
     const RESOLVE_IN_ROOT: u64 = 16;
     let path = std::ffi::CString::new(path)?;
-    // To open some devices does something: what is no file is only looked at.
     let flags = libc::O_PATH | libc::O_CLOEXEC;
     let how = How { flags: flags as u64, mode: 0, resolve: RESOLVE_IN_ROOT };
     // SAFETY: path and how outlive the call, which is told how large that is.
@@ -78,7 +78,30 @@ pub(crate) fn open_below(root: &File, path: &[u8]) -> io::Result<File> {
         unsafe { libc::syscall(libc::SYS_openat2, root.as_raw_fd(), path.as_ptr(), &raw const how, size_of::<How>()) };
     let fd = done(fd, "open", 0)?;
     // SAFETY: a new descriptor of ours.
-    let found = unsafe { File::from_raw_fd(fd as i32) };
+    Ok(unsafe { File::from_raw_fd(fd as i32) })
+}
+
+/// May the calling thread open what was found, with such flags?
+pub(crate) fn may_open(found: &File, flags: i32) -> io::Result<()> {
+    if flags & libc::O_DIRECTORY != 0 && !found.metadata()?.is_dir() {
+        return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
+    }
+    let mode = match flags & libc::O_ACCMODE {
+        _ if flags & libc::O_PATH != 0 => return Ok(()),
+        libc::O_RDONLY => libc::R_OK,
+        libc::O_WRONLY => libc::W_OK,
+        _ => libc::R_OK | libc::W_OK,
+    };
+    let how = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
+    // SAFETY: an empty path, which lives for ever; numbers else.
+    let ret = unsafe { libc::syscall(libc::SYS_faccessat2, found.as_raw_fd(), c"".as_ptr(), mode, how) };
+    done(ret, "open", 0)?;
+    Ok(())
+}
+
+/// Opens a regular file below `root` for reading, as a process with that root directory would.
+pub(crate) fn open_below(root: &File, path: &[u8]) -> io::Result<File> {
+    let found = find_below(root, path)?;
     match found.metadata()?.is_file() {
         true => File::open(format!("/proc/self/fd/{}", found.as_raw_fd())),
         false => Err(io::ErrorKind::InvalidInput.into()),
