@@ -15,7 +15,7 @@ fn the_kernel_is_probed() {
     for name in ["btf", "ringbuf", "tp_btf", "pidns"] {
         assert!(probe.has(name), "{probe}");
     }
-    assert!(probe.json().contains("\"tp_btf\""));
+    assert!(probe.json().contains("\"tp_btf\"") && probe.json().contains("\"unix-diag\""));
     let missing = |row: &&bproc_bpf::Row| row.state == State::Missing;
     for row in probe.rows.iter().filter(missing) {
         assert!(!row.detail.is_empty() && !row.consequence.is_empty(), "{row:?}");

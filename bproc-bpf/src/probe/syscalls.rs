@@ -4,7 +4,10 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::{fs::MetadataExt, net::UnixStream},
+    },
 };
 
 use super::{About, Need, Row, row};
@@ -16,6 +19,11 @@ const UFFD: About = ("userfaultfd", Need::Better, "no post-copy: a move waits fo
 const TIMENS: About = ("time-namespace", Need::Better, "the monotonic clock of a process jumps when it moves");
 const SCAN: About = ("pagemap-scan", Need::Better, "dumps look at each page: large ones are slower");
 const QUERY: About = ("procmap-query", Need::Better, "dumps read /proc/PID/maps as text: slower");
+const DIAG: About = (
+    "unix-diag",
+    Need::Better,
+    "a process with socket pairs of its own is taken for one with foreign sockets, and does not move (load the module unix_diag)",
+);
 
 /// `_IOWR('f', 16, struct pm_scan_arg)` and `_IOWR('f', 17, struct procmap_query)`.
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
@@ -34,6 +42,7 @@ pub(super) fn rows() -> Vec<Row> {
         row(TIMENS, found(time_namespace())),
         row(SCAN, found(pagemap_scan())),
         row(QUERY, found(procmap_query())),
+        row(DIAG, found(unix_diag())),
     ]
 }
 
@@ -130,6 +139,44 @@ fn pidfd() -> io::Result<()> {
         let fd = OwnedFd::from_raw_fd(fd as i32);
         let null = std::ptr::null::<u8>();
         check(libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), 0, null, 0)).map(drop)
+    }
+}
+
+/// Is anything told of a unix socket? The kernel loads the module when it is asked.
+fn unix_diag() -> io::Result<()> {
+    const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    let (socket, _other) = UnixStream::pair()?;
+    let inode = File::from(OwnedFd::from(socket.try_clone()?)).metadata()?.ino() as u32;
+    // SAFETY: no memory is involved; the descriptor is owned at once.
+    let link = unsafe {
+        let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
+        let fd = check(i64::from(libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_SOCK_DIAG)))?;
+        OwnedFd::from_raw_fd(fd as i32)
+    };
+    // Header: length, type, flags, sequence, port. Request: family, states, inode, what to show, any cookie.
+    let mut ask = Vec::new();
+    ask.extend(40u32.to_ne_bytes());
+    ask.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    ask.extend((libc::NLM_F_REQUEST as u16).to_ne_bytes());
+    ask.extend([0; 8]);
+    ask.extend([libc::AF_UNIX as u8, 0, 0, 0]);
+    ask.extend(u32::MAX.to_ne_bytes());
+    ask.extend(inode.to_ne_bytes());
+    ask.extend(0u32.to_ne_bytes());
+    ask.extend([0xff; 8]);
+    let mut answer = [0u8; 512];
+    // SAFETY: both buffers outlive the calls. The kernel answers before send returns.
+    let got = unsafe {
+        check(libc::send(link.as_raw_fd(), ask.as_ptr().cast(), ask.len(), 0) as i64)?;
+        check(libc::recv(link.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), libc::MSG_DONTWAIT) as i64)?
+    };
+    let told = u16::from_ne_bytes([answer[4], answer[5]]);
+    // An error has its number, negative, after the header.
+    let number = i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]);
+    match told {
+        SOCK_DIAG_BY_FAMILY if got >= 20 => Ok(()),
+        _ if got >= 20 && number < 0 => Err(io::Error::from_raw_os_error(-number)),
+        _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 
