@@ -13,6 +13,7 @@ mod master;
 mod mover;
 mod names;
 mod owed;
+mod pages;
 mod relay;
 mod rights;
 mod slave;
@@ -89,6 +90,12 @@ enum Command {
         /// Name of the cluster
         #[arg(long, default_value = paths::DEFAULT_CLUSTER)]
         name: String,
+    },
+    /// Write man pages and shell completions
+    #[command(hide = true)]
+    Generate {
+        /// Directory for them
+        dir: PathBuf,
     },
 }
 
@@ -168,6 +175,8 @@ fn perform(command: Command) -> Result<ExitCode> {
                 .with_context(|| format!("making certificates in {}", dir.display()))?;
         }
         Command::Nothing => {}
+        Command::Generate { dir } => pages::generate(&dir)
+            .with_context(|| format!("writing man pages and completions below {}", dir.display()))?,
         Command::Cleanup { name } => return runtime()?.block_on(cleanup::run(&name)),
     }
     Ok(ExitCode::SUCCESS)

@@ -48,6 +48,10 @@ fn run(mut args: Vec<OsString>) -> i32 {
         }
         args.remove(0);
         name = args[0].to_string_lossy().into_owned();
+        if name == "move" {
+            // So that it is called in its help and errors.
+            args[0] = "bproc move".into();
+        }
     }
     match name.as_str() {
         "bpsh" | "rsh" | "bprsh" => run_bpsh(args),

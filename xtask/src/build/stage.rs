@@ -81,9 +81,14 @@ fn manuals(stage: &Path) -> Result<()> {
         _ => {}
     }
     Cmd::new(stage.join("bin/bproc")).arg("generate").arg(&share).quiet()?;
+    // These have commands, not names.
+    let own = ["bproc-agent", "vmadump"];
+    for program in own {
+        Cmd::new(stage.join("bin").join(program)).arg("generate").arg(&share).quiet()?;
+    }
     for page in files(&share.join("man/man1"))? {
         let tool = page.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-        if tool != "bproc" && !stage.join("bin").join(tool).is_file() {
+        if tool != "bproc" && !own.iter().any(|own| tool.starts_with(own)) && !stage.join("bin").join(tool).is_file() {
             link("bproc", &stage.join("bin").join(tool))?;
         }
     }

@@ -1,6 +1,7 @@
 //! The command line tool: dump a process to a file, make a process of a file, look at one.
 #![forbid(unsafe_code)]
 
+mod pages;
 mod show;
 
 use std::fs::File;
@@ -39,6 +40,12 @@ enum Command {
         /// Verify all pages too.
         #[arg(long)]
         verify: bool,
+    },
+    /// Write man pages and shell completions.
+    #[command(hide = true)]
+    Generate {
+        /// Directory for them.
+        dir: PathBuf,
     },
 }
 
@@ -110,6 +117,10 @@ fn main() -> ExitCode {
         Command::Dump(args) => dump(&args),
         Command::Undump(args) => undump(&args),
         Command::Inspect { file, json, verify } => inspect(&file, json, verify),
+        Command::Generate { dir } => match pages::generate(&dir) {
+            Ok(()) => Ok(ExitCode::SUCCESS),
+            Err(error) => Err(format!("cannot write man pages and completions below {}: {error}", dir.display())),
+        },
     };
     outcome.unwrap_or_else(|why| {
         eprintln!("vmadump: {why}");
