@@ -36,8 +36,9 @@ impl BuildArgs {
 }
 
 /// Packages with something to stage that cargo builds in one go.
-const ORDINARY: &[&str] =
-    &["bproc-agent", "bproc-keeper", "bproc-stdio", "bproc-mover", "bproc-cli", "bproc", "vmadump"];
+const ORDINARY: &[&str] = &["bproc-agent", "bproc-keeper", "bproc-stdio", "bproc-mover", "bproc-cli", "vmadump"];
+/// The library for C.
+const LIBRARY: &str = "bproc";
 const GHOST: &str = "bproc-ghost";
 /// Built with it.
 const BODY: &str = "bproc-body";
@@ -70,7 +71,7 @@ pub fn packages() -> Result<BTreeSet<String>> {
 }
 
 fn ordinary(there: &BTreeSet<String>, profile: &str) -> Result<()> {
-    let absent: Vec<&str> = ORDINARY.iter().copied().filter(|name| !there.contains(*name)).collect();
+    let absent: Vec<&str> = ORDINARY.iter().copied().chain([LIBRARY]).filter(|name| !there.contains(*name)).collect();
     if !absent.is_empty() {
         bail!("this checkout lacks the packages {}", absent.join(", "));
     }
@@ -82,8 +83,21 @@ fn ordinary(there: &BTreeSet<String>, profile: &str) -> Result<()> {
         cargo = cargo.args(["-p", name]);
     }
     cargo.run()?;
-    told("agent, tools, library", profile);
+    told("agent, tools", profile);
+    library(profile)?;
     bpsh_alone(profile)
+}
+
+/// By itself: built beside the agent it would be made of what the agent's parts ask for, too, and a static program that is
+/// linked with it would get a piece of the agent's runtime.
+fn library(profile: &str) -> Result<()> {
+    let mut cargo = Cmd::cargo().args(["build", "-p", LIBRARY]);
+    if profile == "release" {
+        cargo = cargo.arg("--release");
+    }
+    cargo.run()?;
+    told("library", profile);
+    Ok(())
 }
 
 /// bpsh is started more often than anything else, and half of the time until it does something would go into shared
