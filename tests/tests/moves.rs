@@ -426,6 +426,27 @@ fn library(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// It ends in the moment in which its move is asked for, or on the way: it ends once, and nothing stands there for it.
+fn the_end_meanwhile(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, "tests/programs/ends.c", &[], false)?;
+    let rounds = std::env::var("BPROC_TEST_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
+    for round in 0..rounds {
+        let microseconds = (round * 7919 % 100_000).to_string();
+        let mut command = Command::new(&program);
+        let mut program = Traveller::start(command.args([&microseconds, ["0", "3"][round % 2]]))?;
+        program.until("runs")?;
+        let pid = program.pid();
+        for node in &AROUND[..1 + round % 3] {
+            // It may have moved, or ended.
+            let done = try_move(cluster, pid, node)?;
+            ensure!(done.status <= 1, "{done:?}");
+        }
+        let (rest, status) = program.end()?;
+        ensure!((rest.as_str(), status) == ("", 42 << 8), "{rest}, status {status:#x}");
+    }
+    cluster.quiet()
+}
+
 /// A node that goes down in the middle of a move: the process runs on where it was.
 fn a_node_that_dies(cluster: &Cluster) -> Result<()> {
     let mut program = Traveller::start(Command::new("/bin/sleep").arg("100"))?;
@@ -456,6 +477,7 @@ fn main() -> ExitCode {
         Test::new("input", input),
         Test::new("library", library),
         Test::new("refusals", refusals),
+        Test::new("the_end_meanwhile", the_end_meanwhile),
         Test::new("a_node_that_dies", a_node_that_dies),
     ];
     runner::main(|| Cluster::start(3), tests, Cluster::close)

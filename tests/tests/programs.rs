@@ -30,17 +30,48 @@ fn has(program: &str) -> bool {
     found
 }
 
-fn go(cluster: &Cluster) -> Result<()> {
-    if !has("go") {
-        return Ok(());
+/// Where to build what needs other compilers, and no more: guests that lack them get it so.
+const BUILD: &str = "BPROC_TEST_BUILD";
+/// Where that is.
+const BUILT: &str = "BPROC_TEST_BUILT";
+
+/// A program that was built elsewhere, or is now; none: this machine has no compiler for it.
+fn built(name: &str, cluster: &Cluster, build: impl FnOnce(&Path) -> Result<bool>) -> Result<Option<PathBuf>> {
+    let there = std::env::var_os(BUILT).map(|dir| Path::new(&dir).join(name)).filter(|program| program.exists());
+    if there.is_some() {
+        return Ok(there);
     }
-    let program = cluster.dir().join("log/wander-go");
+    let program = cluster.dir().join("log").join(name);
+    Ok(build(&program)?.then_some(program))
+}
+
+fn build_all(dir: &Path) -> Result<()> {
+    build_go(&dir.join("wander-go"))?;
+    for (name, ..) in MUSL {
+        build_musl(name, &dir.join(format!("musl-{name}.out")))?;
+    }
+    Ok(())
+}
+
+fn build_go(program: &Path) -> Result<bool> {
+    if !has("go") {
+        return Ok(false);
+    }
+    let cache = program.with_extension("cache");
     let mut build = Command::new("go");
-    build.args(["build", "-o"]).arg(&program).arg(source("wander.go"));
-    build.env("GOCACHE", cluster.dir().join("log/go")).env("GO111MODULE", "off").env("CGO_ENABLED", "0");
+    build.args(["build", "-o"]).arg(program).arg(source("wander.go"));
+    build.env("GOCACHE", &cache).env("GO111MODULE", "off").env("CGO_ENABLED", "0");
     let built = finish(&mut build, b"", LIMIT)?;
     ensure!(built.status == 0, "{}", built.err());
-    around(cluster, &mut Command::new(program), &AROUND)
+    std::fs::remove_dir_all(cache)?;
+    Ok(true)
+}
+
+fn go(cluster: &Cluster) -> Result<()> {
+    match built("wander-go", cluster, build_go)? {
+        Some(program) => around(cluster, &mut Command::new(program), &AROUND),
+        None => Ok(()),
+    }
 }
 
 fn tokio(cluster: &Cluster) -> Result<()> {
@@ -79,20 +110,27 @@ fn python(cluster: &Cluster) -> Result<()> {
     around(cluster, program.env("OPENBLAS_NUM_THREADS", "3").arg(source("wander.py")), &AROUND)
 }
 
-fn musl(cluster: &Cluster) -> Result<()> {
+/// Sources, flags, and what they are told.
+const MUSL: [(&str, &[&str], &[&str]); 2] =
+    [("all.c", &["-DUNTIL_TOLD", "-static"], &[]), ("threads.c", &["-DUNTIL_TOLD", "-DPAUSE=100000"], &["8"])];
+
+fn build_musl(name: &str, program: &Path) -> Result<bool> {
     if !has("musl-gcc") {
-        return Ok(());
+        return Ok(false);
     }
-    for (name, flags, arguments) in [
-        ("all.c", &["-DUNTIL_TOLD", "-static"][..], &[][..]),
-        ("threads.c", &["-DUNTIL_TOLD", "-DPAUSE=100000"], &["8"]),
-    ] {
-        let program = cluster.dir().join(format!("log/musl-{name}.out"));
-        let mut gcc = Command::new("musl-gcc");
-        gcc.args(["-O1", "-pthread", "-D_GNU_SOURCE"]).args(flags).arg("-o").arg(&program);
-        let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../vmadump/tests/programs")).join(name);
-        let done = finish(gcc.arg(source), b"", LIMIT)?;
-        ensure!(done.status == 0, "musl-gcc {name}: {}", done.err());
+    let flags = MUSL.iter().find(|(source, ..)| *source == name).map_or(&[][..], |(_, flags, _)| flags);
+    let mut gcc = Command::new("musl-gcc");
+    gcc.args(["-O1", "-pthread", "-D_GNU_SOURCE"]).args(flags).arg("-o").arg(program);
+    let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../vmadump/tests/programs")).join(name);
+    let done = finish(gcc.arg(source), b"", LIMIT)?;
+    ensure!(done.status == 0, "musl-gcc {name}: {}", done.err());
+    Ok(true)
+}
+
+fn musl(cluster: &Cluster) -> Result<()> {
+    for (name, _, arguments) in MUSL {
+        let program = built(&format!("musl-{name}.out"), cluster, |program| build_musl(name, program))?;
+        let Some(program) = program else { return Ok(()) };
         // Before Linux 6.15 POSIX timers cannot go back to where they were.
         let way = if name == "all.c" && !timers_return() { &["0", "1", "2"][..] } else { &AROUND };
         around(cluster, Command::new(program).args(arguments), way).with_context(|| format!("musl {name}"))?;
@@ -244,6 +282,11 @@ fn refusals(cluster: &Cluster) -> Result<()> {
 }
 
 fn main() -> ExitCode {
+    if let Some(dir) = std::env::var_os(BUILD) {
+        let done = build_all(Path::new(&dir));
+        done.as_ref().inspect_err(|error| eprintln!("{error:#}")).ok();
+        return if done.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let tests = vec![
         Test::new("go", go),
         Test::new("rust_with_tokio", tokio),

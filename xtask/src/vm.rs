@@ -17,6 +17,7 @@ mod pair;
 mod programs;
 mod results;
 mod rootfs;
+mod runtimes;
 mod tables;
 
 use std::fs;
@@ -212,8 +213,9 @@ fn run_chosen(kernels: &[String], packages: &[String], tests: &[String], filters
     if paths::stage().join("bin/bproc-agent").exists() {
         jobs.push(Job::new("probe", 60, "exec bproc-agent probe"));
     }
-    for program in chosen(test_binaries(packages, filters)?, tests)? {
+    for mut program in chosen(test_binaries(packages, filters)?, tests)? {
         let cluster = program.name.starts_with("bproc-tests/");
+        extras.extend(runtimes::of(&mut program)?);
         jobs.push(program.job(if cluster { CLUSTER_LIMIT } else { TEST_LIMIT }));
         extras.extend(program.extras());
     }

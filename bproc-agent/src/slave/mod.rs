@@ -542,7 +542,10 @@ impl Actor {
                     match (pid.get(), host) {
                         (1, _) => self.init = None,
                         // Dead, or a program now.
-                        (_, Some(host)) => self.kernel.remove_ghost(host),
+                        (_, Some(host)) => {
+                            self.kernel.remove_ghost(host);
+                            self.stand_in_closed(pid.get(), host);
+                        }
                         _ => {}
                     }
                 }

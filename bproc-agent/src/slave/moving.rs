@@ -398,8 +398,12 @@ impl Actor {
             // A process that was stopped leaves a stand-in that is; on a node nobody looks at that, and it must hear.
             let _ = handle.sigqueue(libc::SIGCONT, crate::ghosts::WAKE);
         }
+        let ended = self.ended_early.remove(&pid).filter(|_| !runs_here && !done.no_stand_in);
         if !runs_here && !done.no_stand_in && self.family.get(pid).is_none() {
             self.unconnected.insert(pid);
+        }
+        if let Some(status) = ended {
+            self.relative_ended(pid, status);
         }
         // Until now nobody would have reaped its children.
         self.no_longer_named(Naming::room(Some(r#move)));
@@ -461,19 +465,33 @@ impl Actor {
             self.ended_when_named.insert(pid, status);
             return;
         }
-        let Some(skeleton) = self.family.get(pid) else {
-            let is_built = self.named.keys().any(|what| matches!(what, Naming::Room(body, _) if *body == pid));
-            if is_built || self.halves.contains_key(&pid) || self.unconnected.contains(&pid) {
-                // It is about to connect.
-                self.ended_early.insert(pid, status);
-            }
-            return;
-        };
+        let is_built = self.named.keys().any(|what| matches!(what, Naming::Room(body, _) if *body == pid));
+        let half = self.halves.contains_key(&pid);
+        let skeleton = self.family.get(pid).filter(|_| !half);
+        if half || is_built || skeleton.is_some() || self.unconnected.contains(&pid) {
+            // A mover may have it in hand, or about to connect: what it is told then is lost with its connection.
+            self.ended_early.insert(pid, status);
+        }
+        let Some(skeleton) = skeleton else { return };
         if self.still_leads(pid, &skeleton) {
+            self.ended_early.remove(&pid);
             self.dead_leaders.insert(pid, status);
             return;
         }
         self.end_skeleton(pid, &skeleton, status);
+    }
+
+    /// A connection ended, after which nobody has this one's. What has been a body is its stand-in again, and connects anew.
+    pub(super) fn stand_in_closed(&mut self, pid: i32, host: Pid) {
+        if self.halves.contains_key(&pid) || self.table.is_here(pid) {
+            return;
+        }
+        let is_stand_in = Process::open(host).and_then(|p| p.exe()).is_ok_and(|exe| exe == self.ghost_exe);
+        if is_stand_in && checked::member(host.get(), pid).is_some() {
+            self.unconnected.insert(pid);
+        } else if !self.unconnected.contains(&pid) {
+            self.ended_early.remove(&pid);
+        }
     }
 
     pub(super) fn end_skeleton(&mut self, pid: i32, skeleton: &Member, status: i32) {

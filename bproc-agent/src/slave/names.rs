@@ -69,9 +69,7 @@ impl Actor {
         let idle =
             |pid: &i32, _: &mut i32| !self.table.is_led_by(*pid) && !self.named.values().any(|n| n.contains(pid));
         for (pid, status) in self.dead_leaders.extract_if(.., idle).collect::<Vec<_>>() {
-            if let Some(skeleton) = self.family.get(pid) {
-                self.end_skeleton(pid, &skeleton, status);
-            }
+            self.relative_ended(pid, status);
         }
     }
 

@@ -508,7 +508,11 @@ impl Master {
                 // A ghost of a former master's time may have come meanwhile.
                 let to = m.facts.to;
                 if self.processes.get(&pid).is_some_and(|p| p.node == to || !p.inherited) {
-                    self.processes.remove(&pid);
+                    let unreaped = self.processes.remove(&pid).map(|p| p.unreaped).unwrap_or_default();
+                    for child in unreaped {
+                        // It ended while it was thought to wait for its parent there.
+                        self.forget(child, out);
+                    }
                 }
             }
             Some(node) => {

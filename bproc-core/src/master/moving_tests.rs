@@ -347,6 +347,29 @@ fn a_lost_source_takes_with_it_what_has_not_arrived() {
 }
 
 #[test]
+fn a_child_that_ends_while_its_parent_is_about_to_go_is_forgotten_if_that_stays() {
+    let (mut m, mut out) = (on_a(), vec![]);
+    m.forked(A, Some(pid(P)), Child { pid: pid(CHILD), uid: 5, gid: 5 }, &mut out);
+    m.cloned(pid(CHILD), Ok(()), &mut out);
+    m.adopted(pid(CHILD), Some(pid(P)), &mut out);
+    // The parent comes home, and goes again.
+    let id = under_way(&mut m, None, &mut out);
+    m.frozen(pid(P), id, None, &mut out);
+    m.arrived(pid(P), id, Ok(()), &mut out);
+    m.departed(pid(P), id, Departed::Gone { stand_in: true }, &mut out);
+    let id = under_way(&mut m, Some(A), &mut out);
+    m.committing(pid(P), id, &mut out);
+    m.exited(pid(CHILD), 9, &mut out);
+    m.ghost_gone(pid(CHILD), &mut out);
+    assert_eq!(m.zombies(), [(pid(CHILD), Some(pid(P)))]);
+    out.clear();
+    m.arrived(pid(P), id, Err(failed()), &mut out);
+    m.departed(pid(P), id, Departed::Failed(failed()), &mut out);
+    assert!(orders(&out).contains(&(A, Order::Forget(pid(CHILD)))), "{out:?}");
+    assert_eq!(m.zombies(), []);
+}
+
+#[test]
 fn refusals() {
     let mut m = on_a();
     let answer = |m: &mut Master, f: MoveFacts| {

@@ -17,7 +17,7 @@ const OWN: &[&str] =
 const LIBRARIES: &[&str] = &["libc", "libc_nonshared", "libm", "libmvec", "libpthread", "libdl", "librt", "libgcc_s"];
 /// Directories of headers.
 const HEADERS: &[&str] = &["asm", "asm-generic", "arpa", "bits", "gnu", "linux", "net", "netinet", "sys"];
-const INCLUDE: &str = "/usr/include";
+pub(super) const INCLUDE: &str = "/usr/include";
 
 /// Its files, or nothing when this machine has no compiler.
 pub(super) fn files() -> Result<Vec<Extra>> {
