@@ -228,12 +228,7 @@ pub fn plan(image: &Image, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refus
     let mut ops = vec![Op::Clear];
     let gate = lay_vdso(image, facts, &mut used, &mut ops)?;
     mappings(image, &mut ops);
-    // Filling large memory page by page takes twice as long.
-    for area in
-        image.areas.iter().filter(|a| a.kind == AreaKind::Anon && a.pages >= LARGE && a.advice & advice::NO_HUGE == 0)
-    {
-        ops.push(Op::Advise { start: area.start, len: area.end - area.start, advice: libc::MADV_HUGEPAGE });
-    }
+    large_pages(&image.areas, &mut ops);
     let sealed = memory_files(image, &mut ops);
     ops.push(Op::Pages);
     ops.extend(sealed);
@@ -400,6 +395,19 @@ const ADVICE: [(u32, i32); 8] = [
     (advice::RANDOM, libc::MADV_RANDOM),
 ];
 
+/// Before memory is filled: page by page takes twice as long where there is much, and where large pages are the rule each
+/// page that was alone would become 2 MiB.
+fn large_pages(areas: &[Area], ops: &mut Vec<Op>) {
+    for area in areas.iter().filter(|area| area.kind == AreaKind::Anon) {
+        let (start, len) = (area.start, area.end - area.start);
+        if area.advice & advice::NO_HUGE != 0 {
+            ops.push(Op::Advise { start, len, advice: libc::MADV_NOHUGEPAGE });
+        } else if area.pages >= LARGE && area.pages * PAGE >= len / 2 {
+            ops.push(Op::Advise { start, len, advice: libc::MADV_HUGEPAGE });
+        }
+    }
+}
+
 fn finish_areas(areas: &[Area], ops: &mut Vec<Op>) {
     for area in areas {
         let (start, len) = (area.start, area.end - area.start);
@@ -466,4 +474,36 @@ fn timers(timers: &[PosixTimer], choose: bool) -> Result<Vec<TimerStep>, Refusal
     }
     steps.extend((0..timers.len()).filter(|i| timers[*i].left_ns > 0).map(TimerStep::Arm));
     Ok(steps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_are_not_filled_with_large_pages() {
+        let area = |pages: u64, advice: u32| Area {
+            start: 0x10_0000,
+            end: 0x10_0000 + (64 << 20),
+            kind: AreaKind::Anon,
+            pages,
+            advice,
+            prot: 3,
+            shared: false,
+            name: Vec::new().into(),
+        };
+        let all = (64 << 20) / PAGE;
+        for (area, wanted) in [
+            (area(all, 0), Some(libc::MADV_HUGEPAGE)),
+            (area(all, advice::NO_HUGE), Some(libc::MADV_NOHUGEPAGE)),
+            (area(1, advice::NO_HUGE), Some(libc::MADV_NOHUGEPAGE)),
+            (area(all / 3, 0), None),
+            (area(1, 0), None),
+        ] {
+            let mut ops = Vec::new();
+            large_pages(&[area], &mut ops);
+            let told = ops.iter().map(|op| if let Op::Advise { advice, .. } = op { *advice } else { -1 });
+            assert_eq!(told.collect::<Vec<_>>(), wanted.into_iter().collect::<Vec<_>>());
+        }
+    }
 }

@@ -205,6 +205,18 @@ pub(super) fn read(pid: i32, policy: FdPolicy, layout: &mut Layout, own: &Channe
     Ok(out)
 }
 
+/// Which event counters are semaphores, where the kernel does not tell (before 6.5). The process stands still.
+pub(super) fn ask_counters(pid: i32, fds: &mut [Fd]) -> Result<(), Error> {
+    for fd in fds {
+        let FdKind::Eventfd { count, semaphore } = &mut fd.kind else { continue };
+        let info = files::read(&format!("/proc/{pid}/fdinfo/{}", fd.fd)).unwrap_or_default();
+        if fdinfo(&String::from_utf8_lossy(&info), "eventfd-semaphore").is_none() {
+            *semaphore = channel::takes_one(get_fd(pid, fd.fd)?.as_fd(), *count)?;
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn lost(what: &str) -> FdKind {
     FdKind::NotCarried { what: what.as_bytes().to_vec().into() }
 }

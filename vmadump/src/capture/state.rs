@@ -306,7 +306,8 @@ fn assemble(
     let last = |v: &[i32]| v.last().copied().unwrap_or(0);
     let time = |at: u64| got.word(at).saturating_mul(1_000_000_000).saturating_add(got.word(at + 8));
     let mut layout_files = layout.clone();
-    let fds = fds::read(pid, survey.options.fds, &mut layout_files, &survey.channels.again(pid))?;
+    let mut fds = fds::read(pid, survey.options.fds, &mut layout_files, &survey.channels.again(pid))?;
+    fds::ask_counters(pid, &mut fds)?;
     let processors = bound(ids.iter().map(|(outer, _)| *outer))?;
     let hex = |name: &str| {
         let text = proc_record(pid, name).ok().and_then(|text| String::from_utf8(text).ok())?;

@@ -131,6 +131,31 @@ pub(crate) fn watches(pid: i32, epoll: i32, watched: i32, fd: i32) -> bool {
     unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_EPOLL_TFD, fd, slot.as_ptr()) == 0 }
 }
 
+/// Does a read of this event counter, which stands at `count`, take one of it, or all? Found by reading: nobody else may use it
+/// meanwhile. It stands at `count` afterwards.
+pub(crate) fn takes_one(event: BorrowedFd<'_>, count: u64) -> Result<bool, SysError> {
+    let take = || -> Result<u64, SysError> {
+        let mut got = 0u64;
+        // SAFETY: eight bytes that outlive the call.
+        let read = unsafe { libc::read(event.as_raw_fd(), (&raw mut got).cast(), 8) };
+        done(read as i64, "read an event counter", 0).map(|_| got)
+    };
+    let add = |more: u64| -> Result<(), SysError> {
+        // SAFETY: eight bytes that outlive the call.
+        let wrote = unsafe { libc::write(event.as_raw_fd(), (&raw const more).cast(), 8) };
+        done(wrote as i64, "add to an event counter", 0).map(drop)
+    };
+    let more = if count < 2 { 2 } else { 0 };
+    add(more)?;
+    let one = take()? == 1;
+    match (one, more) {
+        (true, 0) => add(1)?,
+        (true, _) => drop(take()?),
+        (false, _) => add(count)?,
+    }
+    Ok(one)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,6 +165,20 @@ mod tests {
 
     fn inode(fd: BorrowedFd<'_>) -> u32 {
         std::fs::metadata(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap().ino() as u32
+    }
+
+    #[test]
+    fn a_counter_tells_what_a_read_takes_and_keeps_its_count() {
+        for count in [0u32, 1, 2, 7] {
+            for flags in [0, libc::EFD_SEMAPHORE] {
+                // SAFETY: a new descriptor of ours.
+                let event = unsafe { OwnedFd::from_raw_fd(libc::eventfd(count, flags | libc::EFD_NONBLOCK)) };
+                assert_eq!(takes_one(event.as_fd(), count.into()).unwrap(), flags != 0, "{count}");
+                let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", event.as_raw_fd())).unwrap();
+                let told = info.lines().find_map(|line| line.strip_prefix("eventfd-count:")).unwrap();
+                assert_eq!(u32::from_str_radix(told.trim(), 16), Ok(count), "flags {flags}");
+            }
+        }
     }
 
     #[test]
