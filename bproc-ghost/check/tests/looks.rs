@@ -60,6 +60,9 @@ fn name_and_command_line() {
     let mut child = ghost.conn.clone_child(&mut ghost.listener, number, Role::Ghost);
     assert_eq!(child.call_with(op::CMDLINE, 0, 0, b"child\0", &[]), 0);
     assert_eq!((of(number, "cmdline"), of(pid, "cmdline")), ("child\0".into(), String::new()));
+    // Nobody else would end it.
+    child.send(op::EXIT, 0, 0, &[], &[]);
+    assert!(child.receive().is_none());
 }
 
 #[test]
