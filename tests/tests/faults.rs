@@ -61,7 +61,8 @@ fn may_end(point: &str, victim: Victim, way: Way) -> bool {
         SourceMover if point == "source-leaves" => true,
         SourceMover => way.from == Role::Master && after_leaving.contains(&point),
         TargetMover | TargetAndMaster | TargetAndSource => way.to == Role::Master,
-        Cable => way.from != Role::Master || after_leaving.contains(&point),
+        // It runs on the node that is cut off.
+        Cable => way.from != Role::Master || point == "source-ends" || after_leaving.contains(&point),
         _ => false,
     }
 }
