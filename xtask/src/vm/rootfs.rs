@@ -77,9 +77,10 @@ const PROGRAMS: &[&str] = &[
 ];
 
 /// Python modules that programs under test may import.
-const PYTHON: &str = "import argparse,array,asyncio,collections,contextlib,ctypes,encodings.idna,errno,fcntl,functools,\
-    hashlib,itertools,json,logging,math,mmap,multiprocessing,os,pty,queue,random,re,resource,\
-    select,shutil,signal,socket,struct,subprocess,sys,tempfile,termios,threading,time,traceback,unicodedata";
+const PYTHON: &str = "import argparse,array,asyncio,collections,concurrent.futures.thread,contextlib,ctypes,\
+    encodings.idna,errno,fcntl,functools,hashlib,itertools,json,logging,math,mmap,multiprocessing,os,pty,queue,\
+    random,re,resource,select,shutil,signal,socket,struct,subprocess,sys,tempfile,termios,threading,time,\
+    traceback,unicodedata";
 
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\n\
     daemon:x:1:1:daemon:/:/bin/false\n\
