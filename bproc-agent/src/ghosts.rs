@@ -1,6 +1,7 @@
 //! Connections of ghosts (and of skeletons and init on a node): who is at the other end, commands and their answers,
 //! reports. One task a connection.
 
+use crate::kernel::First;
 use crate::watched::{sent, watched};
 use anyhow::{Context, Result, bail};
 use bproc_common::ghost::{MAX_PACKET, Msg, Role, ev, op};
@@ -162,11 +163,13 @@ impl CallError {
 /// Waits until what happened before the call has been reported by somebody else; see the master's use.
 pub type Barrier = Arc<dyn Fn() -> oneshot::Receiver<i32> + Send + Sync>;
 
-/// Accepts ghosts for ever. Reports go to `wrap` and then to `out`.
+/// Accepts ghosts for ever. Reports go to `wrap` and then to `out`; those of signals and answers after the kernel's records of
+/// what was before them.
 pub async fn serve<T: Send + 'static>(
     path: &Path,
     ghost_exe: FileId,
     barrier: Option<Barrier>,
+    first: First,
     out: mpsc::Sender<T>,
     wrap: fn(Report) -> T,
 ) -> Result<()> {
@@ -186,9 +189,9 @@ pub async fn serve<T: Send + 'static>(
                 }
             };
             let id = NEXT.fetch_add(1, Ordering::Relaxed);
-            let (out, barrier) = (out.clone(), barrier.clone());
+            let (out, before) = (out.clone(), (barrier.clone(), first.clone()));
             tokio::spawn(async move {
-                if let Err(error) = attend(conn, id, ghost_exe, barrier, out, wrap).await {
+                if let Err(error) = attend(conn, id, ghost_exe, before, out, wrap).await {
                     tracing::debug!(error = %format!("{error:#}"), "connection of a ghost");
                 }
             });
@@ -235,7 +238,7 @@ async fn attend<T: Send + 'static>(
     conn: Conn,
     id: u64,
     ghost_exe: FileId,
-    barrier: Option<Barrier>,
+    before: (Option<Barrier>, First),
     out: mpsc::Sender<T>,
     wrap: fn(Report) -> T,
 ) -> Result<()> {
@@ -263,7 +266,7 @@ async fn attend<T: Send + 'static>(
     let ghost = Ghost { id, commands };
     let newest = hello.msg.d as u32;
     out.send(wrap(Report::Connected { pid, host_pid, parent, role, newest, ghost })).await.ok();
-    let result = converse(&fd, &mut buffer, pid, &mut inbox, barrier, &out, wrap).await;
+    let result = converse(&fd, &mut buffer, pid, &mut inbox, before, &out, wrap).await;
     out.send(wrap(Report::Closed { pid, id })).await.ok();
     result
 }
@@ -273,7 +276,7 @@ async fn converse<T>(
     buffer: &mut [u8],
     pid: Pid,
     inbox: &mut mpsc::UnboundedReceiver<Command>,
-    barrier: Option<Barrier>,
+    (barrier, first): (Option<Barrier>, First),
     out: &mpsc::Sender<T>,
     wrap: fn(Report) -> T,
 ) -> Result<()> {
@@ -315,6 +318,7 @@ async fn converse<T>(
                 let Some(Packet { msg, payload }) = packet? else { return Ok(()) };
                 let report = match msg.op {
                     ev::RESULT => {
+                        first().await;
                         if let Some(answer) = waiting.remove(&msg.tag) {
                             // Whoever asked may have given up.
                             let _ = answer.send(msg.a);
@@ -325,6 +329,7 @@ async fn converse<T>(
                         if let (Some(barrier), SIGCONT) = (&barrier, msg.a) {
                             let _ = barrier().await;
                         }
+                        first().await;
                         Report::Signal { pid, number: msg.tag, siginfo: payload }
                     }
                     ev::CHILD => {

@@ -6,11 +6,14 @@ use bproc_bpf::{Config, Control, Monitor, Role};
 use bproc_common::event::{Event, Usage};
 use bproc_common::id::Pid;
 use bproc_core::lease::Block;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::ExitCode;
+use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 
 /// Bytes of the ring between kernel and agent: some 17,000 records.
@@ -27,10 +30,37 @@ pub struct Settings {
     pub master: bool,
 }
 
+/// Has passed on, when it is done, all records of what happened before the call.
+pub type First = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+/// Who takes records from the ring; one at a time, so that they stay in their order.
+struct Reader<T> {
+    monitor: Mutex<Monitor>,
+    out: mpsc::Sender<T>,
+    wrap: fn(Event) -> T,
+}
+
+impl<T> Reader<T> {
+    /// Passes on what is there. A full queue makes it wait, and the ring holds what comes meanwhile. False when nobody
+    /// listens any more.
+    async fn pass_on(&self) -> bool {
+        let mut monitor = self.monitor.lock().await;
+        let mut events = Vec::new();
+        monitor.drain(|event| events.push(*event));
+        for event in events {
+            if self.out.send((self.wrap)(event)).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+}
+
 /// The loaded programs. Dropping it leaves them pinned: they gather records for the next agent.
 pub struct Kernel {
     control: Control,
     reader: JoinHandle<()>,
+    first: First,
     /// What processes used can be told to those who wait for their ghosts.
     tells_usage: bool,
 }
@@ -53,13 +83,27 @@ impl Kernel {
         let tells_usage = monitor.features().iter().any(|f| f.name == "usage_release" && f.attached);
         let control = monitor.control();
         control.add_keeper(std::process::id()).context("eBPF maps")?;
-        let monitor = watched(monitor, Interest::READABLE).context("watching the kernel's events")?;
+        let ring = monitor.as_fd().try_clone_to_owned().context("the ring of the kernel's events")?;
+        let ring = watched(ring, Interest::READABLE).context("watching the kernel's events")?;
+        let reading = Arc::new(Reader { monitor: Mutex::new(monitor), out, wrap });
+        let first: First = {
+            let reading = reading.clone();
+            Arc::new(move || {
+                let reading = reading.clone();
+                Box::pin(async move { _ = reading.pass_on().await })
+            })
+        };
         let reader = tokio::spawn(async move {
-            if let Err(error) = read(monitor, &out, wrap).await {
+            if let Err(error) = read(ring, &reading).await {
                 tracing::error!(%error, "the kernel's events cannot be read any more");
             }
         });
-        Ok(Kernel { control, reader, tells_usage })
+        Ok(Kernel { control, reader, first, tells_usage })
+    }
+
+    /// For those who tell of signals: the records of these come first.
+    pub fn first(&self) -> First {
+        self.first.clone()
     }
 
     /// Records lost since the load; only ever grows.
@@ -139,18 +183,13 @@ impl Drop for Kernel {
     }
 }
 
-/// Passes events on. A full queue makes it wait, and the ring holds what comes meanwhile.
-async fn read<T>(mut monitor: AsyncFd<Monitor>, out: &mpsc::Sender<T>, wrap: fn(Event) -> T) -> std::io::Result<()> {
-    let mut events = Vec::new();
+/// Passes events on as they come.
+async fn read<T>(ring: AsyncFd<OwnedFd>, reading: &Reader<T>) -> std::io::Result<()> {
     loop {
-        let mut ready = monitor.readable_mut().await?;
-        ready.get_inner_mut().drain(|event| events.push(*event));
         // What comes from here on is told anew.
-        ready.clear_ready();
-        for event in events.drain(..) {
-            if out.send(wrap(event)).await.is_err() {
-                return Ok(());
-            }
+        ring.readable().await?.clear_ready();
+        if !reading.pass_on().await {
+            return Ok(());
         }
     }
 }

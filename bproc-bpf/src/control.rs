@@ -8,8 +8,9 @@ use bproc_common::event::Usage;
 use crate::{Error, Result, error::chain};
 
 /// Every map that must outlive the agent.
-pub(crate) const MAPS: [&str; 11] = [
+pub(crate) const MAPS: [&str; 12] = [
     "EVENTS", "DROPPED", "SPACES", "GHOSTS", "KEEPERS", "LEASES", "SETTINGS", "EXITED", "REMOTE", "CHILDREN", "REAPED",
+    "CALLS",
 ];
 
 const BOUNDARY: u32 = 0;
@@ -24,7 +25,7 @@ struct Maps {
     dropped: PerCpuArray<MapData, u64>,
     remote: HashMap<MapData, u32, Usage>,
     /// Held so that a monitor without pins keeps them, too.
-    _others: [Map; 3],
+    _others: [Map; 4],
 }
 
 /// Sets what is watched; cheap to clone, usable from every thread.
@@ -61,7 +62,7 @@ impl Control {
             settings: open!("SETTINGS"),
             dropped: open!("DROPPED"),
             remote: open!("REMOTE"),
-            _others: [take("EXITED")?, take("CHILDREN")?, take("REAPED")?],
+            _others: [take("EXITED")?, take("CHILDREN")?, take("REAPED")?, take("CALLS")?],
         };
         Ok(Control { maps: Arc::new(Mutex::new(maps)) })
     }

@@ -130,3 +130,69 @@ fn pids_beyond_the_boundary_are_told() {
     assert_eq!(told.ppid, std::process::id());
     assert!(of(&later, kind::FORK).is_empty(), "{}", text(&later));
 }
+
+/// A sleeper that leads a group, or joins one, and keeps all signals waiting as a ghost does.
+fn member(of: i32) -> i32 {
+    let pid = fork(|| {
+        // SAFETY: a set of signals on the stack; no other memory is involved.
+        unsafe {
+            let mut all = std::mem::zeroed();
+            libc::sigfillset(&mut all);
+            libc::sigprocmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
+            loop {
+                libc::pause();
+            }
+        }
+    });
+    // SAFETY: our own children.
+    assert_eq!(unsafe { libc::setpgid(pid, of) }, 0);
+    let deadline = std::time::Instant::now() + common::LIMIT;
+    let is_deaf =
+        |status: String| status.contains("SigBlk:\tfffffffe7ffbfeff") || status.contains("SigBlk:\tfffffffffffbfeff");
+    while !std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(is_deaf) {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    pid
+}
+
+#[test]
+fn one_call_to_a_group_has_one_name() {
+    let Some(mut monitor) = monitor(Role::Master) else {
+        return;
+    };
+    // The second is nobody's ghost.
+    let leader = member(0);
+    let members = [leader, member(leader), member(leader), member(leader)];
+    for ghost in [members[0], members[2], members[3]] {
+        monitor.add_ghost(ghost as u32).expect("add");
+    }
+    let send = |whom: i32, signal: i32| {
+        assert!(whom > 1 || whom < -1);
+        // SAFETY: a child of ours, or a group of such.
+        assert_eq!(unsafe { libc::kill(whom, signal) }, 0);
+    };
+    send(-leader, libc::SIGTERM);
+    send(members[3], libc::SIGINT);
+    send(-leader, libc::SIGTERM);
+    send(-leader, libc::SIGHUP);
+    send(-leader, libc::SIGCONT);
+    let events = collect(&mut monitor, |events| of(events, kind::GROUP).len() >= 9);
+    send(-leader, libc::SIGKILL);
+    for member in members {
+        wait(member);
+    }
+    let killed = collect(&mut monitor, |events| events.len() >= 3);
+    let shown = text(&events) + &text(&killed);
+    let groups = of(&events, kind::GROUP);
+    let told: Vec<_> = groups.iter().map(|e| (e.pid as i32, e.arg as i32, e.queued)).collect();
+    let each = |signal: i32, queued: u32| [3, 2, 0].map(|at| (members[at], signal, queued));
+    assert_eq!(told, [each(libc::SIGTERM, 1), each(libc::SIGTERM, 0), each(libc::SIGHUP, 1)].concat(), "{shown}");
+    let mut calls: Vec<u64> = groups.iter().chain(&of(&killed, kind::SIGNAL)).map(|e| e.call).collect();
+    for group in groups {
+        assert_eq!((group.pgid as i32, group.arg2, group.code), (leader, std::process::id(), 0), "{shown}");
+    }
+    calls.dedup();
+    assert_eq!(calls.len(), 4, "{shown}");
+    assert!(calls.iter().all(|call| *call != 0), "{shown}");
+}

@@ -26,7 +26,7 @@ record! {
         pub uid: u32,
         /// Effective gid.
         pub gid: u32,
-        /// FORK: child in its own namespace. EXIT: wait status. STOP, CONT, SIGNAL: signal number.
+        /// FORK: child in its own namespace. EXIT: wait status. STOP, CONT, SIGNAL, GROUP: signal number.
         pub arg: u32,
         /// FORK: child in the initial namespace. SIGNAL: sender's pid in the namespace of the receiver (0: kernel or outside).
         pub arg2: u32,
@@ -34,8 +34,8 @@ record! {
         pub arg3: u32,
         /// SIGNAL: si_code. Else 0.
         pub code: i32,
-        /// Always 0.
-        pub zero: u32,
+        /// GROUP: 1 when the signal waits at the receiver, 0 when it has become one with an equal one that waited. Else 0.
+        pub queued: u32,
         /// Name of the process (FORK: of the child), first eight bytes.
         pub comm0: u64,
         /// Name, last eight bytes.
@@ -46,8 +46,8 @@ record! {
         pub utime_ns: u64,
         /// CPU time used by the process, system, nanoseconds (EXIT only; 0 where unknown).
         pub stime_ns: u64,
-        /// Always 0.
-        pub zero2: u64,
+        /// GROUP, and SIGNAL that came by a group: the same for all whom one system call reached. Else 0.
+        pub call: u64,
     }
 }
 
@@ -60,7 +60,7 @@ pub const USAGE_MAX_RSS: usize = 4;
 record! {
     /// Where the running kernel keeps what the eBPF programs read: byte offsets
     /// that user space takes from the kernel's BTF and sets before the load.
-    pub struct Offsets : 136 {
+    pub struct Offsets : 144 {
         /// `task_struct.pid`: the thread's number in the initial namespace.
         pub task_pid: u32,
         /// `task_struct.tgid`.
@@ -73,6 +73,8 @@ record! {
         pub task_group_leader: u32,
         /// `task_struct.thread_pid`.
         pub task_thread_pid: u32,
+        /// `task_struct.pid_links`, an array of list nodes by `enum pid_type`.
+        pub task_pid_links: u32,
         /// `task_struct.cred`.
         pub task_cred: u32,
         /// `task_struct.comm`.
@@ -101,6 +103,8 @@ record! {
         pub signal_stime: u32,
         /// `pid.level`.
         pub pid_level: u32,
+        /// `pid.tasks`, an array of list heads by `enum pid_type`.
+        pub pid_tasks: u32,
         /// `pid.numbers`.
         pub pid_numbers: u32,
         /// `upid.nr`.
@@ -168,6 +172,9 @@ pub mod kind {
     /// A stop signal (SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU) was sent to a ghost that is stopped. It waits there until a
     /// SIGCONT takes it away, so the ghost never reads it: nobody else tells of it. Fields as of [`SIGNAL`].
     pub const UNREAD: u32 = 11;
+    /// A signal was sent to a whole group (`kill` of 0 or of a negative number, or keys of a terminal) of which this ghost is a
+    /// member. Not told of SIGKILL (see [`SIGNAL`]), of stop signals and of SIGCONT. Fields as of [`SIGNAL`].
+    pub const GROUP: u32 = 12;
     /// A process of the master's own was given a pid beyond the boundary of local pids.
     pub const BEYOND: u32 = 9;
     /// Someone asked to trace a ghost and was refused (LSM): `arg` is the access mode,

@@ -105,6 +105,8 @@ pub mod op {
     pub const ACK: u32 = 14;
     /// nice value `a` for itself.
     pub const NICE: u32 = 15;
+    /// Send signal `b` to the whole process group `a`, as its process has done on a node (ghosts only).
+    pub const SIGNAL_GROUP: u32 = 17;
     /// Lives `a` milliseconds more unless told again; 0: for ever (init only).
     pub const LEASE: u32 = 20;
     /// Children: from now on report changes of child state (CHILD), with `a` = 1 stops and continues only. Skeletons and init

@@ -9,6 +9,7 @@
 // The attribute macros put the functions that are written here into others of their own.
 #![allow(missing_docs, unreachable_pub)]
 
+mod group;
 mod guard;
 mod maps;
 mod task;
@@ -34,6 +35,7 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 const EEXIST: i32 = -17;
 const SIGKILL: i32 = 9;
+const SIGCHLD: i32 = 17;
 const SIGCONT: i32 = 18;
 const SIGSTOP: i32 = 19;
 const SIGTTOU: i32 = 22;
@@ -41,7 +43,9 @@ const SIGTTOU: i32 = 22;
 const SIGNAL_UNKILLABLE: u32 = 0x40;
 /// `signal->flags`: all threads have stopped.
 const SIGNAL_STOP_STOPPED: u32 = 1;
-const SI_USER: i32 = 0;
+/// `TRACE_SIGNAL_ALREADY_PENDING`.
+const ALREADY_PENDING: i32 = 2;
+pub(crate) const SI_USER: i32 = 0;
 const SI_QUEUE: i32 = -1;
 const SI_KERNEL: i32 = 0x80;
 
@@ -303,19 +307,20 @@ unsafe fn on_deliver(sig: i32, action: Ptr) -> Option<()> {
     }
 }
 
-/// CONT in a space; SIGNAL and UNREAD to a ghost for what a ghost cannot see itself.
+/// CONT in a space; SIGNAL and UNREAD to a ghost for what a ghost cannot see itself, GROUP for what it cannot tell apart.
 #[btf_tracepoint(function = "signal_generate")]
 pub fn signal_generate(ctx: BtfTracePointContext) -> i32 {
-    // SAFETY: arguments of the tracepoint: signal, info, task. `info` may be a
+    // SAFETY: arguments of the tracepoint: signal, info, task, whether to all threads, result. `info` may be a
     // small number, so it is taken as one.
-    unsafe { on_generate(ctx.arg(0), ctx.arg(1), ctx.arg(2)) };
+    unsafe { on_generate(ctx.arg(0), ctx.arg(1), ctx.arg(2), ctx.arg(4)) };
     0
 }
 
 #[inline(always)]
-unsafe fn on_generate(sig: i32, info: u64, task: Ptr) -> Option<()> {
+unsafe fn on_generate(sig: i32, info: u64, task: Ptr, result: i32) -> Option<()> {
     let stops = (SIGSTOP..=SIGTTOU).contains(&sig);
-    if sig != SIGKILL && sig != SIGCONT && !stops {
+    // Of the most frequent one nothing is ever told.
+    if sig == SIGCHLD {
         return None;
     }
     // SAFETY: task is a pointer from the tracepoint.
@@ -336,14 +341,19 @@ unsafe fn on_generate(sig: i32, info: u64, task: Ptr) -> Option<()> {
         if told {
             emit(|event| describe(event, kind::CONT));
         }
+        let call = if !ghost || sig == SIGCONT || stops { 0 } else { group::call(sig, info, task).unwrap_or(0) };
         let tell = |kind: u32| {
             emit(|event| {
                 describe(event, kind);
                 add_sender(event, info, &space);
+                (event.call, event.queued) = (call, u32::from(result != ALREADY_PENDING));
             });
         };
-        if ghost && sig <= SIGSTOP {
+        let unseen = sig == SIGKILL || sig == SIGCONT || sig == SIGSTOP;
+        if ghost && unseen {
             tell(kind::SIGNAL);
+        } else if call != 0 {
+            tell(kind::GROUP);
         }
         if ghost && stops {
             let signal = task::follow(task, off!(task_signal))?;

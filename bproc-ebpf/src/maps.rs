@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     helpers::bpf_ktime_get_ns,
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use aya_log_ebpf::warn;
 use bproc_common::event::{Event, Offsets};
@@ -22,6 +22,7 @@ static OFFSETS: Offsets = Offsets {
     task_real_parent: 0,
     task_group_leader: 0,
     task_thread_pid: 0,
+    task_pid_links: 0,
     task_cred: 0,
     task_comm: 0,
     task_start_boottime: 0,
@@ -36,6 +37,7 @@ static OFFSETS: Offsets = Offsets {
     signal_utime: 0,
     signal_stime: 0,
     pid_level: 0,
+    pid_tasks: 0,
     pid_numbers: 0,
     upid_nr: 0,
     upid_ns: 0,
@@ -86,6 +88,10 @@ pub(crate) static GHOSTS: HashMap<u32, u8> = HashMap::with_max_entries(PIDS, BPF
 /// Our own processes that may trace ghosts and choose pids: agent, keeper, init of a space.
 #[map]
 pub(crate) static KEEPERS: HashMap<u32, u8> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+/// By the thread that signals a group: the list node of the last member that it reached, and the name of its system call.
+#[map]
+pub(crate) static CALLS: LruHashMap<u32, [u64; 2]> = LruHashMap::with_max_entries(1024, 0);
 
 /// Pids that a namespace may hand out: first in the low half, last in the high half.
 #[map]

@@ -131,6 +131,7 @@ fn obey(ghost: &mut Ghost, msg: &Msg, payload: &[u8], fds: &mut Fds) -> sys::Res
         op::NAME => name(payload).map(Answer::from),
         op::CMDLINE => ghost.title.set(payload, msg.a, fds).map(Answer::from),
         op::SIGNAL => signals::send_once(ghost, msg, payload).map(Answer::from),
+        op::SIGNAL_GROUP if ghost.role == Role::Ghost => sys::kill_group(pid(msg.a)?, int(msg.b)?).map(Answer::from),
         op::EXEC => exec::become_program(ghost, msg, fds),
         op::LAST_PID => last_pid(ghost.role, pid(msg.a)?).map(Answer::from),
         op::LEASE => lease(ghost, msg.a).map(Answer::from),

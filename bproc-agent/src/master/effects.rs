@@ -128,6 +128,9 @@ impl Actor {
             }
             GhostCommand::WatchChildren => ghost.tell(op::WATCH_CHILDREN, 1, 0, vec![]),
             GhostCommand::Ack(number) => ghost.tell(op::ACK, number.into(), 0, vec![]),
+            GhostCommand::SignalGroup(group, signal) => {
+                ghost.tell(op::SIGNAL_GROUP, group.into(), signal.into(), vec![]);
+            }
             GhostCommand::Clone(child) => self.clone_ghost(ghost.clone(), child),
             GhostCommand::Reap(child) => {
                 let ghost = ghost.clone();

@@ -135,9 +135,12 @@ pub fn attach(hello: &wire::Hello, leaving: Vec<Leaving>) -> Attach {
 pub fn order(number: u64, order: &Order, spec: impl FnOnce(Pid) -> Option<SpawnSpec>) -> Option<ToNode> {
     let body = match order {
         Order::Spawn(pid) => order::Body::Spawn(spec(*pid)?),
-        Order::Signal { pid, number, siginfo } => {
-            order::Body::Signal(wire::Signal { pid: pid.get(), ghost_number: *number, siginfo: siginfo.clone() })
-        }
+        Order::Signal { pid, number, siginfo } => order::Body::Signal(wire::Signal {
+            pid: pid.get(),
+            ghost_number: *number,
+            siginfo: siginfo.clone(),
+            ..Default::default()
+        }),
         Order::Kill(pid) => order::Body::Signal(kernel_signal(*pid, libc::SIGKILL)),
         Order::Stop(pid) => order::Body::Signal(kernel_signal(*pid, libc::SIGSTOP)),
         Order::Continue(pid) => order::Body::Signal(kernel_signal(*pid, libc::SIGCONT)),
@@ -179,7 +182,7 @@ pub fn named(pid: Pid, id: MoveId) -> wire::Move {
 /// A signal that nobody's siginfo goes with.
 fn kernel_signal(pid: Pid, signal: i32) -> wire::Signal {
     let siginfo = bproc_sys::signal::SigInfo::with(signal, libc::SI_KERNEL, 0, 0).0.to_vec();
-    wire::Signal { pid: pid.get(), ghost_number: 0, siginfo }
+    wire::Signal { pid: pid.get(), ghost_number: 0, siginfo, ..Default::default() }
 }
 
 /// A refusal to attach.

@@ -36,6 +36,7 @@ use bproc_common::id::{NodeId, Pid};
 use bproc_common::wait::Status;
 use bproc_config::MachineConfig;
 use bproc_config::net::Gate;
+use bproc_core::group::Mark;
 use bproc_core::master::moving::MoveId;
 use bproc_core::master::{Action, Ask, Child, Master};
 use bproc_proto::client::Moved;
@@ -413,6 +414,10 @@ impl Actor {
                 let Some(pid) = i32::try_from(event.pid).ok().and_then(Pid::new) else { return };
                 let siginfo = SigInfo::with(event.arg as i32, event.code, event.arg2 as i32, event.arg3);
                 self.core.unread_stop(pid, siginfo.0.to_vec(), out);
+            }
+            event::kind::GROUP if event.queued != 0 => {
+                let Some(pid) = i32::try_from(event.pid).ok().and_then(Pid::new) else { return };
+                self.core.group_signalled(pid, Mark::of_record(&event));
             }
             event::kind::BEYOND => run::turn_cursor_back(self.config.pids.boundary),
             _ => {}

@@ -6,8 +6,9 @@ use crate::owed::Owed;
 use bproc_common::errno;
 use bproc_common::id::{NodeId, Pid};
 use bproc_core::master::nodes::Rejected;
-use bproc_core::master::{Action, Child, Refusal};
+use bproc_core::master::{Action, Child, GroupCall, Refusal};
 use bproc_proto::link::{ToNode, Welcome, event as wire_event, from_node, to_node};
+use bproc_sys::process::Process;
 use std::time::Instant;
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -207,7 +208,11 @@ impl Actor {
             }
             Body::Signal(signal) => {
                 if let Some(pid) = pid(signal.pid) {
-                    self.core.signal_from_node(node, pid, signal.siginfo, out);
+                    // Its stand-in may be in a group that it has left.
+                    let is_member = || Process::open(pid).and_then(|p| p.stat()).is_ok_and(|s| s.pgrp == signal.group);
+                    let group = GroupCall { group: signal.group, call: signal.call };
+                    let group = (group.group > 1 && group.call != 0 && is_member()).then_some(group);
+                    self.core.signal_from_node(node, pid, signal.siginfo, group, out);
                 }
             }
             Body::Surveyed(_)

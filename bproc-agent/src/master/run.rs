@@ -71,7 +71,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         Arc::new(move || keeper.barrier())
     };
     let ghost_socket = dir.join("ghost.sock");
-    ghosts::serve(&ghost_socket, ghost_exe, Some(barrier), facts.clone(), Fact::Ghost).await?;
+    ghosts::serve(&ghost_socket, ghost_exe, Some(barrier), kernel.first(), facts.clone(), Fact::Ghost).await?;
     let mover = ghost.with_file_name("bproc-mover");
     let (mut former, callers) = Former::find(&mover, &dir.join("master"), &dir.join(former::SOCKET)).await?;
     let nursery_pid = nursery(&dir, &ghost, &ghost_socket, ghost_exe, &config.name)?;

@@ -47,6 +47,7 @@ impl Actor {
         self.halves.clear();
         self.kept.clear();
         self.forget_halts();
+        self.copies = Default::default();
         self.departures.clear();
         self.ended_early.clear();
         self.unconnected.clear();

@@ -37,6 +37,7 @@ use bproc_common::event::{Event, kind};
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::Pid;
 use bproc_config::net::Gate;
+use bproc_core::group::Copies;
 use bproc_core::session::{Inbox, Outbox};
 use bproc_core::slave::{Blocks, Cursor};
 use bproc_proto::Failure;
@@ -192,6 +193,8 @@ pub struct Actor {
     /// Zombies that wait for their parent, which is going to come.
     kept: HashMap<i32, BTreeSet<i32>>,
     halts: Halts,
+    /// What skeletons got of signals to groups, which are told of without them.
+    copies: Copies,
     /// Where processes come in.
     listen: IpAddr,
     /// Certificates.
@@ -527,11 +530,15 @@ impl Actor {
             ghosts::Report::Signal { pid, number, siginfo } => {
                 // Someone here signals a process that is elsewhere.
                 if let Some(member) = self.family.get(pid.get()) {
+                    if self.copies.take(pid.get(), &siginfo) {
+                        return member.ghost.tell(op::ACK, number.into(), 0, vec![]);
+                    }
                     if siginfo.first_chunk().is_some_and(|raw| i32::from_ne_bytes(*raw) == libc::SIGCONT) {
                         // It goes on by it, as the process will.
                         self.forget_halt(pid.get());
                     }
-                    self.tell(event::Body::Signal(wire::Signal { pid: pid.get(), ghost_number: number, siginfo }));
+                    let signal = wire::Signal { pid: pid.get(), ghost_number: number, siginfo, ..Default::default() };
+                    self.tell(event::Body::Signal(signal));
                     member.ghost.tell(op::ACK, number.into(), 0, vec![]);
                 }
             }
@@ -539,6 +546,7 @@ impl Actor {
             ghosts::Report::Closed { pid, id } => {
                 let host = self.family.get(pid.get()).and_then(|m| Pid::new(m.host_pid));
                 if self.family.closed(pid.get(), id) {
+                    self.copies.forget(pid.get());
                     match (pid.get(), host) {
                         (1, _) => self.init = None,
                         // Dead, or a program now.
@@ -559,6 +567,9 @@ impl Actor {
         }
         if event.kind == kind::SIGNAL {
             return self.stand_in_signalled(event);
+        }
+        if event.kind == kind::GROUP {
+            return self.group_signalled(event);
         }
         if event.kind == kind::FORK && event.time_ns < self.found_ns {
             // Whoever lived then was found by a look at all. What skeletons did for a former agent is nobody's fork.

@@ -10,6 +10,7 @@ use crate::stdio::FLUSH;
 use bproc_common::event::Event;
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::Pid;
+use bproc_core::group::Mark;
 use bproc_mover::wire::{Done, Receive, Report, Send, Task};
 use bproc_proto::Failure;
 use bproc_proto::link::{self as wire, event};
@@ -418,7 +419,7 @@ impl Actor {
         if done.signal != 0 {
             // Somebody here sent it to what was the process no more.
             let siginfo = SigInfo::with(done.signal, libc::SI_KERNEL, 0, 0).0.to_vec();
-            self.tell(event::Body::Signal(wire::Signal { pid, ghost_number: 0, siginfo }));
+            self.tell(event::Body::Signal(wire::Signal { pid, siginfo, ..Default::default() }));
         }
         let r#move = Some(r#move);
         let (frozen_ns, bytes) = (done.frozen_ns, done.bytes);
@@ -445,7 +446,8 @@ impl Actor {
         let by_another = sender > 1 && sender != pid;
         let Some(skeleton) = self.family.get(pid).filter(|_| unread && by_another) else { return };
         let siginfo = SigInfo::with(event.arg as i32, event.code, sender, event.arg3).0.to_vec();
-        self.tell(event::Body::Signal(wire::Signal { pid, ghost_number: 0, siginfo }));
+        let group = if event.call == 0 { 0 } else { event.pgid as i32 };
+        self.tell(event::Body::Signal(wire::Signal { pid, ghost_number: 0, siginfo, group, call: event.call }));
         if event.arg == libc::SIGSTOP as u32
             && !self.halted_by_kin(pid, &skeleton)
             && let Some(handle) = checked::member(skeleton.host_pid, pid)
@@ -453,6 +455,21 @@ impl Actor {
             // It is not the one that is to stop.
             let _ = handle.sigqueue(libc::SIGCONT, crate::ghosts::WAKE);
         }
+    }
+
+    /// A process here has signalled a whole group, of which a skeleton is a member. The master is told at once, before the end
+    /// that the sender may come to by it.
+    pub(super) fn group_signalled(&mut self, event: &Event) {
+        let (pid, mark) = (event.pid as i32, Mark::of_record(event));
+        if self.family.get(pid).is_none() || !self.table.runs(mark.sender) {
+            return;
+        }
+        if event.queued != 0 {
+            self.copies.expect(pid, mark);
+        }
+        let siginfo = SigInfo::with(mark.signal, mark.code, mark.sender, event.arg3).0.to_vec();
+        let signal = wire::Signal { pid, ghost_number: 0, siginfo, group: event.pgid as i32, call: event.call };
+        self.tell(event::Body::Signal(signal));
     }
 
     /// A process that has a skeleton here has ended: the skeleton ends the same way, for a parent that waits here.

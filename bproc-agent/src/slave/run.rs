@@ -58,15 +58,15 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
 
     let patience = Duration::from_secs(config.ping_timeout_s.into());
     let title = format!("bproc-init --name {} --node {number}", config.name);
-    // Before the space is made: its init's lease runs from the start.
-    ghosts::serve(&space::socket_in(&dir), ghost_exe, None, facts.clone(), Fact::Ghost).await?;
-    let (space, former) =
-        Space::find_or_make(&dir, &ghost, ghost_exe, &title, super::life::lease(patience).as_secs() as u32)?;
     let kernel = Kernel::start(
         kernel::Settings { object: config.libexec_dir.join("bproc.bpf.o"), pins: dir.join("bpf"), master: false },
         facts.clone(),
         Fact::Kernel,
     )?;
+    // Before the space is made: its init's lease runs from the start.
+    ghosts::serve(&space::socket_in(&dir), ghost_exe, None, kernel.first(), facts.clone(), Fact::Ghost).await?;
+    let (space, former) =
+        Space::find_or_make(&dir, &ghost, ghost_exe, &title, super::life::lease(patience).as_secs() as u32)?;
     kernel.add_space(space.record.pid_ns);
     let family = Arc::new(Family::default());
     // A fresh init connects at once; it is waited for like those of a former time.
@@ -156,6 +156,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         ended_early: HashMap::new(),
         kept: HashMap::new(),
         halts,
+        copies: Default::default(),
         listen: from.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         gate: gate.clone(),
         asks: Default::default(),

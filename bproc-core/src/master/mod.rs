@@ -8,11 +8,14 @@
 //!
 //! Each call takes one fact and appends what is to be done to `out`; the agent performs it in that order.
 //! - this file: nodes, spawn, life and death of processes
-//! - [`signals`]: signals, stop and continue
+//! - [`signals`]: signals, stop and continue · `groups`: signals to whole groups
 //! - [`moving`]: processes go on elsewhere · `children`: stops of children that are elsewhere
 //! - [`model`]: the state
 
 mod children;
+#[cfg(test)]
+mod group_tests;
+mod groups;
 mod model;
 pub mod moving;
 #[cfg(test)]
@@ -22,13 +25,15 @@ mod signals;
 #[cfg(test)]
 mod tests;
 
+pub use groups::GroupCall;
 pub use model::{Action, Ask, Child, GhostCommand, Node, Order, Refusal, SpawnFacts, View};
 use model::{Phase, Process};
 
+use crate::group::Copies;
 use crate::lease::Leases;
 use bproc_common::id::{NodeId, Pid};
 use bproc_common::wait::Status;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 const SIGKILL: i32 = 9;
 /// Status of a process of which nobody knows how it ended.
@@ -57,6 +62,10 @@ pub struct Master {
     cloning: HashMap<Pid, Pid>,
     /// Children that are stopped, as their parents' ghosts tell, and by which signal.
     halted: BTreeMap<Pid, i32>,
+    /// Signals to groups that nodes told of.
+    repeated: VecDeque<groups::Repeated>,
+    /// What ghosts got of them and need not pass on.
+    copies: Copies,
 }
 
 type Out = Vec<Action>;
@@ -78,6 +87,8 @@ impl Master {
             left_behind: HashMap::new(),
             cloning: HashMap::new(),
             halted: BTreeMap::new(),
+            repeated: VecDeque::new(),
+            copies: Copies::default(),
         }
     }
 
@@ -494,6 +505,7 @@ impl Master {
             self.order(node, Order::Forget(pid), out);
         }
         let parent = self.processes.remove(&pid).and_then(|p| p.parent);
+        self.copies.forget(pid.get());
         self.left_behind.retain(|_, parent| *parent != pid);
         out.push(Action::UntrackSignals(pid));
         if let Some(parent) = parent {

@@ -89,6 +89,8 @@ pub enum GhostCommand {
     CommandLine(Vec<u8>),
     /// Signals up to this number have arrived.
     Ack(u32),
+    /// Send this group this signal, as its process has done.
+    SignalGroup(i32, i32),
     /// Tell when children stop and go on.
     WatchChildren,
 }
@@ -312,6 +314,11 @@ pub(super) struct Process {
     pub signals: u32,
     /// Highest number of a signal that its ghost is known to have given.
     pub counted: u32,
+    /// Newest one of its ghost's that was not dropped as a copy, and the newest of these that has arrived.
+    pub passed_on: u32,
+    pub arrived: u32,
+    /// Newest one that was dropped as a copy.
+    pub dropped: u32,
     /// Signals that came while the node was not known: number and siginfo.
     pub early_signals: Vec<(u32, Vec<u8>)>,
     pub ghost_stopped: Option<Stopped>,
@@ -347,6 +354,9 @@ impl Process {
             queue: VecDeque::new(),
             signals: 0,
             counted: 0,
+            passed_on: 0,
+            arrived: 0,
+            dropped: 0,
             early_signals: Vec::new(),
             ghost_stopped: None,
             stopped_there: false,
@@ -385,6 +395,21 @@ impl Process {
             out.push(Action::Ghost(pid, command));
         } else {
             self.queue.push_back(command);
+        }
+    }
+
+    /// A signal of its ghost has arrived, and with it those dropped since, if all before them have.
+    pub(super) fn arrived(&mut self, pid: Pid, number: u32, out: &mut Vec<Action>) {
+        self.arrived = self.arrived.max(number);
+        let all = if self.arrived >= self.passed_on { self.dropped } else { 0 };
+        self.tell(pid, GhostCommand::Ack(number.max(all)), out);
+    }
+
+    /// A signal of its ghost is a copy that goes nowhere.
+    pub(super) fn drop_copy(&mut self, pid: Pid, number: u32, out: &mut Vec<Action>) {
+        self.dropped = number;
+        if self.arrived >= self.passed_on {
+            self.tell(pid, GhostCommand::Ack(number), out);
         }
     }
 

@@ -181,6 +181,7 @@ impl Master {
             signals: Vec::new(),
             kill: false,
         };
+        self.repeats_no_more(pid);
         self.moves.insert(pid, fresh);
         match from {
             Some(node) => self.order(node, Order::Survey(pid, id), out),

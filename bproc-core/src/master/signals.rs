@@ -8,6 +8,7 @@
 //! - a ghost that stops as told, though the process has gone on since, is woken;
 //! - a stop signal that finds the ghost stopped is passed on at once, for waking the ghost would lose it.
 
+use super::groups::GroupCall;
 use super::model::{Action, GhostCommand, Order, Stopped};
 use super::{Master, Out};
 use bproc_common::id::{NodeId, Pid};
@@ -39,6 +40,11 @@ impl Master {
         }
         process.signals = number;
         process.counted = process.counted.max(number);
+        if self.copies.take(pid.get(), &siginfo) {
+            process.drop_copy(pid, number, out);
+            return;
+        }
+        process.passed_on = number;
         let Some(node) = process.node else {
             process.early_signals.push((number, siginfo));
             return;
@@ -52,7 +58,7 @@ impl Master {
     pub(super) fn forward_signal(&mut self, pid: Pid, node: NodeId, number: u32, siginfo: Vec<u8>, out: &mut Out) {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         if process.end.is_some() {
-            process.tell(pid, GhostCommand::Ack(number), out);
+            process.arrived(pid, number, out);
             return;
         }
         let signal = signal_of(&siginfo);
@@ -136,8 +142,18 @@ impl Master {
         }
     }
 
-    /// A process on a node signals one that is not there.
-    pub fn signal_from_node(&mut self, from: NodeId, target: Pid, siginfo: Vec<u8>, out: &mut Out) {
+    /// A process on a node signals one that is not there; `group` tells of which group's members it is one.
+    pub fn signal_from_node(
+        &mut self,
+        from: NodeId,
+        target: Pid,
+        siginfo: Vec<u8>,
+        group: Option<GroupCall>,
+        out: &mut Out,
+    ) {
+        if group.is_some_and(|group| self.repeat(from, group, &siginfo, out)) {
+            return;
+        }
         match self.processes.get(&target).map(|p| p.node) {
             // Also what came to it in its last moment there, or to its stand-in before all of the move is told.
             Some(_) if self.on_its_way(target) => drop(self.hold_signal(target, 0, siginfo)),
@@ -178,7 +194,7 @@ impl Master {
                 && number > 0
                 && let Some(process) = self.processes.get_mut(&pid)
             {
-                process.tell(pid, GhostCommand::Ack(number), out);
+                process.arrived(pid, number, out);
             }
         }
     }

@@ -166,7 +166,7 @@ impl World {
             Event::Stopped(p, signal) => self.master.stopped(pid(p), signal, out),
             Event::Continued(p) => self.master.continued(pid(p), out),
             Event::Reaped(p) => self.master.reaped(pid(p), out),
-            Event::Killed(p) => self.master.signal_from_node(id, pid(p), siginfo(9), out),
+            Event::Killed(p) => self.master.signal_from_node(id, pid(p), siginfo(9), None, out),
             Event::Move(p, id, said) => self.hear_of_move(p, id, said, out),
         }
     }

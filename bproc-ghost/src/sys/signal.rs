@@ -92,6 +92,14 @@ pub(crate) fn kill(pid: i32, signal: i32) -> Result<()> {
     plain!(nr::KILL, pid, signal).map(|_| ())
 }
 
+/// Sends a plain signal to a process group; `group` must be above 1.
+pub(crate) fn kill_group(group: i32, signal: i32) -> Result<()> {
+    if group <= 1 {
+        return Err(Errno(errno::EPERM));
+    }
+    plain!(nr::KILL, -group, signal).map(|_| ())
+}
+
 /// Sends a plain signal to a thread of a process above 1.
 pub(crate) fn tgkill(pid: i32, thread: i32, signal: i32) -> Result<()> {
     if pid <= 1 || thread <= 1 {
