@@ -168,7 +168,7 @@ fn one_call_to_a_group_has_one_name() {
         monitor.add_ghost(ghost as u32).expect("add");
     }
     let send = |whom: i32, signal: i32| {
-        assert!(whom > 1 || whom < -1);
+        assert!(!(-1..=1).contains(&whom));
         // SAFETY: a child of ours, or a group of such.
         assert_eq!(unsafe { libc::kill(whom, signal) }, 0);
     };
