@@ -162,6 +162,49 @@ pub(crate) fn close(fd: RawFd) {
     unsafe { libc::close(fd) };
 }
 
+/// What execve(2) does to a process beside exchanging its memory, as far as an image does not: what is to be closed is
+/// closed, its timers are deleted, and it has no signal stack.
+pub(crate) fn leave_program() {
+    let numbers = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers: Vec<RawFd> = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for fd in numbers {
+        // SAFETY: no pointers. Whose it was does not go on.
+        unsafe {
+            let flags = libc::fcntl(fd, libc::F_GETFD);
+            if flags >= 0 && flags & libc::FD_CLOEXEC != 0 {
+                libc::close(fd);
+            }
+        }
+    }
+    let timers = std::fs::read_to_string("/proc/self/timers").unwrap_or_default();
+    for timer in vmadump::procfs::timers(&timers) {
+        // SAFETY: no pointers.
+        unsafe { libc::syscall(libc::SYS_timer_delete, timer.id) };
+    }
+    // SAFETY: zeros but for the flag are a valid stack, which outlives the call.
+    unsafe {
+        let mut none: libc::stack_t = std::mem::zeroed();
+        none.ss_flags = libc::SS_DISABLE;
+        libc::sigaltstack(&raw const none, std::ptr::null_mut());
+    }
+}
+
+/// Gives the calling child what its parent keeps over execve(2), and a child does not get.
+pub(crate) fn keep_as_parent(pdeathsig: i32, subreaper: bool) {
+    // SAFETY: no pointers.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, pdeathsig);
+        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, libc::c_ulong::from(subreaper));
+    }
+}
+
+/// Gets the process the orphans below it?
+pub(crate) fn is_subreaper() -> bool {
+    let mut is: libc::c_int = 0;
+    // SAFETY: the kernel writes one int.
+    unsafe { libc::prctl(libc::PR_GET_CHILD_SUBREAPER, &raw mut is) == 0 && is != 0 }
+}
+
 /// Ends the process, without running what others have registered for its end.
 pub(crate) fn exit_with(code: i32) -> ! {
     // SAFETY: does not return.

@@ -129,6 +129,21 @@ fn from_anywhere(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// The program that a process on a node executes elsewhere is that of its node.
+fn programs_of_a_node(cluster: &Cluster) -> Result<()> {
+    let path = compile(cluster, "tests/programs/carried.c", &[], true)?;
+    let dir = cluster.dir().join("log/mine");
+    std::fs::create_dir_all(&dir)?;
+    for node in ["1", "master"] {
+        let mut command = Command::new(&path);
+        let program = Traveller::start(cluster.environment(command.arg(&dir).arg(node)))?;
+        let (text, status) = program.end()?;
+        ensure!(text == "there\n" && status == 42 << 8, "{node}: {text}, status {status:#x}");
+        cluster.quiet().context(node)?;
+    }
+    Ok(())
+}
+
 fn down(cluster: &Cluster, node: i32) -> Result<()> {
     let is_down = |states: &[String]| states.get(node as usize).is_some_and(|s| s == "down");
     cluster.wait_states("the node is down", is_down)
@@ -286,6 +301,7 @@ fn main() -> ExitCode {
         Test::new("everywhere", everywhere),
         Test::new("programs", programs),
         Test::new("from_anywhere", from_anywhere),
+        Test::new("programs_of_a_node", programs_of_a_node),
         Test::new("one_is_down", one_is_down),
         Test::new("one_dies", one_dies),
         Test::new("one_hangs", one_hangs),

@@ -11,7 +11,7 @@ use libc::{c_char, c_int};
 use super::abi::{Io, NODE_MASTER};
 use super::io::Setup;
 use super::moving::{self, Side};
-use super::{Number, Result, answer, errno, export, nodes, text};
+use super::{Number, Result, answer, errno, export, image, nodes, text};
 use crate::spawn::Scratch;
 use crate::{Client, Prepared, SpawnRequest, sys};
 
@@ -128,8 +128,19 @@ fn take_place(node: c_int, program: &Program, setup: Setup) -> Number {
     };
     let listed = setup.is_listed();
     if node != here {
-        if let Err(number) = moving::go_to(node, moving::FLAGS, listed.then_some(setup)) {
-            return number;
+        // The file is where the caller is. Others of its threads would have to end first, as by exec.
+        let image = match program.travels && vmadump::inside::one_thread().is_ok() {
+            true => image::of_program(program).map(Some),
+            false => Ok(None),
+        };
+        let gone = image.and_then(|image| {
+            moving::go_to(node, moving::FLAGS, listed.then_some(setup))?;
+            Ok(image)
+        });
+        match gone {
+            Ok(Some(image)) if !image::is_here(&image) => sys::exit_with(image::become_program(&image)),
+            Ok(_) => {}
+            Err(number) => return number,
         }
     } else if listed {
         match setup.ready() {

@@ -1,8 +1,9 @@
 //! Dump and undump of the calling process, and of a program as it begins.
 
 use std::fs::File;
+use std::io::Read;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use bproc_common::id::Pid;
 use bproc_sys::pidfd::PidFd;
@@ -44,36 +45,77 @@ unsafe extern "C" fn bproc_undump(fd: c_int) -> c_int {
 fn dump_program(fd: c_int, flags: c_int, program: &Program) -> Result<Number> {
     let (out, flags) = (file(fd)?, known(flags)?);
     vmadump::inside::one_thread().map_err(|e| e.errno())?;
-    let (hear, tell) = pipe()?;
-    let blocked = AllBlocked::new();
-    // A process between: the caller hears nothing of the stops and the end of the one that executes.
-    let between = match sys::fork_without_signal() {
-        Ok(0) => {
-            let number = begin(program, blocked).and_then(|(begun, child)| {
-                let frozen = begun.freeze(&Options { flags, fds: FdPolicy::StdioOnly });
-                let written = frozen.and_then(|frozen| frozen.write_image(&*out)).map_err(|e| e.errno());
-                // It never was more than an image. Who cannot execute may have been taken away already.
-                let _ = child.send_signal(libc::SIGKILL);
-                sys::reap(child.pid().get());
-                written
-            });
-            sys::tell_and_exit(&tell, &number.map_or_else(|number| number, |_| 0))
+    Between::start(&out, flags, program, None)?.end()?;
+    sys::exit_with(0)
+}
+
+/// The program as it begins, with all that is mapped of it, to become it elsewhere.
+pub(super) fn of_program(program: &Program) -> Result<Vec<u8>> {
+    let (reader, writer) = pipe()?;
+    let between = Between::start(&File::from(writer), DUMP_ALL, program, Some(reader.as_raw_fd()))?;
+    let mut image = Vec::new();
+    let read = File::from(reader).read_to_end(&mut image).map_err(|e| e.raw_os_error().unwrap_or(libc::EIO));
+    between.end().and(read).map(|_| image)
+}
+
+/// Has the machine where the caller is the same program? Then it is executed there.
+pub(super) fn is_here(image: &[u8]) -> bool {
+    let image = vmadump::image::Reader::new(image).map(|reader| reader.into_parts().0);
+    let program = |image: &vmadump::image::Image| image.files.get(image.mm.exe? as usize).cloned();
+    image.ok().and_then(|image| program(&image)).is_some_and(|file| vmadump::inside::is_here(&file))
+}
+
+/// The caller becomes what [`of_program`] has made, and loses what it would lose by executing it; the number that says why
+/// not is of a caller that cannot go on as it was.
+pub(super) fn become_program(image: &[u8]) -> Number {
+    sys::leave_program();
+    vmadump::inside::undump_self(image).errno()
+}
+
+/// A process between: the caller hears nothing of the stops and the end of the one that executes.
+struct Between {
+    pid: c_int,
+    hear: OwnedFd,
+}
+
+impl Between {
+    /// It writes the image. `not_its` is the caller's only.
+    fn start(out: &File, flags: u32, program: &Program, not_its: Option<RawFd>) -> Result<Between> {
+        let (hear, tell) = pipe()?;
+        // Whoever becomes it is this very process.
+        let kept = not_its.map(|_| (sys::pdeathsig(), sys::is_subreaper()));
+        let blocked = AllBlocked::new();
+        match sys::fork_without_signal() {
+            Ok(0) => {
+                not_its.into_iter().for_each(sys::close);
+                let number = begin(program, blocked, kept).and_then(|(begun, child)| {
+                    let frozen = begun.freeze(&Options { flags, fds: FdPolicy::StdioOnly });
+                    let written = frozen.and_then(|frozen| frozen.write_image(out)).map_err(|e| e.errno());
+                    // It never was more than an image. Who cannot execute may have been taken away already.
+                    let _ = child.send_signal(libc::SIGKILL);
+                    sys::reap(child.pid().get());
+                    written
+                });
+                sys::tell_and_exit(&tell, &number.map_or_else(|number| number, |_| 0))
+            }
+            Ok(pid) => Ok(Between { pid, hear }),
+            Err(error) => Err(error.raw_os_error().unwrap_or(libc::EAGAIN)),
         }
-        Ok(between) => between,
-        Err(error) => return Err(error.raw_os_error().unwrap_or(libc::EAGAIN)),
-    };
-    drop(tell);
-    let told = sys::hear::<Number>(hear.as_raw_fd());
-    sys::reap(between);
-    match told {
-        Some(0) => sys::exit_with(0),
-        Some(number) => Err(number),
-        None => Err(libc::EINTR),
+    }
+
+    fn end(self) -> Result<()> {
+        let told = sys::hear::<Number>(self.hear.as_raw_fd());
+        sys::reap(self.pid);
+        match told {
+            Some(0) => Ok(()),
+            Some(number) => Err(number),
+            None => Err(libc::EINTR),
+        }
     }
 }
 
-/// A child that is about to execute the program, with the caller's signals.
-fn begin(program: &Program, blocked: AllBlocked) -> Result<(Begun, PidFd)> {
+/// A child that is about to execute the program, with the caller's signals, and what it would keep.
+fn begin(program: &Program, blocked: AllBlocked, kept: Option<(c_int, bool)>) -> Result<(Begun, PidFd)> {
     let (wait, go) = pipe()?;
     let child = match sys::fork_without_signal() {
         Ok(0) => {
@@ -82,6 +124,7 @@ fn begin(program: &Program, blocked: AllBlocked) -> Result<(Begun, PidFd)> {
             let number = match sys::hear::<u8>(wait.as_raw_fd()) {
                 Some(_) => {
                     drop(blocked);
+                    kept.into_iter().for_each(|(death, reaper)| sys::keep_as_parent(death, reaper));
                     program.exec()
                 }
                 None => libc::EINTR,

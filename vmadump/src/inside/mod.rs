@@ -6,7 +6,7 @@ mod undump;
 use crate::error::{Error, Refusal};
 
 pub use dump::dump_self;
-pub use undump::undump_self;
+pub use undump::{is_here, undump_self};
 
 /// Fails for a caller with several threads, which cannot be told from outside what they are about.
 ///

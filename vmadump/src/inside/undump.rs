@@ -13,7 +13,7 @@ use crate::batch::{Batch, find_hole};
 use crate::compile::{Compiler, HEAD, same_file};
 use crate::error::{Error, Refusal};
 use crate::facts::Facts;
-use crate::image::{Image, PAGE, Reader, Rseq, Run, TASK_END};
+use crate::image::{FileRef, Image, PAGE, Reader, Rseq, Run, TASK_END};
 use crate::plan::{Op, Plan, Wishes, plan};
 use crate::procfs;
 use crate::sys::blob;
@@ -142,18 +142,27 @@ fn stage<R: Read>(reader: &mut Reader<R>, staged: &mut Staged) -> Result<(), Err
     Ok(())
 }
 
+/// Does its path lead to this very file (by size, and build id or time), where the caller is and as it may open it?
+pub fn is_here(file: &FileRef) -> bool {
+    open_file(file).is_ok()
+}
+
+fn open_file(file: &FileRef) -> Result<File, Error> {
+    let path = std::path::Path::new(std::ffi::OsStr::from_bytes(&file.path));
+    let open = File::options().read(true).custom_flags(libc::O_CLOEXEC).open(path);
+    let open = open.map_err(|e| Refusal::FileMissing { path: file.path.text(), why: e.to_string() })?;
+    let differs = |why: String| Refusal::FileDiffers { path: file.path.text(), why };
+    let meta = open.metadata().map_err(|e| differs(e.to_string()))?;
+    let mut head = vec![0; HEAD];
+    let got = open.read_at(&mut head, 0).unwrap_or(0);
+    same_file(file, &stat_of(&meta), &head[..got]).map_err(differs)?;
+    Ok(open)
+}
+
 fn open_files(image: &Image) -> Result<Vec<(u32, File)>, Error> {
     let mut files = Vec::new();
     for (index, file) in image.mapped_files() {
-        let path = std::path::Path::new(std::ffi::OsStr::from_bytes(&file.path));
-        let open = File::options().read(true).custom_flags(libc::O_CLOEXEC).open(path);
-        let open = open.map_err(|e| Refusal::FileMissing { path: file.path.text(), why: e.to_string() })?;
-        let differs = |why: String| Refusal::FileDiffers { path: file.path.text(), why };
-        let meta = open.metadata().map_err(|e| differs(e.to_string()))?;
-        let mut head = vec![0; HEAD];
-        let got = open.read_at(&mut head, 0).unwrap_or(0);
-        same_file(file, &stat_of(&meta), &head[..got]).map_err(differs)?;
-        files.push((index, open));
+        files.push((index, open_file(file)?));
     }
     Ok(files)
 }
