@@ -14,6 +14,7 @@ mod mover;
 mod names;
 mod owed;
 mod pages;
+mod pattern;
 mod relay;
 mod rights;
 mod slave;

@@ -1,6 +1,7 @@
 // Goes to many nodes at once, and checks what each of its children sees.
 //
 //   spread fork MIB NODE... : bproc_vrfork; each child has MIB of memory to check, and a child of its own
+//   spread away MIB NODE... : the same from node 0
 //   spread exec MIB NODE... : bproc_vexecmove of this program
 //
 // Prints a line for each: the pid or the negative number; then `waiting`; then rank and status of each that came.
@@ -75,6 +76,7 @@ int main(int argc, char **argv) {
     for (unsigned i = 0; i < pages; i++) fill(memory + i * 1024, i);
     for (int i = 0; i < n; i++) nodes[i] = atoi(argv[3 + i]), pids[i] = 12345;
     signal(SIGCHLD, on_child);
+    if (!strcmp(argv[1], "away")) CHECK(bproc_move(0) == 0);
     if (!strcmp(argv[1], "exec")) {
         char parent[20], rank_entry[] = "BPROC_RANK=XXXXXXX", word[] = "ranked", socket[300];
         snprintf(parent, sizeof parent, "%d", me);

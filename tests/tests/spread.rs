@@ -96,6 +96,17 @@ fn everywhere(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// From a node: to all, to some twice, to the master, and where the caller is.
+fn from_a_node(cluster: &Cluster) -> Result<()> {
+    for nodes in [&EVERYWHERE[..], &[7, 3, 3, 99, 0, -1, 1, 3, 2, 0, 5]] {
+        let mut spread = Spread::start(cluster, "away", "-std=gnu17", MIB, nodes)?;
+        let pids = spread.pids(all_come)?;
+        spread.end(&pids, &BTreeMap::new())?;
+        cluster.quiet()?;
+    }
+    Ok(())
+}
+
 /// A program, with its rank in its environment.
 fn programs(cluster: &Cluster) -> Result<()> {
     let nodes = [5, 1, 99, 1, 0, 7, 6];
@@ -180,9 +191,9 @@ fn node_of(mover: &Proc) -> Result<i32> {
 }
 
 /// Stops one node's mover in the middle of the image.
-fn stopped_in_the_middle(cluster: &Cluster, point: &str) -> Result<(Spread, Proc, i32)> {
+fn stopped_in_the_middle(cluster: &Cluster, what: &str, point: &str) -> Result<(Spread, Proc, i32)> {
     fs::write(stop_at(cluster), point)?;
-    let spread = Spread::start(cluster, "fork", "-std=gnu17", MIB, &EVERYWHERE)?;
+    let spread = Spread::start(cluster, what, "-std=gnu17", MIB, &EVERYWHERE)?;
     let stopped = eventually("a mover stops at the point", LIMIT, || {
         Ok(movers(cluster).into_iter().find(|m| m.state == 'T').ok_or_else(|| "none does".to_owned()))
     })?;
@@ -192,15 +203,17 @@ fn stopped_in_the_middle(cluster: &Cluster, point: &str) -> Result<(Spread, Proc
 
 /// A node that fails in the middle costs itself: its mover is killed, its agent, or both.
 fn one_dies(cluster: &Cluster) -> Result<()> {
-    for (point, agent, mover) in [
-        ("target-begins", false, true),
-        ("target-relays", false, true),
-        ("target-relays", true, true),
-        ("target-relays", true, false),
-        ("target-built", true, true),
+    for (what, point, agent, mover) in [
+        ("fork", "target-begins", false, true),
+        ("fork", "target-relays", false, true),
+        ("fork", "target-relays", true, true),
+        ("fork", "target-relays", true, false),
+        ("fork", "target-built", true, true),
+        ("away", "target-relays", false, true),
+        ("away", "target-relays", true, true),
     ] {
-        let name = format!("{point}, agent {agent}, mover {mover}");
-        let (mut spread, stopped, node) = stopped_in_the_middle(cluster, point).with_context(|| name.clone())?;
+        let name = format!("{what}, {point}, agent {agent}, mover {mover}");
+        let (mut spread, stopped, node) = stopped_in_the_middle(cluster, what, point).with_context(|| name.clone())?;
         if agent {
             cluster.stop_agent(Role::Node(node), libc::SIGKILL)?;
         }
@@ -231,7 +244,7 @@ fn one_dies(cluster: &Cluster) -> Result<()> {
 
 /// A node that hangs in the middle keeps the others waiting for some seconds, and comes when it goes on.
 fn one_hangs(cluster: &Cluster) -> Result<()> {
-    let (spread, stopped, node) = stopped_in_the_middle(cluster, "target-relays")?;
+    let (spread, stopped, node) = stopped_in_the_middle(cluster, "fork", "target-relays")?;
     let others = eventually("the others run", LIMIT, || {
         let listed = cluster.client()?.processes().map_err(|e| anyhow::anyhow!("{e}"))?;
         // Those that came have ended with their work, or are at it: what is left is the one that hangs.
@@ -248,20 +261,23 @@ fn one_hangs(cluster: &Cluster) -> Result<()> {
 
 /// Whoever asked is killed: nothing is left of it.
 fn the_caller_dies(cluster: &Cluster) -> Result<()> {
-    let (spread, stopped, _) = stopped_in_the_middle(cluster, "target-relays")?;
-    signal_to(spread.program.pid(), libc::SIGKILL)?;
-    drop(spread);
-    signal_to(stopped.pid, libc::SIGCONT)?;
-    eventually("no mover is left", LIMIT, || {
-        let left = movers(cluster);
-        Ok(if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) })
-    })?;
-    eventually("its children have ended", LIMIT, || {
-        let left: Vec<Proc> =
-            procs::all().into_iter().filter(|p| p.exe.starts_with(cluster.dir().join("log"))).collect();
-        Ok(if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) })
-    })?;
-    cluster.quiet()
+    for what in ["fork", "away"] {
+        let (spread, stopped, _) = stopped_in_the_middle(cluster, what, "target-relays")?;
+        signal_to(spread.program.pid(), libc::SIGKILL)?;
+        drop(spread);
+        signal_to(stopped.pid, libc::SIGCONT)?;
+        eventually("no mover is left", LIMIT, || {
+            let left = movers(cluster);
+            Ok(if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) })
+        })?;
+        eventually("its children have ended", LIMIT, || {
+            let left: Vec<Proc> =
+                procs::all().into_iter().filter(|p| p.exe.starts_with(cluster.dir().join("log"))).collect();
+            Ok(if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) })
+        })?;
+        cluster.quiet().context(what)?;
+    }
+    Ok(())
 }
 
 /// How long 64 MiB take to 16 machines through cables of so many megabits a second, from call to return: with two that
@@ -299,6 +315,7 @@ fn main() -> ExitCode {
     }
     let tests = vec![
         Test::new("everywhere", everywhere),
+        Test::new("from_a_node", from_a_node),
         Test::new("programs", programs),
         Test::new("from_anywhere", from_anywhere),
         Test::new("programs_of_a_node", programs_of_a_node),

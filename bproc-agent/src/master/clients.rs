@@ -182,6 +182,8 @@ pub async fn answer_node(node: NodeId, ask: Ask, desk: Desk) -> Answer {
             | Body::Processes(_)
             | Body::Whoami(_)
             | Body::Move(_)
+            | Body::Hold(_)
+            | Body::Release(_)
             | Body::GetAttribute(_)
             | Body::Libraries(_)),
         ) => answer(body, &asker, Vec::new(), &desk).await,
@@ -244,7 +246,8 @@ pub(super) async fn answer(request: request::Body, asker: &Asker, fds: Vec<Owned
             Err(failure) => reply::Body::Failure(failure),
         },
         request::Body::Release(spread) => {
-            desk.facts.send(Fact::Client(ClientFact::Release(spread, Pid::new(asker.pid)))).await.ok();
+            let by = Pid::new(asker.number().unwrap_or(asker.pid));
+            desk.facts.send(Fact::Client(ClientFact::Release(spread, by))).await.ok();
             reply::Body::Done(wire::Done {})
         }
         request::Body::Spawn(spawn) => match start(spawn, asker, fds, desk).await {

@@ -267,7 +267,7 @@ impl Actor {
             Fact::Prepared(pid, id, result) => self.prepared(pid, id, result, out),
             Fact::Holder(spread, said) => self.holder(spread, said),
             Fact::Late(spread, ready) => self.late(spread, ready, out),
-            Fact::SpreadOver(spread) => drop(self.spreads.remove(&spread)),
+            Fact::SpreadOver(spread) => self.spread_is_over(spread),
             Fact::NodeReady(node, ok) => {
                 if let Some(n) = self.core.node_mut(node).filter(|n| n.state == "boot") {
                     n.state = if ok { "up" } else { "error" }.into();

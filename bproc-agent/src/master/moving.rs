@@ -116,6 +116,7 @@ impl Going {
                 children: self.children.iter().map(|c| c.pid).collect(),
                 recall: self.keeps_input(),
                 successor: self.successor.clone(),
+                spread: self.request.spread,
             }),
             Order::Children(..) => order::Body::Children(link::Children { r#move, children: self.children.clone() }),
             _ => return None,

@@ -30,6 +30,7 @@ impl Actor {
                     tracing::warn!(%node, "the link broke; waiting for the node to come again");
                     self.links.remove(&node);
                     self.travel.lost(node.0);
+                    self.spreads_of(node);
                     self.core.link_broken(node);
                     self.away.insert(node, Instant::now());
                 }
@@ -110,6 +111,7 @@ impl Actor {
                     }
                 });
             }
+            from_node::Body::Held(held) => self.held_on(node, held),
             from_node::Body::Hello(_) => tracing::warn!(%node, "a second hello; ignored"),
             from_node::Body::Event(event) => {
                 let number = event.number;

@@ -1,23 +1,24 @@
 //! One image for many: a caller's children that go to nodes as one process. A child more of his, the pattern, is held
-//! still by a mover; the nodes get its image from each other, in a tree, while it comes. See `bproc-mover`'s `spread`.
+//! still by a mover where it is, on a node by that node's agent; the nodes get its image from each other, in a tree, while it comes. See `bproc-mover`'s `spread`.
 //!
 //! Who is a node's giver is decided once, when all listen or have failed: an image passes a node as it comes, and is kept
 //! nowhere. Who comes later, or loses his giver, gets it, or the rest, from here.
 
 use super::clients::{Asker, ClientFact, Desk};
 use super::moving::failure;
+use super::places::settled;
 use super::{Actor, Fact};
 use crate::mover::{Mover, Said};
+use crate::pattern::{held, may_hold};
 use bproc_common::id::{NodeId, Pid};
 use bproc_core::master::Action;
 use bproc_core::master::moving::MoveId;
-use bproc_mover::wire::{Hold, Report, Task};
+use bproc_mover::wire::{Hold, Task};
 use bproc_proto::Failure;
 use bproc_proto::client as wire;
-use bproc_proto::link::Next;
+use bproc_proto::link::{self, Next, ToNode, to_node};
 use bproc_stdio::wire::Token;
 use bproc_sys::pidfd::PidFd;
-use bproc_sys::process::Process;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use tokio::io::Interest;
@@ -34,8 +35,11 @@ pub struct Asked {
     request: wire::Hold,
     pattern: Pid,
     parent: Pid,
-    /// The parent.
+    /// The parent, or his ghost.
     handle: PidFd,
+    /// Where they are; none: here.
+    on: Option<NodeId>,
+    uid: u32,
     answer: oneshot::Sender<Result<u64, Failure>>,
 }
 
@@ -49,12 +53,18 @@ pub struct Joining {
     pub gives: String,
 }
 
+/// Who holds a pattern.
+enum Holder {
+    Here(Mover),
+    On(NodeId),
+}
+
 /// An image that many get.
 pub struct Spread {
     /// Whose.
     pub pattern: Pid,
     parent: Pid,
-    holder: Mover,
+    holder: Holder,
     answer: Option<oneshot::Sender<Result<u64, Failure>>>,
     ranks: usize,
     /// Those that came, or failed.
@@ -66,34 +76,52 @@ pub struct Spread {
 
 /// A client asks. Returns when the process stands still.
 pub async fn ask(request: wire::Hold, asker: &Asker, desk: &Desk) -> Result<u64, Failure> {
-    if asker.node().is_some() || asker.number().is_some() {
-        return Err(failure(libc::EOPNOTSUPP, "a process on a node sends each of its children away by itself"));
-    }
-    let pids = Pid::new(request.pid).filter(|p| p.get() > 1).zip(Pid::new(asker.pid));
+    let pids = Pid::new(request.pid).filter(|p| p.get() > 1).zip(Pid::new(asker.number().unwrap_or(asker.pid)));
     let (pattern, parent) = pids.ok_or_else(|| failure(libc::EINVAL, "nobody to be held"))?;
     let unreadable = |e: bproc_sys::Error| failure(e.errno(), format!("process {pattern} cannot be read: {e}"));
+    let on = match asker.number() {
+        None => None,
+        Some(_) => {
+            // Its node looks whose child it is. It must have heard of it.
+            let places = (settled(parent, true, desk).await, settled(pattern, true, desk).await);
+            let own =
+                places.0.filter(|node| asker.node().is_none_or(|speaks| speaks == *node) && places.1 == Some(*node));
+            Some(
+                own.ok_or_else(|| failure(libc::ESRCH, format!("process {pattern} is not on the node of its parent")))?,
+            )
+        }
+    };
     let handle = PidFd::open(parent).map_err(unreadable)?;
-    let theirs = Process::open(pattern).and_then(|p| p.stat()).map_err(unreadable)?.ppid == parent.get();
-    // What the kernel hides from its own user is root's there; its memory is not for him to send to others of his.
-    let open = std::fs::metadata(format!("/proc/{pattern}"))
-        .is_ok_and(|m| asker.uid == 0 || std::os::unix::fs::MetadataExt::uid(&m) == asker.uid);
-    if !theirs || !open {
-        return Err(failure(libc::EPERM, format!("process {pattern} is no child of yours, or not for you to read")));
+    if on.is_none() {
+        may_hold(pattern.get(), parent.get(), asker.uid)?;
     }
     let (answer, receiver) = oneshot::channel();
-    let asked = Asked { request, pattern, parent, handle, answer };
+    let asked = Asked { request, pattern, parent, handle, on, uid: asker.uid, answer };
     desk.facts.send(Fact::Client(ClientFact::Hold(Box::new(asked)))).await.ok();
     receiver.await.unwrap_or_else(|_| Err(failure(libc::ECONNRESET, "the agent is ending; try again")))
 }
 
 impl Actor {
     pub(super) fn hold_pattern(&mut self, asked: Asked) {
-        let Asked { request, pattern, parent, handle, answer } = asked;
+        let Asked { request, pattern, parent, handle, on, uid, answer } = asked;
         self.last_spread += 1;
         let number = self.last_spread;
-        let task = Task::Hold(Hold { pid: pattern.get(), flags: request.flags });
-        let told = move |said| Fact::Holder(number, said);
-        let holder = Mover::start(&self.movers, async { Ok((task, Vec::new())) }, self.facts.clone(), told);
+        let (pid, flags) = (pattern.get(), request.flags);
+        let holder = match on {
+            None => {
+                let task = Task::Hold(Hold { pid, flags });
+                let told = move |said| Fact::Holder(number, said);
+                Holder::Here(Mover::start(&self.movers, async { Ok((task, Vec::new())) }, self.facts.clone(), told))
+            }
+            Some(node) => {
+                let hold = link::Hold { number, pid, parent: parent.get(), uid, flags };
+                if !self.say(node, to_node::Body::Hold(hold)) {
+                    let _ = answer.send(Err(failure(libc::EAGAIN, format!("node {node} is cut off at the moment"))));
+                    return;
+                }
+                Holder::On(node)
+            }
+        };
         let spread = Spread {
             pattern,
             parent,
@@ -115,24 +143,50 @@ impl Actor {
         });
     }
 
+    /// Tells a node, if its link stands.
+    fn say(&self, node: NodeId, body: to_node::Body) -> bool {
+        self.links.get(&node).is_some_and(|link| link.to.send(Ok(ToNode { body: Some(body) })).is_ok())
+    }
+
     /// The mover that holds the pattern tells.
     pub(super) fn holder(&mut self, number: u64, said: Said) {
-        let Some(spread) = self.spreads.get_mut(&number) else { return };
-        let failed = match said {
-            Said::Report(Report::Held(_)) => {
-                let gone = spread.answer.take().is_none_or(|answer| answer.send(Ok(number)).is_err());
-                if gone {
-                    self.spreads.remove(&number);
-                }
-                return;
-            }
-            Said::Report(Report::Done(done)) => failure(done.number, done.message),
-            Said::Lost => failure(libc::ECANCELED, "the mover was killed"),
-            _ => return,
-        };
-        if let Some(answer) = self.spreads.remove(&number).and_then(|spread| spread.answer) {
-            let _ = answer.send(Err(failed));
+        if let Some(result) = held(said) {
+            self.is_held(number, result);
         }
+    }
+
+    /// The agent of a node whose mover does.
+    pub(super) fn held_on(&mut self, node: NodeId, said: link::Held) {
+        let its = self.spreads.get(&said.number).is_some_and(|s| matches!(s.holder, Holder::On(on) if on == node));
+        if its {
+            self.is_held(said.number, said.failure.map_or(Ok(()), Err));
+        }
+    }
+
+    fn is_held(&mut self, number: u64, result: Result<(), Failure>) {
+        let Some(spread) = self.spreads.get_mut(&number) else { return };
+        let Some(answer) = spread.answer.take() else {
+            // It was held, and now it is not.
+            return if result.is_err() {
+                self.spread_is_over(number)
+            };
+        };
+        let failed = result.is_err();
+        if answer.send(result.map(|()| number)).is_err() || failed {
+            self.spread_is_over(number);
+        }
+    }
+
+    /// Nobody needs the pattern any more.
+    pub(super) fn spread_is_over(&mut self, number: u64) {
+        if let Some(Spread { holder: Holder::On(node), .. }) = self.spreads.remove(&number) {
+            self.say(node, to_node::Body::Release(number));
+        }
+    }
+
+    /// A node is cut off: what it holds it holds no more.
+    pub(super) fn spreads_of(&mut self, node: NodeId) {
+        self.spreads.retain(|_, spread| !matches!(spread.holder, Holder::On(on) if on == node));
     }
 
     /// May a child of this parent become the process that is held?
@@ -143,7 +197,7 @@ impl Actor {
 
     pub(super) fn release(&mut self, number: u64, by: Option<Pid>) {
         if self.spreads.get(&number).is_some_and(|spread| by == Some(spread.parent)) {
-            self.spreads.remove(&number);
+            self.spread_is_over(number);
         }
     }
 
@@ -172,7 +226,7 @@ impl Actor {
         let Some(spread) = self.spreads.get_mut(&number) else { return };
         spread.over += 1;
         if spread.over >= spread.ranks {
-            self.spreads.remove(&number);
+            self.spread_is_over(number);
         } else {
             self.decide_givers(number, false, out);
         }
@@ -205,13 +259,13 @@ impl Actor {
         }
     }
 
-    /// A target has nobody to give it the image, or no more: it comes from here, from this byte on.
+    /// A target of a process of here has nobody to give it the image, or no more: it comes from here, from this byte on.
     pub(super) fn feed(&mut self, pid: Pid, offset: u64) {
         let Some(going) = self.moving.get(&pid) else { return };
         let Some(mover) = &going.mover else { return };
         match (self.spreads.get(&going.request.spread), UnixStream::pair()) {
-            (Some(spread), Ok((from, to))) => {
-                spread.holder.tell_with(Task::Feed(offset), vec![to.into()]);
+            (Some(Spread { holder: Holder::Here(holder), .. }), Ok((from, to))) => {
+                holder.tell_with(Task::Feed(offset), vec![to.into()]);
                 mover.tell_with(Task::Feed(offset), vec![from.into()]);
             }
             _ => mover.tell(Task::Proceed(false)),

@@ -97,6 +97,7 @@ impl Actor {
             committed: true,
             leaving: true,
             in_doubt: true,
+            spread: 0,
             giver: None,
         };
         self.halves.insert(pid, half);

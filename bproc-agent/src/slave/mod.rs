@@ -4,6 +4,7 @@
 //! - [`moving`]: processes that come and go while they run
 //! - `orders`: what the master orders · `clients`: what is asked on this machine
 //! - `children`: those of a process that comes · `halts`: children that are stopped elsewhere
+//! - `spread`: images that many get
 //! - `former`, `handover`: what a former agent was in the middle of · `names`: who is named by what is under way
 //! - [`clocks`]: those of its processes
 //! - [`table`]: processes, and what the kernel tells of them · [`run`]: start-up · [`life`]: lives of the node
@@ -25,13 +26,14 @@ mod orders;
 pub mod run;
 pub mod space;
 pub mod spawn;
+mod spread;
 pub mod table;
 mod table_moves;
 
 use crate::former::Caller;
 use crate::ghosts::{self, Ghost};
 use crate::kernel::Kernel;
-use crate::mover::{Movers, Said};
+use crate::mover::{Mover, Movers, Said};
 use crate::owed::Owed;
 use bproc_common::event::{Event, kind};
 use bproc_common::ghost::{Role, op};
@@ -98,6 +100,8 @@ pub enum Fact {
     RoomMade(wire::Move, Result<moving::Room, Failure>),
     /// From a mover.
     Mover(wire::Move, Said),
+    /// From the mover that holds a process still, whose image many get.
+    Holder(u64, Said),
     /// A mover of a former agent's is in doubt.
     Doubt(Caller),
     /// Look once more whether all forks of a process that stands still are known.
@@ -182,6 +186,8 @@ pub struct Actor {
     heard: Instant,
     /// Halves of moves under way, by pid.
     halves: HashMap<i32, Half>,
+    /// Processes that are held still, whose images many get, by the master's numbers.
+    holders: HashMap<u64, Mover>,
     /// The streams of processes that are going to go.
     streams_of_moves: HashMap<i32, leaving::Leaving>,
     /// Orders to go that wait until signals ordered before are delivered.
@@ -295,6 +301,8 @@ impl Actor {
             Fact::Unlinked => {
                 self.to_master = None;
                 self.asks_lost();
+                // The master that knew of them forgets them.
+                self.holders.clear();
             }
             Fact::Elsewhere => self.open_counter(),
             Fact::CounterIsFree(lock) => self.counter_is_free(lock),
@@ -322,6 +330,7 @@ impl Actor {
             Fact::Surveyed(said, stdio) => self.surveyed(said, stdio),
             Fact::RoomMade(r#move, result) => self.room_made(r#move, result),
             Fact::Mover(r#move, said) => self.mover(r#move, said),
+            Fact::Holder(number, said) => self.holder(number, said),
             Fact::Doubt(caller) => self.take_over(caller, true),
             Fact::LookForChildren(r#move, changed, looks) => self.is_frozen(r#move, changed, looks),
             Fact::Adopted(r#move, result) => self.adopted(r#move, result),
@@ -410,6 +419,8 @@ impl Actor {
         match message.body {
             Some(to_node::Body::Ack(number)) => self.events.acknowledged(number),
             Some(to_node::Body::Answer(answer)) => self.answered(*answer),
+            Some(to_node::Body::Hold(order)) => self.hold(order),
+            Some(to_node::Body::Release(number)) => drop(self.holders.remove(&number)),
             Some(to_node::Body::Ping(ping)) => {
                 self.renew_lease();
                 let pong = wire::Pong { id: ping.id, processes: self.table.len() as u32, ..table::gauges() };

@@ -49,6 +49,8 @@ pub struct Half {
     pub(super) leaving: bool,
     /// Source: it waits for Decide.
     pub(super) in_doubt: bool,
+    /// Source: its image is that of the process that is held by this number; 0: its own.
+    pub(super) spread: u64,
     /// Target: where a node that gives the image is waited for, and its port.
     pub(super) giver: Option<(TcpListener, u16)>,
 }
@@ -176,6 +178,7 @@ impl Actor {
             committed: false,
             leaving: false,
             in_doubt: false,
+            spread: 0,
             // Without one the source gives it.
             giver: crate::relay::listener(self.listen).ok().filter(|_| image != 0),
         };
@@ -226,7 +229,7 @@ impl Actor {
             ended: Vec::new(),
             halted: Vec::new(),
             stdio,
-            spread: false,
+            spread: order.spread != 0,
             doubt: Some(self.doubt(r#move, order.to, inputs(&streams, order.recall))),
         };
         let (gate, address) = (self.gate.clone(), super::link::reachable(&order.address, &self.stdio_address));
@@ -248,6 +251,7 @@ impl Actor {
             committed: false,
             leaving: false,
             in_doubt: false,
+            spread: order.spread,
             giver: None,
         };
         self.start_half(half, going);
@@ -298,8 +302,9 @@ impl Actor {
                 self.family.left(pid);
                 self.tell_mover(Some(r#move), Task::Proceed(true));
             }
-            // Only the master's machine holds processes whose image many get.
-            Said::Report(Report::Held(_) | Report::Wanted(_)) => self.tell_mover(Some(r#move), Task::Proceed(false)),
+            Said::Report(Report::Wanted(offset)) => self.feed(r#move, offset),
+            // Holders are asked for by numbers of their own.
+            Said::Report(Report::Held(_)) => {}
             Said::Report(Report::Committing(_)) => self.flush_before_going(r#move),
             Said::Report(Report::Leaving(_)) => half.leaving = true,
             Said::Report(Report::InDoubt(_)) => {

@@ -160,6 +160,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         listen: from.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         gate: gate.clone(),
         asks: Default::default(),
+        holders: HashMap::new(),
         dir,
     };
     callers.into_iter().for_each(|caller| actor.take_over(caller, false));

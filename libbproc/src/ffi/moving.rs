@@ -14,7 +14,7 @@ use bproc_sys::signal::AllBlocked;
 use libc::c_int;
 use prost::Message;
 
-use super::abi::Io;
+use super::abi::{Io, NODE_MASTER};
 use super::io::Setup;
 use super::pattern::{self, Made, Pattern};
 use super::{Number, Result, answer, done, export, nodes};
@@ -146,7 +146,8 @@ pub(super) fn fork(nodes: &[c_int], pids: &mut [c_int], flags: c_int, setup: Opt
     let (hear, tell) = std::io::pipe().map_err(|e| e.raw_os_error().unwrap_or(libc::EMFILE))?;
     let (hear, tell) = (OwnedFd::from(hear), OwnedFd::from(tell));
     for (number, (target, pid)) in targets.into_iter().zip(pids.iter_mut()).enumerate() {
-        let rank = pattern.as_ref().map(|pattern| Rank { pattern, number });
+        // Who comes to the master comes by himself.
+        let rank = pattern.as_ref().filter(|_| target != Ok(NODE_MASTER)).map(|pattern| Rank { pattern, number });
         let mut going = match target {
             // It stays.
             Ok(node) if node == here => {
@@ -183,7 +184,7 @@ pub(super) fn fork(nodes: &[c_int], pids: &mut [c_int], flags: c_int, setup: Opt
                     Err(error) => failed(error),
                 }
                 // These were left behind.
-                std::mem::forget((hear, tell));
+                std::mem::forget((hear, tell, pattern));
                 drop((going, blocked));
                 return Ok(Side::Child(number, Where::There));
             }

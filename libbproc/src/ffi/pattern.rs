@@ -44,8 +44,8 @@ pub(super) enum Made {
 
 /// Makes one, if it is worth it; if it fails, each tries by itself, and tells why.
 pub(super) fn make(here: c_int, targets: &[Result<c_int>], flags: c_int, setup: Option<&Setup>) -> Option<Made> {
-    let away = targets.iter().filter(|target| target.is_ok_and(|node| node != here)).count();
-    if here != NODE_MASTER || away < FEWEST || sys::own_memory() < SMALLEST {
+    let away = targets.iter().filter(|target| target.is_ok_and(|node| node != here && node != NODE_MASTER)).count();
+    if away < FEWEST || sys::own_memory() < SMALLEST {
         return None;
     }
     let mut client = Client::connect().ok()?;
