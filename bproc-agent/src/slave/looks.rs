@@ -1,6 +1,7 @@
 //! When to look at which process: the kernel tells of no setpgid, setsid or setuid, so a process is looked at shortly
 //! after it was forked or started, once more a little later, and then now and then.
 
+use super::{Actor, space};
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -38,5 +39,27 @@ impl Looks {
             }
         }
         pids
+    }
+}
+
+impl Actor {
+    pub(super) fn look_at(&mut self, pids: Vec<i32>) {
+        for pid in pids {
+            if let Some(body) = self.table.look(pid) {
+                self.tell(body);
+            }
+        }
+    }
+
+    pub(super) fn reconcile(&mut self) {
+        match space::inventory(self.space.record.pid_ns, self.ghost_exe) {
+            Ok(found) => {
+                let ghosts = found.iter().filter(|f| f.ghost).map(|f| f.pid).collect();
+                for body in self.table.reconcile(&found, &ghosts) {
+                    self.tell(body);
+                }
+            }
+            Err(error) => tracing::error!(error = %format!("{error:#}"), "looking at the processes"),
+        }
     }
 }

@@ -209,14 +209,6 @@ pub struct Actor {
 }
 
 impl Actor {
-    fn look_at(&mut self, pids: Vec<i32>) {
-        for pid in pids {
-            if let Some(body) = self.table.look(pid) {
-                self.tell(body);
-            }
-        }
-    }
-
     async fn serve(mut self, mut facts: mpsc::Receiver<Fact>) {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -265,18 +257,6 @@ impl Actor {
         if self.to_master.is_none() {
             self.look_at_clock().await;
             self.renew_lease();
-        }
-    }
-
-    fn reconcile(&mut self) {
-        match space::inventory(self.space.record.pid_ns, self.ghost_exe) {
-            Ok(found) => {
-                let ghosts = found.iter().filter(|f| f.ghost).map(|f| f.pid).collect();
-                for body in self.table.reconcile(&found, &ghosts) {
-                    self.tell(body);
-                }
-            }
-            Err(error) => tracing::error!(error = %format!("{error:#}"), "looking at the processes"),
         }
     }
 
