@@ -85,10 +85,13 @@ pub(crate) fn exec(
                 return Ok(Outcome::Failed(-last_result(memory, &batch)? as i32));
             }
             Status::Stopped(libc::SIGSTOP, 0) => {
-                leader.owe_stop();
+                leader.note(libc::SIGSTOP, 0);
                 pt::cont(pid, 0)?;
             }
-            Status::Stopped(..) => pt::cont(pid, 0)?,
+            Status::Stopped(signal, event) => {
+                leader.note(signal, event);
+                pt::cont(pid, 0)?;
+            }
             Status::Exited(_) | Status::Killed(_) => return Err(Error::Gone(pid)),
         }
     }

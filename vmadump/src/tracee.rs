@@ -20,6 +20,15 @@ use crate::sys::ptrace::{self as pt, Regs, Status, reg};
 /// How long a thread may take to stop.
 pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(5);
 
+/// A signal from outside that came while the thread was ours, and got lost by what we did with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owed {
+    /// SIGSTOP: taken at its delivery, which nothing blocks.
+    Stop,
+    /// SIGCONT: the SIGSTOP at the end of a table of calls takes it from the queue.
+    Continue,
+}
+
 /// A traced thread that is stopped.
 pub struct Tracee {
     tid: i32,
@@ -31,8 +40,8 @@ pub struct Tracee {
     at_signal: bool,
     /// Stopped by job control when it was found.
     group_stop: bool,
-    /// A SIGSTOP from outside came in between.
-    stop_owed: bool,
+    /// What came in between, and does not act by itself: the latest of the two.
+    owed: Option<Owed>,
     /// It is killed instead of being given back.
     doomed: bool,
     gone: bool,
@@ -62,17 +71,17 @@ impl Tracee {
             borrowed: false,
             at_signal: false,
             group_stop,
-            stop_owed: false,
+            owed: None,
             doomed: false,
             gone: false,
         }))
     }
 
-    /// A thread that has just executed another program and stands in the event of it. `stop_owed`: see there.
-    pub(crate) fn after_exec(tid: i32, stop_owed: bool) -> Result<Self, Error> {
+    /// A thread that has just executed another program and stands in the event of it. `owed`: see there.
+    pub(crate) fn after_exec(tid: i32, owed: Option<Owed>) -> Result<Self, Error> {
         let (regs, mask) = (pt::regs(tid)?, pt::mask(tid)?);
         let (borrowed, at_signal, group_stop, doomed, gone) = (false, false, false, false, false);
-        Ok(Tracee { tid, regs, mask, borrowed, at_signal, group_stop, stop_owed, doomed, gone })
+        Ok(Tracee { tid, regs, mask, borrowed, at_signal, group_stop, owed, doomed, gone })
     }
 
     /// It never goes on: whoever would give it back ends its process, by SIGKILL.
@@ -103,12 +112,28 @@ impl Tracee {
 
     /// Was it sent a SIGSTOP since? It will get it when it is released.
     pub fn is_owed_a_stop(&self) -> bool {
-        self.stop_owed
+        self.owed == Some(Owed::Stop)
     }
 
-    /// It was.
-    pub(crate) fn owe_stop(&mut self) {
-        self.stop_owed = true;
+    /// It will get this when it is released, or nothing.
+    pub(crate) fn owe(&mut self, owed: Option<Owed>) {
+        self.owed = owed;
+    }
+
+    /// Of all threads of a process.
+    pub(crate) fn owed_to_any(threads: &[Tracee]) -> Option<Owed> {
+        let is = |owed| threads.iter().any(|thread| thread.owed == Some(owed));
+        [Owed::Stop, Owed::Continue].into_iter().find(|owed| is(*owed))
+    }
+
+    /// It stopped, and neither we nor what it was made to do is the reason.
+    pub(crate) fn note(&mut self, signal: i32, event: i32) {
+        match (signal, event) {
+            (libc::SIGSTOP, 0) => self.owed = Some(Owed::Stop),
+            // Its process is in no stop, and it was not interrupted: so the kernel tells of each SIGCONT.
+            (libc::SIGTRAP, pt::EVENT_STOP) => self.owed = Some(Owed::Continue),
+            _ => {}
+        }
     }
 
     /// It stands at the delivery of a SIGSTOP: is that the end of a batch, or somebody else's?
@@ -170,10 +195,8 @@ impl Tracee {
                     }
                     exits = true;
                 }
-                Status::Stopped(_, pt::EVENT_STOP) => {}
                 // Only SIGSTOP comes through a full mask.
-                Status::Stopped(_, 0) => self.stop_owed = true,
-                Status::Stopped(..) => {}
+                Status::Stopped(sig, event) => self.note(sig, event),
                 Status::Exited(_) | Status::Killed(_) => return Err(self.lost()),
             }
         }
@@ -209,8 +232,7 @@ impl Tracee {
                 pt::step(self.tid)?;
                 match pt::wait(self.tid)? {
                     Status::Stopped(libc::SIGTRAP, 0) => break,
-                    Status::Stopped(libc::SIGSTOP, 0) => self.stop_owed = true,
-                    Status::Stopped(..) => {}
+                    Status::Stopped(sig, event) => self.note(sig, event),
                     Status::Exited(_) | Status::Killed(_) => return Err(self.lost()),
                 }
             }
@@ -250,7 +272,7 @@ impl Tracee {
                         self.at_signal = true;
                         break;
                     }
-                    self.stop_owed = true;
+                    self.note(libc::SIGSTOP, 0);
                     pt::cont(self.tid, 0)?;
                 }
                 Status::Stopped(sig, 0)
@@ -262,7 +284,8 @@ impl Tracee {
                         what: format!("signal {sig} in the table of calls"),
                     });
                 }
-                Status::Stopped(_, event) => {
+                Status::Stopped(sig, event) => {
+                    self.note(sig, event);
                     if event == pt::EVENT_CLONE {
                         threads.push(pt::event_message(self.tid)? as i32);
                     }
@@ -319,8 +342,7 @@ impl Tracee {
             pt::cont(self.tid, 0)?;
             match pt::wait(self.tid)? {
                 Status::Stopped(_, pt::EVENT_STOP) => break,
-                Status::Stopped(libc::SIGSTOP, 0) => self.stop_owed = true,
-                Status::Stopped(..) => {}
+                Status::Stopped(sig, event) => self.note(sig, event),
                 Status::Exited(_) | Status::Killed(_) => return Err(self.lost()),
             }
         }
@@ -348,9 +370,15 @@ impl Tracee {
         }
         self.pristine()?;
         self.gone = true;
+        let signal = match self.owed {
+            // One that waits is newer than the stop, which would take it away.
+            Some(Owed::Stop) if !pt::is_continued(self.tid)? => libc::SIGSTOP,
+            Some(Owed::Continue) => libc::SIGCONT,
+            _ => 0,
+        };
         pt::detach(self.tid, 0)?;
-        if self.stop_owed {
-            crate::sys::process::kill(self.tid, libc::SIGSTOP)?;
+        if signal != 0 {
+            crate::sys::process::kill(self.tid, signal)?;
         }
         Ok(())
     }

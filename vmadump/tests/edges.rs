@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::time::Duration;
@@ -94,6 +94,86 @@ fn into_another_process_through_a_reader() {
         Restorer::prepare(File::open(&program.image).unwrap(), &options).unwrap().go().unwrap();
         assert_eq!(body.wait().unwrap().code(), Some(7));
     });
+}
+
+/// An image on its way; in the middle its body gets signals.
+struct Signalled {
+    image: File,
+    body: i32,
+    reads: u32,
+    at: u32,
+    signals: &'static [i32],
+}
+
+impl Read for Signalled {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        self.reads += 1;
+        if self.reads == self.at {
+            for signal in self.signals {
+                // SAFETY: plain numbers; a child of ours that was not reaped.
+                unsafe { libc::kill(self.body, *signal) };
+            }
+        }
+        // In small pieces, so that there are many.
+        let most = buf.len().min(4096);
+        self.image.read(&mut buf[..most])
+    }
+}
+
+/// Stops and continuations act on what is half built as on any process: the latest counts.
+#[test]
+fn stopped_and_continued_while_it_is_built() {
+    in_namespace("stopped_and_continued_while_it_is_built", LIMIT, || {
+        const CONT: i32 = libc::SIGCONT;
+        const STOP: i32 = libc::SIGSTOP;
+        for stopped in [false, true] {
+            let mut program = counting();
+            if stopped {
+                // SAFETY: plain numbers; a child of ours that was not reaped.
+                unsafe { libc::kill(program.pid, STOP) };
+                assert!(stops_first(program.pid));
+            }
+            program.dump_and_end();
+            let mut reads = 1;
+            let cases: [(&'static [i32], bool); 5] =
+                [(&[], stopped), (&[CONT], false), (&[STOP], true), (&[STOP, CONT], false), (&[CONT, STOP], true)];
+            for (signals, stops) in cases {
+                for part in 0..if signals.is_empty() { 1 } else { 2 } {
+                    let mut body = Command::new("sleep").arg("60").spawn().unwrap();
+                    let pid = body.id() as i32;
+                    // Not with the first: nothing is done to the body before the header has come.
+                    let at = (reads * (part + 1) / 3).max(2);
+                    let image = File::open(&program.image).unwrap();
+                    let mut image = Signalled { image, body: pid, reads: 0, at, signals };
+                    let null = File::options().read(true).write(true).open("/dev/null").unwrap();
+                    let fds = vec![(0, null.as_fd()), (1, null.as_fd()), (2, null.as_fd())];
+                    let options = RestoreOptions { body: Body::Into(pid), fds, ..RestoreOptions::default() };
+                    Restorer::prepare(Through(&mut image), &options).unwrap().go().unwrap();
+                    reads = image.reads;
+                    assert!(reads > 8 && at <= reads);
+                    let what = format!("stopped {stopped}, {signals:?} at {at} of {reads}");
+                    assert_eq!(stops_first(pid), stops, "{what}");
+                    if stops {
+                        // SAFETY: plain numbers; a child of ours that was not reaped.
+                        unsafe { libc::kill(pid, CONT) };
+                    }
+                    assert_eq!(body.wait().unwrap().code(), Some(7), "{what}");
+                }
+            }
+        }
+    });
+}
+
+/// Whether this child of ours stops rather than ends; it is left to be waited for.
+fn stops_first(pid: i32) -> bool {
+    // SAFETY: a siginfo is plain numbers, and outlives the call that fills it.
+    let info = unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let options = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT;
+        assert_eq!(libc::waitid(libc::P_PID, pid as u32, &raw mut info, options), 0);
+        info
+    };
+    info.si_code == libc::CLD_STOPPED
 }
 
 #[test]

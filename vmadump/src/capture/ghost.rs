@@ -6,7 +6,7 @@ use crate::batch::{Scratch, find_hole};
 use crate::error::{Error, Refusal};
 use crate::inject::{Outcome, Program, exec};
 use crate::sys::ptrace as pt;
-use crate::tracee::Tracee;
+use crate::tracee::{Owed, Tracee};
 
 /// An exec that failed (missing file, no permission).
 pub struct NotExecuted {
@@ -28,9 +28,11 @@ impl Frozen {
             Err(why) => return Err(NotExecuted { why, frozen: Some(Box::new(self)) }),
         }
         // The exec ended all other threads, and the main thread's registers are the new program's.
-        let (pid, stop_owed) = (self.pid, self.threads.iter().any(Tracee::is_owed_a_stop));
+        // A SIGCONT is in the image, or waits in its queue still.
+        let owed = Tracee::owed_to_any(&self.threads).filter(|owed| *owed == Owed::Stop);
+        let pid = self.pid;
         self.threads.into_iter().for_each(Tracee::forget);
-        Tracee::after_exec(pid, stop_owed).map_err(|why| NotExecuted { why, frozen: None })
+        Tracee::after_exec(pid, owed).map_err(|why| NotExecuted { why, frozen: None })
     }
 
     fn exec(&mut self, program: &Program<'_>) -> Result<(), Error> {

@@ -11,7 +11,7 @@ use crate::image::{
 use crate::sys::memory::MemFile;
 use crate::sys::ptrace::{self as pt, reg};
 use crate::sys::{own, process};
-use crate::tracee::{Tracee, leave_rseq};
+use crate::tracee::{Owed, Tracee, leave_rseq};
 use crate::wire::Bytes;
 use crate::{cpu, procfs};
 
@@ -140,8 +140,13 @@ pub(super) fn ask(
     // timer that goes off meanwhile is told by its signal only.
     let continues = continues(&pt::pending(pid, true)?);
     let mut each_continues = Vec::new();
-    for thread in threads.iter() {
-        each_continues.push(self::continues(&pt::pending(thread.tid(), false)?));
+    for thread in threads.iter_mut() {
+        let own = self::continues(&pt::pending(thread.tid(), false)?);
+        if !(own.is_empty() && continues.is_empty()) {
+            // Should it not go at all.
+            thread.owe(Some(Owed::Continue));
+        }
+        each_continues.push(own);
     }
     let xstates: Vec<Vec<u8>> = threads.iter().map(|t| pt::xstate(t.tid())).collect::<Result<_, _>>()?;
     threads[0].lay(memory, gate, scratch)?;
@@ -175,6 +180,13 @@ pub(super) fn ask(
     }
     let mut shared_pending = pt::pending(pid, true)?;
     shared_pending.extend(continues);
+    let continued = Tracee::owed_to_any(threads) == Some(Owed::Continue);
+    if continued && !shared_pending.iter().chain(each_continues.iter().flatten()).any(pt::is_continue) {
+        // It came while the batch ran. From whom is not known.
+        let mut info = vec![0; 128];
+        info[0] = libc::SIGCONT as u8;
+        shared_pending.push(Bytes(info));
+    }
     let mut pendings = Vec::new();
     for (thread, more) in threads.iter().zip(each_continues) {
         let mut own = pt::pending(thread.tid(), false)?;
@@ -218,7 +230,7 @@ pub(super) fn ask(
 }
 
 fn continues(pending: &[Bytes]) -> Vec<Bytes> {
-    pending.iter().filter(|info| info.first() == Some(&(libc::SIGCONT as u8))).cloned().collect()
+    pending.iter().filter(|info| pt::is_continue(info)).cloned().collect()
 }
 
 /// An interval timer that has gone off, and whose signal is not delivered yet, shows no time left.

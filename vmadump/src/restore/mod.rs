@@ -21,8 +21,8 @@ use crate::error::{Error, Refusal};
 use crate::facts::Facts;
 use crate::image::{Image, PAGE, Reader, read_header};
 use crate::plan::{Owner, Plan, Wishes, plan};
-use crate::sys::process;
-use crate::tracee::Tracee;
+use crate::sys::{process, ptrace as pt};
+use crate::tracee::{Owed, Tracee};
 
 use fds::Given;
 pub use here::answer;
@@ -281,14 +281,21 @@ impl Prepared {
 
     /// Lets it run. Its pid.
     pub fn go(mut self) -> Result<i32, Error> {
+        let pid = self.target.pid;
+        let owed = Tracee::owed_to_any(&self.target.threads);
         // What was pending has been taken away by the stops at the ends of the tables of calls.
         let mut pending = self.image.signals.pending.iter().chain(&self.image.threads[0].pending);
-        if pending.any(|info| info.first() == Some(&(libc::SIGCONT as u8))) {
-            process::kill(self.target.pid, libc::SIGCONT)?;
-        }
-        // One that is pending is newer than the stop, and another stop would take it away.
-        if self.image.meta.stopped && !self.target.is_continued()? {
-            process::kill(self.target.pid, libc::SIGSTOP)?;
+        let lost = pending.any(pt::is_continue) || owed == Some(Owed::Continue);
+        let waits = pt::is_continued(pid)?;
+        if owed == Some(Owed::Stop) {
+            // It came last, and follows when the process is let go.
+        } else if lost || waits {
+            self.target.threads.iter_mut().for_each(|thread| thread.owe(None));
+            if !waits {
+                process::kill(pid, libc::SIGCONT)?;
+            }
+        } else if self.image.meta.stopped {
+            process::kill(pid, libc::SIGSTOP)?;
         }
         let threads = std::mem::take(&mut self.target.threads);
         threads.into_iter().try_for_each(Tracee::release)?;

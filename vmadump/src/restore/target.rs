@@ -171,13 +171,16 @@ impl Target {
         loop {
             match pt::wait(self.pid)? {
                 Status::Stopped(sig, 0) if sig == libc::SIGTRAP | 0x80 => break,
-                Status::Stopped(..) => pt::cont_syscall(self.pid)?,
+                Status::Stopped(sig, event) => {
+                    self.threads[0].note(sig, event);
+                    pt::cont_syscall(self.pid)?;
+                }
                 Status::Exited(_) | Status::Killed(_) => return Err(Error::Gone(self.pid)),
             }
         }
-        let stop_owed = self.threads.iter().any(Tracee::is_owed_a_stop);
+        let owed = Tracee::owed_to_any(&self.threads);
         self.threads.drain(..).for_each(Tracee::forget);
-        self.threads.push(Tracee::after_exec(self.pid, stop_owed)?);
+        self.threads.push(Tracee::after_exec(self.pid, owed)?);
         pt::set_options(self.pid, self.options)
             .map_err(Error::from)
             .and_then(|()| MemFile::open(self.pid).map_err(Error::from))
@@ -236,9 +239,9 @@ impl Target {
                 return Err(Error::Inside { op: "execute the program", pid: self.pid, why });
             }
         }
-        let stop_owed = self.threads.iter().any(Tracee::is_owed_a_stop);
+        let owed = Tracee::owed_to_any(&self.threads);
         self.threads.drain(..).for_each(Tracee::forget);
-        self.threads.push(Tracee::after_exec(self.pid, stop_owed)?);
+        self.threads.push(Tracee::after_exec(self.pid, owed)?);
         self.scratch = Scratch { base: 0, size: 0 };
         Ok(())
     }
@@ -250,14 +253,6 @@ impl Target {
         let envp: Vec<&[u8]> = fallback.envp.iter().map(Vec::as_slice).collect();
         let others: Vec<i32> = self.threads.iter().skip(1).map(Tracee::tid).collect();
         self.execute(&Program { path: &fallback.path, argv: &argv, envp: &envp }, &others)
-    }
-
-    /// Was it sent a SIGCONT since it was taken?
-    pub(super) fn is_continued(&self) -> Result<bool, Error> {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).map_err(|_| Error::Gone(self.pid))?;
-        let pending = text.lines().filter_map(|l| l.strip_prefix("ShdPnd:").or_else(|| l.strip_prefix("SigPnd:")));
-        let all = pending.filter_map(|word| u64::from_str_radix(word.trim(), 16).ok()).fold(0, |all, set| all | set);
-        Ok(all & (1 << (libc::SIGCONT - 1)) != 0)
     }
 
     pub(super) fn leader(&mut self) -> &mut Tracee {

@@ -186,6 +186,18 @@ pub(crate) fn pending(tid: i32, shared: bool) -> Result<Vec<Bytes>, SysError> {
     }
 }
 
+/// Does a SIGCONT wait for the thread or its process?
+pub(crate) fn is_continued(tid: i32) -> Result<bool, SysError> {
+    let (mut all, own) = (pending(tid, true)?, pending(tid, false)?);
+    all.extend(own);
+    Ok(all.iter().any(is_continue))
+}
+
+/// Is this raw siginfo that of a SIGCONT?
+pub(crate) fn is_continue(info: &Bytes) -> bool {
+    info.first() == Some(&(libc::SIGCONT as u8))
+}
+
 /// siginfo of the signal at whose delivery the thread stopped: signal, code, sender.
 pub(crate) fn stop_info(tid: i32) -> Result<(i32, i32, i32), SysError> {
     let mut info = [0u8; 128];
