@@ -266,7 +266,7 @@ fn stand_in(frozen: Frozen, task: &Send, arguments: &[Vec<u8>]) -> (bool, i32) {
     match frozen.become_exec(&program.path, &argv, &envp) {
         Ok(tracee) => {
             let signal = if tracee.is_owed_a_stop() { libc::SIGSTOP } else { 0 };
-            (tracee.release().is_err(), signal)
+            if tracee.release_or_bury() { (false, signal) } else { (true, libc::SIGKILL) }
         }
         Err(NotExecuted { frozen, .. }) => {
             let killed = frozen.is_none() || is_over(task.pid);

@@ -383,6 +383,15 @@ impl Tracee {
         Ok(())
     }
 
+    /// Lets the only thread of a process go. False: it was killed before that, and its end has been waited for.
+    pub fn release_or_bury(mut self) -> bool {
+        let released = self.let_go().is_ok();
+        if !released {
+            self.bury();
+        }
+        released
+    }
+
     /// Forgets the thread without touching it: whoever else handles it, or it is dead.
     pub fn forget(mut self) {
         self.gone = true;
