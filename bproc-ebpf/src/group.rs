@@ -43,11 +43,11 @@ pub(crate) unsafe fn call(sig: i32, info: u64, task: Ptr) -> Option<u64> {
         let signal = task::follow(task, off!(task_signal))?;
         let group = task::follow(signal, off!(signal_pids) + PIDTYPE_PGID * size_of::<Ptr>())?;
         let head = group as u64 + (off!(pid_tasks) + PIDTYPE_PGID * size_of::<Ptr>()) as u64;
-        let now = match CALLS.get_ptr(&sender) {
+        let now = match CALLS.get_ptr(sender) {
             Some(former) if comes_before((*former)[0], node, head) => (*former)[1],
             _ => bpf_ktime_get_ns(),
         };
-        CALLS.insert(&sender, &[node, now], u64::from(BPF_ANY)).ok()?;
+        CALLS.insert(sender, [node, now], u64::from(BPF_ANY)).ok()?;
         Some(now)
     }
 }
