@@ -110,7 +110,7 @@ int main(int argc, char **argv)
         else if (!strcmp(argv[1], "move"))
             all[run] = move(run);
         else if (!strcmp(argv[1], "calm"))
-            all[run] = usleep(20000), move(run);
+            usleep(20000), all[run] = move(run);
         else if (strstr(argv[1], "fork"))
             all[run] = forked(argv[1][0] == 'r');
         else
