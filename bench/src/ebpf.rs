@@ -14,8 +14,12 @@ use crate::sys;
 /// One loop: its name, how often it goes round for one sample, what it does.
 type Loop = (&'static str, usize, fn() -> Result<()>);
 
-const LOOPS: [Loop; 3] =
-    [("fork, exit, wait", 400, fork), ("fork, exec, wait", 100, exec), ("kill, ignored", 50_000, kill)];
+const LOOPS: [Loop; 4] = [
+    ("fork, exit, wait", 400, fork),
+    ("fork, exec, wait", 100, exec),
+    ("kill, taken by a handler", 20_000, handled),
+    ("kill, ignored", 50_000, ignored),
+];
 /// Samples of each loop in each round.
 const SAMPLES: usize = 10;
 
@@ -29,13 +33,21 @@ fn exec() -> Result<()> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).status().map(drop).context("cannot start /bin/true")
 }
 
-fn kill() -> Result<()> {
+fn kill(signal: i32) -> Result<()> {
     let own = i32::try_from(std::process::id()).context("a pid")?;
-    sys::kill(own, libc::SIGUSR1).context("cannot signal")
+    sys::kill(own, signal).context("cannot signal")
+}
+
+fn ignored() -> Result<()> {
+    kill(libc::SIGUSR1)
+}
+
+fn handled() -> Result<()> {
+    kill(libc::SIGUSR2)
 }
 
 /// Adds samples, in microseconds a turn.
-fn measure(times: &mut [Samples; 3]) -> Result<()> {
+fn measure(times: &mut [Samples; LOOPS.len()]) -> Result<()> {
     for _ in 0..SAMPLES {
         for ((_, turns, turn), samples) in LOOPS.iter().zip(times.iter_mut()) {
             let start = sys::now();
@@ -52,9 +64,10 @@ fn measure(times: &mut [Samples; 3]) -> Result<()> {
 /// is noise.
 pub fn run(setup: &Setup) -> Result<()> {
     sys::ignore(libc::SIGUSR1);
+    sys::take(libc::SIGUSR2);
     let rounds = setup.runs.unwrap_or(6);
     let mut report = Report::new("ebpf", "us");
-    let mut times: [[Samples; 3]; 4] = Default::default();
+    let mut times: [[Samples; LOOPS.len()]; 4] = Default::default();
     for _ in 0..rounds {
         for (index, nodes) in [None, None, Some(0), Some(1)].into_iter().enumerate() {
             let _cluster = nodes.map(|nodes| Cluster::up(setup, nodes)).transpose()?;

@@ -8,13 +8,14 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use bproc::{Client, Files, MoveRequest};
 
 use crate::Setup;
 use crate::cluster::Cluster;
 use crate::criu::Criu;
 use crate::measure::Samples;
+use crate::programs::{self, Dir};
 use crate::report::Report;
 use crate::sys;
 
@@ -29,7 +30,7 @@ time.sleep(1000000)";
 
 /// Programs to move, compiled for the benchmark.
 pub struct Programs {
-    dir: PathBuf,
+    _dir: Dir,
     /// Measures calls of the library.
     pub calls: PathBuf,
     calls_static: PathBuf,
@@ -40,41 +41,26 @@ pub struct Programs {
 impl Programs {
     /// Compiles them.
     pub fn compile() -> Result<Self> {
-        let dir = Path::new("/var/tmp").join(format!("bproc-bench-{}", std::process::id()));
-        fs::create_dir_all(&dir)?;
+        let dir = Dir::new("moves")?;
+        let at = |name| dir.path().join(name);
         let programs = Self {
-            calls: dir.join("calls"),
-            calls_static: dir.join("calls-static"),
-            small_static: dir.join("hold-static"),
-            small: dir.join("hold"),
-            dir,
+            calls: at("calls"),
+            calls_static: at("calls-static"),
+            small_static: at("hold-static"),
+            small: at("hold"),
+            _dir: dir,
         };
         let stage = Path::new("target/bproc");
         let hold = include_str!("../programs/hold.c");
-        programs.cc(&programs.small_static, hold, &["-static"])?;
-        programs.cc(&programs.small, hold, &[])?;
+        programs::cc(&programs.small_static, hold, &["-static"])?;
+        programs::cc(&programs.small, hold, &[])?;
         let (include, lib) = (stage.join("include"), fs::canonicalize(stage.join("lib"))?);
         let calls = include_str!("../programs/calls.c");
         let (include, path) = (format!("-I{}", include.display()), format!("-Wl,-rpath,{}", lib.display()));
         let (shared, archive) = (format!("-L{}", lib.display()), lib.join("libbproc.a").display().to_string());
-        programs.cc(&programs.calls, calls, &[&include, &shared, &path, "-lbproc"])?;
-        programs.cc(&programs.calls_static, calls, &["-static", &include, &archive])?;
+        programs::cc(&programs.calls, calls, &[&include, &shared, &path, "-lbproc"])?;
+        programs::cc(&programs.calls_static, calls, &["-static", &include, &archive])?;
         Ok(programs)
-    }
-
-    fn cc(&self, program: &Path, text: &str, flags: &[&str]) -> Result<()> {
-        let source = program.with_extension("c");
-        fs::write(&source, text)?;
-        let output = Command::new("cc").arg("-O2").arg("-o").arg(program).arg(&source).args(flags).output();
-        let output = output.context("cannot start cc")?;
-        ensure!(output.status.success(), "cc {}: {}", program.display(), String::from_utf8_lossy(&output.stderr));
-        Ok(())
-    }
-}
-
-impl Drop for Programs {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 

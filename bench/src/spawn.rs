@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::Setup;
 use crate::cluster::Cluster;
+use crate::least::Least;
 use crate::measure::Samples;
 use crate::report::Report;
 use crate::ssh::{Setting, Ssh};
@@ -59,31 +60,33 @@ pub fn run(setup: &Setup) -> Result<()> {
     let cluster = Cluster::up(setup, 1)?;
     let debian = Ssh::start(Setting::Debian)?;
     let stripped = Ssh::start(Setting::Stripped)?;
-    let no_streams = || {
-        let mut command = cluster.tool("bpsh");
-        command.args(["-N", "0"]);
-        command
-    };
+    let least = Least::start(PROGRAM)?;
+    let mut no_streams = cluster.tool("bpsh");
+    no_streams.args(["-N", "0"]);
     let mut plain = Command::new(PROGRAM);
     plain.stdin(Stdio::null());
     let case = |name, mut command: Command, pipes: bool, runs| {
-        command.arg(PROGRAM);
         if !pipes {
             command.stdout(Stdio::null()).stderr(Stdio::null());
         }
         Case { name, command, pipes, runs, samples: Samples::default() }
     };
+    let with = |mut command: Command| {
+        command.arg(PROGRAM);
+        command
+    };
     let mut cases = [
-        case("bpsh 0 /bin/true", cluster.bpsh("0"), true, runs),
-        case("ssh, multiplexed, as Debian has it", debian.multiplexed(), true, runs),
-        case("ssh, multiplexed, stripped", stripped.multiplexed(), true, runs),
-        case("ssh, fresh, as Debian has it", debian.fresh(), true, FRESH_RUNS),
-        case("ssh, fresh, stripped", stripped.fresh(), true, FRESH_RUNS),
+        case("bpsh 0 /bin/true", with(cluster.bpsh("0")), true, runs),
+        case("ssh, multiplexed, as Debian has it", with(debian.multiplexed()), true, runs),
+        case("ssh, multiplexed, stripped", with(stripped.multiplexed()), true, runs),
+        case("ssh, fresh, as Debian has it", with(debian.fresh()), true, FRESH_RUNS),
+        case("ssh, fresh, stripped", with(stripped.fresh()), true, FRESH_RUNS),
         case("fork and exec", plain, true, runs),
-        case("bpsh, on /dev/null", cluster.bpsh("0"), false, runs),
-        case("bpsh -N, no streams", no_streams(), false, runs),
-        case("ssh, multiplexed, as Debian has it, on /dev/null", debian.multiplexed(), false, runs),
-        case("ssh, multiplexed, stripped, on /dev/null", stripped.multiplexed(), false, runs),
+        case("the least: a static program has another run it", least.command(), true, runs),
+        case("bpsh, on /dev/null", with(cluster.bpsh("0")), false, runs),
+        case("bpsh -N, no streams", with(no_streams), false, runs),
+        case("ssh, multiplexed, as Debian has it, on /dev/null", with(debian.multiplexed()), false, runs),
+        case("ssh, multiplexed, stripped, on /dev/null", with(stripped.multiplexed()), false, runs),
     ];
     for run in 0..runs + 5 {
         for case in cases.iter_mut().filter(|case| run < case.runs.min(runs) + 5) {

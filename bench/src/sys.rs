@@ -102,6 +102,13 @@ pub fn ignore(signal: i32) {
     unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
+/// Takes this signal with a handler that does nothing.
+pub fn take(signal: i32) {
+    extern "C" fn nothing(_: i32) {}
+    // SAFETY: the handler does nothing, which is safe anywhere.
+    unsafe { libc::signal(signal, nothing as extern "C" fn(i32) as libc::sighandler_t) };
+}
+
 /// A child that ends with the benchmark, and at the latest when this is dropped.
 pub struct Held(Child);
 

@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use bproc_bpf::{Config, Control, Monitor, Role};
 use bproc_common::event::{Event, Usage};
 use bproc_common::id::Pid;
+use bproc_common::shown::{Numbers, Shown};
 use bproc_core::lease::Block;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -56,6 +57,21 @@ impl<T> Reader<T> {
     }
 }
 
+/// Asks the kernel what /proc does not tell of parents and children.
+#[derive(Clone)]
+pub struct Kin(Control);
+
+impl Kin {
+    /// The nearest ancestor that gets orphans; none where that is not known.
+    pub fn subreaper(&self, pid: Pid) -> Option<i32> {
+        let found = self.0.subreaper(pid.get() as u32).unwrap_or_else(|error| {
+            tracing::warn!(%error, "who is a subreaper");
+            None
+        });
+        found.and_then(|number| i32::try_from(number).ok())
+    }
+}
+
 /// The loaded programs. Dropping it leaves them pinned: they gather records for the next agent.
 pub struct Kernel {
     control: Control,
@@ -63,6 +79,8 @@ pub struct Kernel {
     first: First,
     /// What processes used can be told to those who wait for their ghosts.
     tells_usage: bool,
+    /// What processes do can be shown where their ghosts are.
+    shows: bool,
 }
 
 impl Kernel {
@@ -80,9 +98,13 @@ impl Kernel {
         for feature in monitor.features().iter().filter(|f| !f.attached) {
             tracing::info!(program = feature.name, why = %feature.why, "not on this kernel");
         }
-        let tells_usage = monitor.features().iter().any(|f| f.name == "usage_release" && f.attached);
+        let attached = |name: &str| monitor.features().iter().any(|f| f.name == name && f.attached);
+        let tells_usage = attached("usage_release");
+        let shows = attached("shown_stat") && attached("shown_read");
         let control = monitor.control();
         control.add_keeper(std::process::id()).context("eBPF maps")?;
+        // What a former agent was told may be old, or of ghosts that have ended since.
+        control.show_none().context("eBPF maps")?;
         let ring = monitor.as_fd().try_clone_to_owned().context("the ring of the kernel's events")?;
         let ring = watched(ring, Interest::READABLE).context("watching the kernel's events")?;
         let reading = Arc::new(Reader { monitor: Mutex::new(monitor), out, wrap });
@@ -98,12 +120,17 @@ impl Kernel {
                 tracing::error!(%error, "the kernel's events cannot be read any more");
             }
         });
-        Ok(Kernel { control, reader, first, tells_usage })
+        Ok(Kernel { control, reader, first, tells_usage, shows })
     }
 
     /// For those who tell of signals: the records of these come first.
     pub fn first(&self) -> First {
         self.first.clone()
+    }
+
+    /// To ask who is a subreaper.
+    pub fn kin(&self) -> Kin {
+        Kin(self.control.clone())
     }
 
     /// Records lost since the load; only ever grows.
@@ -142,6 +169,21 @@ impl Kernel {
     pub fn remove_ghost(&self, pid: Pid) {
         // It is gone from the map already when its end was reported twice.
         let _ = self.control.remove_ghost(pid.get() as u32);
+        if self.shows {
+            let _ = self.control.show_itself(pid.get() as u32);
+        }
+    }
+
+    /// Whether [`Kernel::show`] does anything.
+    pub fn shows(&self) -> bool {
+        self.shows
+    }
+
+    /// Show these numbers where the ghost's are asked for.
+    pub fn show(&self, pid: Pid, numbers: &Numbers) {
+        if self.shows {
+            self.noted("what a process does", self.control.show(pid.get() as u32, &Shown::new(numbers)));
+        }
     }
 
     /// The process of a ghost that is going to end used this (`struct rusage`).

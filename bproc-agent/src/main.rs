@@ -19,6 +19,7 @@ mod relay;
 mod rights;
 mod slave;
 mod stdio;
+mod survey;
 mod watched;
 
 use anyhow::{Context, Result, bail};

@@ -4,7 +4,6 @@
 use crate::former::Caller;
 use crate::watched::{sent, watched};
 use anyhow::{Context, Result};
-use bproc_common::id::Pid;
 use bproc_config::handoff::{self, Handed, Suite, TrafficKey};
 use bproc_config::net::Gate;
 use bproc_config::tls::Peer;
@@ -15,7 +14,6 @@ use bproc_mover::wire::{
 use bproc_proto::Failure;
 use bproc_sys::daemon::{Helper, Life, spawn_detached};
 use bproc_sys::pidfd::PidFd;
-use bproc_sys::process::Process;
 use bproc_sys::seqpacket::Conn;
 use prost::Message;
 use std::collections::VecDeque;
@@ -97,10 +95,11 @@ pub struct Mover {
 }
 
 impl Mover {
-    /// Takes a mover, and tells it its task as soon as this is known. What it says goes to `out`; a task that does not
-    /// come about is told there as the end, too.
+    /// Takes a mover, and tells it what it can begin with (if anything), and its task as soon as this is known. What it says
+    /// goes to `out`; a task that does not come about is told there as the end, too.
     pub fn start<T: Send + 'static>(
         movers: &Movers,
+        first: Option<Task>,
         task: impl Future<Output = Result<Word, Failure>> + Send + 'static,
         out: mpsc::Sender<T>,
         wrap: impl Fn(Said) -> T + Send + Sync + 'static,
@@ -108,7 +107,7 @@ impl Mover {
         let (words, inbox) = mpsc::unbounded_channel();
         let movers = movers.clone();
         tokio::spawn(async move {
-            let last = match live(&movers, task, inbox, &out, &wrap).await {
+            let last = match live(&movers, first, task, inbox, &out, &wrap).await {
                 Ok(true) => return,
                 Ok(false) => Said::Lost,
                 Err(failure) => Said::Report(Report::Done(Done {
@@ -155,6 +154,7 @@ impl Mover {
 /// there was none.
 async fn live<T>(
     movers: &Movers,
+    first: Option<Task>,
     task: impl Future<Output = Result<Word, Failure>>,
     mut inbox: mpsc::UnboundedReceiver<Word>,
     out: &mpsc::Sender<T>,
@@ -162,7 +162,15 @@ async fn live<T>(
 ) -> Result<bool, Failure> {
     let broken = |error: anyhow::Error| Failure { number: libc::EIO, message: format!("{error:#}") };
     let begun = async {
-        let (mover, task) = tokio::join!(movers.take(), task);
+        let begin = async {
+            let mover = movers.take().await?;
+            if let Some(first) = first {
+                // One that has ended has said why.
+                let _ = told(&mover.conn, (first, Vec::new())).await;
+            }
+            Ok(mover)
+        };
+        let (mover, task) = tokio::join!(begin, task);
         Ok((mover.map_err(broken)?, task?))
     };
     tokio::pin!(begun);
@@ -301,7 +309,11 @@ async fn converse<T>(
     let fd = watched(conn, Interest::READABLE)?;
     let mut buffer = vec![0; MAX_PACKET];
     while let Some(word) = early.pop_front() {
-        told(fd.get_ref(), word).await?;
+        match told(fd.get_ref(), word).await {
+            // As below.
+            Err(error) if has_ended(&error) => {}
+            done => done?,
+        }
     }
     loop {
         tokio::select! {
@@ -363,72 +375,6 @@ pub fn stand_in(ghost: &Path, socket: &Path, role: bproc_common::ghost::Role) ->
 pub fn body(ghost: &Path) -> Program {
     use std::os::unix::ffi::OsStrExt;
     Program { path: ghost.with_file_name("bproc-body").as_os_str().as_bytes().to_vec(), envp: Vec::new() }
-}
-
-/// Looks until something that passes by itself, mostly, is taken for lasting.
-const LOOKS: u32 = 10;
-
-/// Can this process be moved to a machine that said this of itself (nothing: any)? Tells why not without touching it.
-/// `rights`: what it may have beyond its user's; none: whatever it has. `ghost`: the program that must stand for it, on the
-/// master.
-///
-/// # Errors
-/// The reason, in words.
-pub async fn survey(
-    host_pid: i32,
-    flags: u32,
-    files: u32,
-    target: &[u8],
-    rights: Option<&bproc_proto::Rights>,
-    ghost: Option<&Path>,
-) -> Result<(), bproc_proto::Failure> {
-    let fds = match files {
-        0 => vmadump::capture::FdPolicy::Carry,
-        1 => vmadump::capture::FdPolicy::DropOthers,
-        _ => vmadump::capture::FdPolicy::StdioOnly,
-    };
-    let options = vmadump::capture::Options { flags, fds };
-    let target = vmadump::facts::Machine::decode(target);
-    let checked = tokio::task::spawn_blocking(move || {
-        if let Some(target) = target {
-            target.takes()?;
-        }
-        use vmadump::{Error, Refusal};
-        let mut looks = LOOKS;
-        loop {
-            match vmadump::capture::check(host_pid, &options) {
-                // A shell has copies of its descriptors elsewhere for a moment; a child executes a program soon.
-                Err(Error::Refused(Refusal::OpenFiles(_) | Refusal::VforkParent(_))) if looks > 1 => looks -= 1,
-                checked => return checked,
-            }
-            std::thread::sleep(std::time::Duration::from_millis(2));
-        }
-    });
-    let beyond: Vec<String> =
-        crate::rights::refusal(host_pid, rights).into_iter().chain(own_root(host_pid, ghost)).collect();
-    let beyond = (!beyond.is_empty()).then(|| beyond.join("; "));
-    match (checked.await, beyond) {
-        (Ok(Ok(())), None) => Ok(()),
-        (Ok(Ok(())), Some(message)) => Err(bproc_proto::Failure { number: libc::EPERM, message }),
-        (Ok(Err(error)), Some(more)) => {
-            Err(bproc_proto::Failure { number: error.errno(), message: format!("{error}; {more}") })
-        }
-        (Ok(Err(error)), None) => Err(bproc_proto::Failure { number: error.errno(), message: error.to_string() }),
-        (Err(error), _) => Err(bproc_proto::Failure { number: libc::EIO, message: error.to_string() }),
-    }
-}
-
-/// Why a process cannot move out of the root directory that it has: where it comes to it would have another, and on the
-/// master it could not become its ghost.
-fn own_root(host_pid: i32, ghost: Option<&Path>) -> Option<String> {
-    use std::os::unix::fs::MetadataExt;
-    let process = Process::open(Pid::new(host_pid)?).ok()?;
-    let id = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
-    let below =
-        |path: &Path| PathBuf::from(format!("/proc/{host_pid}/root")).join(path.strip_prefix("/").unwrap_or(path));
-    let same = ghost.is_none_or(|ghost| id(&below(ghost)) == id(ghost));
-    let own = !same || !process.root_is_mount().ok()?;
-    own.then(|| "it has a root directory of its own (chroot), which would not be that of its stand-in".to_owned())
 }
 
 /// A socket with a good answer in it, for a process that asked for its own move and finds it at the other end: 0, or its

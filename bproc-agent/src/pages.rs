@@ -1,4 +1,5 @@
-//! `bproc-agent generate DIR`: man pages and shell completions, for packagers. Not shown in help.
+//! `bproc-agent generate DIR`: man pages and shell completions, for packagers. Not shown in help. `vmadump` has the same, and no crate in
+//! common with this one that knows of command lines.
 
 use std::fs;
 use std::io;

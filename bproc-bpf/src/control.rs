@@ -1,16 +1,18 @@
 //! What the programs watch: the maps that user space writes.
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use bproc_common::event::Usage;
+use bproc_common::shown::{SHOWN, Shown};
 
-use crate::{Error, Result, error::chain};
+use crate::{Error, Result, error::chain, subreaper};
 
 /// Every map that must outlive the agent.
-pub(crate) const MAPS: [&str; 12] = [
+pub(crate) const MAPS: [&str; 14] = [
     "EVENTS", "DROPPED", "SPACES", "GHOSTS", "KEEPERS", "LEASES", "SETTINGS", "EXITED", "REMOTE", "CHILDREN", "REAPED",
-    "CALLS",
+    "CALLS", "REAPER", "SHOWN",
 ];
 
 const BOUNDARY: u32 = 0;
@@ -24,6 +26,10 @@ struct Maps {
     settings: Array<MapData, u32>,
     dropped: PerCpuArray<MapData, u64>,
     remote: HashMap<MapData, u32, Usage>,
+    reaper: Array<MapData, u32>,
+    /// The program that fills the one above, where the kernel has taken it.
+    subreaper: Option<OwnedFd>,
+    shown: HashMap<MapData, u32, [u8; SHOWN]>,
     /// Held so that a monitor without pins keeps them, too.
     _others: [Map; 4],
 }
@@ -48,7 +54,10 @@ fn gone(result: Result<(), MapError>, name: &'static str) -> Result<()> {
 }
 
 impl Control {
-    pub(crate) fn new(take: &mut impl FnMut(&'static str) -> Result<Map>) -> Result<Control> {
+    pub(crate) fn new(
+        take: &mut impl FnMut(&'static str) -> Result<Map>,
+        subreaper: Option<OwnedFd>,
+    ) -> Result<Control> {
         macro_rules! open {
             ($name:literal) => {
                 take($name)?.try_into().map_err(fault($name))?
@@ -62,6 +71,9 @@ impl Control {
             settings: open!("SETTINGS"),
             dropped: open!("DROPPED"),
             remote: open!("REMOTE"),
+            reaper: open!("REAPER"),
+            subreaper,
+            shown: open!("SHOWN"),
             _others: [take("EXITED")?, take("CHILDREN")?, take("REAPED")?, take("CALLS")?],
         };
         Ok(Control { maps: Arc::new(Mutex::new(maps)) })
@@ -174,6 +186,53 @@ impl Control {
     pub fn set_usage(&self, host_pid: u32, usage: &Usage) -> Result<()> {
         let done = self.maps().remote.insert(host_pid, usage, 0);
         done.map_err(fault("REMOTE"))
+    }
+
+    /// The nearest ancestor of a process (numbers of the caller's pid namespace) that is a subreaper, as far as it looks: 16
+    /// generations. `None` where there is none, and where the kernel has not taken the program.
+    ///
+    /// # Errors
+    /// As [`Control::add_space`].
+    pub fn subreaper(&self, pid: u32) -> Result<Option<u32>> {
+        let mut maps = self.maps();
+        if maps.subreaper.is_none() {
+            return Ok(None);
+        }
+        // Of one that has ended nothing is noted: what was there is not to be taken for its.
+        maps.reaper.set(0, 0, 0).map_err(fault("REAPER"))?;
+        if maps.subreaper.as_ref().is_none_or(|program| subreaper::run(program, pid).is_err()) {
+            return Ok(None);
+        }
+        let found = maps.reaper.get(&0, 0).map_err(fault("REAPER"))?;
+        Ok(Some(found).filter(|number| *number > 0))
+    }
+
+    /// Shows this in `/proc` instead of what a ghost (pid in the initial namespace) does itself. It works only where
+    /// `shown_stat`, `shown_status` and `shown_read` are attached.
+    ///
+    /// # Errors
+    /// As [`Control::add_space`].
+    pub fn show(&self, host_pid: u32, shown: &Shown) -> Result<()> {
+        let done = self.maps().shown.insert(host_pid, shown.bytes(), 0);
+        done.map_err(fault("SHOWN"))
+    }
+
+    /// Shows a ghost as it is again.
+    ///
+    /// # Errors
+    /// As [`Control::add_space`].
+    pub fn show_itself(&self, host_pid: u32) -> Result<()> {
+        gone(self.maps().shown.remove(&host_pid), "SHOWN")
+    }
+
+    /// Shows all ghosts as they are again.
+    ///
+    /// # Errors
+    /// As [`Control::add_space`].
+    pub fn show_none(&self) -> Result<()> {
+        let mut maps = self.maps();
+        let all: Vec<u32> = maps.shown.keys().filter_map(|key| key.ok()).collect();
+        all.into_iter().try_for_each(|pid| gone(maps.shown.remove(&pid), "SHOWN"))
     }
 
     /// Events lost since the load because nobody read in time: never 0 again

@@ -11,6 +11,7 @@ mod monitor;
 mod offsets;
 mod pins;
 mod probe;
+mod subreaper;
 
 pub use control::Control;
 pub use error::Error;

@@ -18,11 +18,11 @@ use crate::{
     control::{Control, MAPS},
     error::chain,
     logs::{self, Logs},
-    offsets, pins,
+    offsets, pins, subreaper,
 };
 
 /// Part of the pins' name; grows when maps or events change their meaning.
-const ABI: u32 = 3;
+const ABI: u32 = 4;
 /// The ring when nothing else is asked for: 35,000 events.
 const RING_BYTES: u32 = 4 << 20;
 
@@ -86,7 +86,7 @@ enum Kind {
 }
 
 /// Every program: name, hook, kind, and who needs it.
-const PROGRAMS: [(&str, &str, Kind, Role); 14] = [
+const PROGRAMS: [(&str, &str, Kind, Role); 17] = [
     ("process_fork", "sched_process_fork", Kind::Trace, Role::Both),
     ("signal_generate", "signal_generate", Kind::Trace, Role::Both),
     ("process_exec", "sched_process_exec", Kind::Trace, Role::Node),
@@ -101,6 +101,9 @@ const PROGRAMS: [(&str, &str, Kind, Role); 14] = [
     ("usage_waitid", "__x64_sys_waitid", Kind::Better, Role::Master),
     ("usage_getrusage", "__x64_sys_getrusage", Kind::Better, Role::Master),
     ("usage_times", "__x64_sys_times", Kind::Better, Role::Master),
+    ("shown_stat", "proc_tgid_stat", Kind::Better, Role::Master),
+    ("shown_status", "proc_pid_status", Kind::Better, Role::Master),
+    ("shown_read", "seq_read", Kind::Better, Role::Master),
 ];
 
 /// The loaded programs and their events. What is watched is set through the
@@ -242,6 +245,13 @@ impl Monitor {
             }
             features.push(Feature { name, attached: true, why: String::new() });
         }
+        let mut subreaper = None;
+        if config.role.is(Role::Master) {
+            let loaded = subreaper::load(&mut ebpf, &btf, set.as_deref());
+            let why = loaded.as_ref().err().cloned().unwrap_or_default();
+            features.push(Feature { name: subreaper::NAME, attached: loaded.is_ok(), why });
+            subreaper = loaded.ok();
+        }
         if let Some((dir, name)) = pin {
             pins::publish(dir, name)?;
         }
@@ -249,7 +259,7 @@ impl Monitor {
         let mut take = |name: &'static str| ebpf.take_map(name).ok_or_else(|| no_map(name));
         Ok(Monitor {
             events: ring(take("EVENTS")?)?,
-            control: Control::new(&mut take)?,
+            control: Control::new(&mut take, subreaper)?,
             logs,
             features,
             resumed: false,
@@ -271,6 +281,10 @@ impl Monitor {
                 why: if attached { String::new() } else { "refused when the programs were loaded".into() },
             });
         }
+        let subreaper = subreaper::reopen(set);
+        if config.role.is(Role::Master) {
+            features.push(Feature { name: subreaper::NAME, attached: subreaper.is_some(), why: String::new() });
+        }
         let mut take = |name: &'static str| {
             MapData::from_pin(set.join(format!("map-{name}")))
                 .and_then(Map::from_map_data)
@@ -278,7 +292,7 @@ impl Monitor {
         };
         Ok(Monitor {
             events: ring(take("EVENTS")?)?,
-            control: Control::new(&mut take)?,
+            control: Control::new(&mut take, subreaper)?,
             logs: logs::of_pinned(&set.join("link-process_fork")),
             features,
             resumed: true,
@@ -296,6 +310,7 @@ pub(crate) fn load_object(config: &Config, bytes: &[u8]) -> Result<Ebpf> {
         .override_global("OFFSETS", raw.as_slice(), true)
         .map_max_entries("GHOSTS", processes)
         .map_max_entries("EXITED", processes)
+        .map_max_entries("SHOWN", processes)
         .map_max_entries("EVENTS", config.ring_bytes.unwrap_or(RING_BYTES))
         .load(bytes)
         .map_err(|error| Error::Object { path: config.object.clone(), why: chain(&error) })

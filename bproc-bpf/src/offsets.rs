@@ -45,6 +45,7 @@ pub fn resolve() -> Result<Offsets> {
         signal_flags: signal("flags")?,
         signal_group_exit_code: signal("group_exit_code")?,
         signal_pids: signal("pids")?,
+        signal_subreaper: bits(&btf, "signal_struct", &["is_child_subreaper"])?,
         signal_utime: signal("utime")?,
         signal_stime: signal("stime")?,
         pid_level: at("pid", &["level"])?,
@@ -58,11 +59,13 @@ pub fn resolve() -> Result<Offsets> {
         cred_uid: at("cred", &["uid"])?,
         cred_euid: at("cred", &["euid"])?,
         cred_egid: at("cred", &["egid"])?,
+        cred_cap_effective: at("cred", &["cap_effective"])?,
         nsproxy_pid_ns: at("nsproxy", &["pid_ns_for_children"])?,
         sa_handler: at("k_sigaction", &["sa", "sa_handler"])?,
         siginfo_code: at("kernel_siginfo", &["si_code"])?,
         siginfo_pid: kill("_pid")?,
         siginfo_uid: kill("_uid")?,
+        file_private_data: at("file", &["private_data"])?,
     })
 }
 
@@ -81,6 +84,12 @@ fn find(btf: &Btf, name: &str) -> Option<Struct> {
 
 /// Offset in bytes of a nested field.
 fn offset(btf: &Btf, root: &str, fields: &[&str]) -> Result<u32> {
+    let bits = bits(btf, root, fields)?;
+    if bits % 8 == 0 { Ok(bits / 8) } else { Err(missing(root, fields)) }
+}
+
+/// Offset in bits.
+fn bits(btf: &Btf, root: &str, fields: &[&str]) -> Result<u32> {
     let lost = || missing(root, fields);
     let mut within = find(btf, root).ok_or_else(lost)?;
     let mut bits = 0;
@@ -91,7 +100,7 @@ fn offset(btf: &Btf, root: &str, fields: &[&str]) -> Result<u32> {
             within = kind.ok_or_else(lost)?;
         }
     }
-    if bits % 8 == 0 { Ok(bits / 8) } else { Err(lost()) }
+    Ok(bits)
 }
 
 /// Looks a member up, through anonymous members too: offset in bits, and the

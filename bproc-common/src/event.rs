@@ -42,7 +42,8 @@ record! {
         pub comm1: u64,
         /// Start time of the process, nanoseconds of boot time (`task->start_boottime`).
         pub start_ns: u64,
-        /// CPU time used by the process, user, nanoseconds (EXIT only; 0 where unknown).
+        /// CPU time used by the process, user, nanoseconds (EXIT; 0 where unknown). GROUP and SIGNAL, about the sender: bit 0, its
+        /// effective user is another than its real one; bit 1, it has CAP_KILL and is not root, or is root without.
         pub utime_ns: u64,
         /// CPU time used by the process, system, nanoseconds (EXIT only; 0 where unknown).
         pub stime_ns: u64,
@@ -59,8 +60,8 @@ pub const USAGE_MAX_RSS: usize = 4;
 
 record! {
     /// Where the running kernel keeps what the eBPF programs read: byte offsets
-    /// that user space takes from the kernel's BTF and sets before the load.
-    pub struct Offsets : 144 {
+    /// (of single bits: in bits) that user space takes from the kernel's BTF and sets before the load.
+    pub struct Offsets : 156 {
         /// `task_struct.pid`: the thread's number in the initial namespace.
         pub task_pid: u32,
         /// `task_struct.tgid`.
@@ -97,6 +98,8 @@ record! {
         pub signal_group_exit_code: u32,
         /// `signal_struct.pids`, an array of pointers by `enum pid_type`.
         pub signal_pids: u32,
+        /// `signal_struct.is_child_subreaper`, in bits.
+        pub signal_subreaper: u32,
         /// `signal_struct.utime`: threads already reaped.
         pub signal_utime: u32,
         /// `signal_struct.stime`.
@@ -123,6 +126,8 @@ record! {
         pub cred_euid: u32,
         /// `cred.egid`.
         pub cred_egid: u32,
+        /// `cred.cap_effective`, whose first word is the lowest capabilities'.
+        pub cred_cap_effective: u32,
         /// `nsproxy.pid_ns_for_children`.
         pub nsproxy_pid_ns: u32,
         /// `k_sigaction.sa.sa_handler`.
@@ -133,6 +138,8 @@ record! {
         pub siginfo_pid: u32,
         /// `kernel_siginfo._sifields._kill._uid`.
         pub siginfo_uid: u32,
+        /// `file.private_data`: of files in `/proc` the `seq_file`.
+        pub file_private_data: u32,
     }
 }
 

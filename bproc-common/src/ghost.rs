@@ -90,6 +90,8 @@ pub mod op {
     /// Send signal to process `a` with the siginfo that is the payload (128 bytes). A si_code of SI_USER or
     /// SI_TKILL with a si_pid other than the sender's own is sent by a short-lived process that has that pid and
     /// the uid si_uid, so that the receiver sees the native siginfo; where the pid is taken, by SI_QUEUE.
+    /// `a` below -1 means all of the group -`a`: it is sent with the rights of the user si_uid, where the pid is taken in the name of
+    /// the sender of this itself, and with EXDEV not at all by one that is another user.
     /// `b` = thread to send to, or 0 for the process. `d` = a key of this signal among all of its receiver, or 0; `c` = a
     /// number that the receiver shares with no other process, also not with a former one of the same pid. A signal with
     /// a key is noted in the space; with a negative one it may have been sent before, and is not if it was.
@@ -97,7 +99,7 @@ pub mod op {
     /// Become a program: first descriptor is a memfd with an exec block ([`crate::exec`]), the others are its
     /// open files. On failure RESULT with -errno, then the process exits; on success the connection just ends.
     pub const EXEC: u32 = 11;
-    /// Set ns_last_pid to `a` (init only).
+    /// Set ns_last_pid to `a`; with 0 tell it (init only).
     pub const LAST_PID: u32 = 12;
     /// setgroups() to none, setresgid(`b`), setresuid(`a`), capabilities kept.
     pub const CREDS: u32 = 13;
@@ -105,6 +107,8 @@ pub mod op {
     pub const ACK: u32 = 14;
     /// nice value `a` for itself.
     pub const NICE: u32 = 15;
+    /// PR_SET_CHILD_SUBREAPER: `a`.
+    pub const SUBREAPER: u32 = 18;
     /// Send signal `b` to the whole process group `a`, as its process has done on a node (ghosts only).
     pub const SIGNAL_GROUP: u32 = 17;
     /// Lives `a` milliseconds more unless told again; 0: for ever (init only).

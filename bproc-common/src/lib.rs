@@ -18,5 +18,6 @@ pub mod keeper;
 #[cfg(feature = "alloc")]
 pub mod nodeset;
 pub mod perm;
+pub mod shown;
 pub mod wait;
 pub mod wire;

@@ -68,20 +68,29 @@ pub fn plan(new: Relative, relatives: &[Relative], here: &BTreeSet<i32>) -> Vec<
         }
     };
     let parent = known(new.ppid);
-    // The session's leader first, of the new one and of its parent; then the groups' leaders; then the parent.
+    // The parent and its ancestors, as far as they are told.
+    let mut line: Vec<Relative> = Vec::new();
+    while let Some(next) = known(line.last().map_or(new.ppid, |r| r.ppid))
+        && !line.contains(&next)
+    {
+        line.push(next);
+    }
+    // The session's leader first, of the new one and of its parent; then the ancestors, each after the leader of its group; then
+    // the leader of the new one's group.
     for sid in [Some(new.sid), parent.map(|p| p.sid)].into_iter().flatten() {
         if sid > 1 && sid != new.pid {
             make(leader(sid), &mut steps, &mut there);
         }
     }
-    for (pgid, sid) in [Some((new.pgid, new.sid)), parent.map(|p| (p.pgid, p.sid))].into_iter().flatten() {
+    let ancestors = line.iter().rev().map(|r| (r.pgid, r.sid, Some(*r)));
+    for (pgid, sid, ancestor) in ancestors.chain([(new.pgid, new.sid, None)]) {
         if pgid > 1 && pgid != new.pid && pgid != sid {
             let r = known(pgid).unwrap_or(leader(pgid));
             make(Relative { pgid, sid, ..r }, &mut steps, &mut there);
         }
-    }
-    if let Some(parent) = parent {
-        make(parent, &mut steps, &mut there);
+        if let Some(ancestor) = ancestor {
+            make(ancestor, &mut steps, &mut there);
+        }
     }
     // A parent in another session cannot give it to the child: a member of the right one clones it then.
     let by = match parent {
@@ -125,6 +134,21 @@ impl Blocks {
             self.held.push(block);
         }
         if self.held.len() == 1 { Cursor::MoveTo(block) } else { Cursor::Stay }
+    }
+
+    /// The space was found as a former agent left it: its last fork got this number. Forks go on from there, if it is in a
+    /// block: the numbers before it may still be those of ghosts.
+    pub fn resume(&mut self, last: i32) -> Cursor {
+        let next = last.saturating_add(1);
+        let at = |pid| self.held.iter().position(|block| block.contains(pid));
+        match (at(next).or_else(|| at(last)), self.held.first()) {
+            (Some(index), _) => {
+                self.current = index;
+                Cursor::Stay
+            }
+            (None, Some(first)) => Cursor::MoveTo(*first),
+            (None, None) => Cursor::Stay,
+        }
     }
 
     /// All blocks.
@@ -197,5 +221,14 @@ mod tests {
         assert_eq!(blocks.forked(1080, 1), (Cursor::Stay, false));
         assert_eq!(blocks.forked(5080, 1), (Cursor::MoveTo(a), false));
         assert_eq!(blocks.forked(1001, 150), (Cursor::Stay, true));
+        // Another agent, which does not know where the forks are.
+        let mut blocks = Blocks::default();
+        assert_eq!(blocks.resume(5010), Cursor::Stay);
+        assert_eq!((blocks.add(a), blocks.add(b)), (Cursor::MoveTo(a), Cursor::Stay));
+        assert_eq!(blocks.resume(300), Cursor::MoveTo(a));
+        assert_eq!(blocks.resume(999), Cursor::Stay);
+        assert_eq!(blocks.resume(5010), Cursor::Stay);
+        assert_eq!(blocks.forked(5011, 1), (Cursor::Stay, false));
+        assert_eq!(blocks.forked(5080, 1), (Cursor::MoveTo(a), false));
     }
 }

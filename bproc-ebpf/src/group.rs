@@ -26,6 +26,8 @@ const NODE: usize = 16;
 const BEFORE: u64 = 8;
 /// Members that one looks over, at most, for the one that was reached before.
 const LOOKS: u32 = 128;
+/// What may pass between two members that one system call reaches, nanoseconds.
+const MOST_NS: u64 = 5_000_000;
 
 /// The name of the system call by which `task` is sent this signal with the rest of its group; `None` when it is not.
 ///
@@ -43,12 +45,17 @@ pub(crate) unsafe fn call(sig: i32, info: u64, task: Ptr) -> Option<u64> {
         let signal = task::follow(task, off!(task_signal))?;
         let group = task::follow(signal, off!(signal_pids) + PIDTYPE_PGID * size_of::<Ptr>())?;
         let head = group as u64 + (off!(pid_tasks) + PIDTYPE_PGID * size_of::<Ptr>()) as u64;
-        let now = match CALLS.get_ptr(sender) {
-            Some(former) if comes_before((*former)[0], node, head) => (*former)[1],
-            _ => bpf_ktime_get_ns(),
+        let now = bpf_ktime_get_ns();
+        let call = match CALLS.get_ptr(sender) {
+            // The memory of one that was reached long ago may be another member's by now.
+            Some(former) if now.wrapping_sub((*former)[2]) < MOST_NS => {
+                let [before, call, _] = *former;
+                if comes_before(before, node, head).unwrap_or(true) { call } else { now }
+            }
+            _ => now,
         };
-        CALLS.insert(sender, [node, now], u64::from(BPF_ANY)).ok()?;
-        Some(now)
+        CALLS.insert(sender, [node, call, now], u64::from(BPF_ANY)).ok()?;
+        Some(call)
     }
 }
 
@@ -68,20 +75,20 @@ fn is_to_group(sig: i32, info: u64) -> Option<bool> {
 }
 
 /// Whether `former` is found going back from `node`: the kernel reaches a group's members in the order of their list, each
-/// once. So whoever was reached before and does not come before was reached by another system call.
+/// once. So whoever was reached before and does not come before was reached by another system call. `None`: too far to tell.
 #[inline(always)]
-fn comes_before(former: u64, node: u64, head: u64) -> bool {
+fn comes_before(former: u64, node: u64, head: u64) -> Option<bool> {
     let mut at = node;
     for _ in 0..LOOKS {
         // The place that leads to a node is the first word of the one before it, or the head.
-        let Some(before) = task::probe::<u64>(at + BEFORE) else { return false };
+        let Some(before) = task::probe::<u64>(at + BEFORE) else { return Some(false) };
         if before == former {
-            return true;
+            return Some(true);
         }
         if before == head {
-            return false;
+            return Some(false);
         }
         at = before;
     }
-    false
+    None
 }

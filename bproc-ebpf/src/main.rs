@@ -2,7 +2,8 @@
 //!
 //! Tracepoints report what happens to the processes of registered pid
 //! namespaces and to registered ghosts; the LSM programs in [`guard`] also
-//! refuse, and where fexit programs load, [`usage`] tells parents what their children used on nodes. Offsets into the kernel's structures come from user space, which
+//! refuse, and where fexit programs load, [`usage`] tells parents what their children used on nodes, and [`shown`] tells readers of
+//! `/proc` what ghosts stand for. Offsets into the kernel's structures come from user space, which
 //! loads only the programs that its role and the kernel allow.
 #![no_std]
 #![no_main]
@@ -12,6 +13,8 @@
 mod group;
 mod guard;
 mod maps;
+mod shown;
+mod subreaper;
 mod task;
 mod usage;
 
@@ -43,7 +46,8 @@ const SIGTTOU: i32 = 22;
 const SIGNAL_UNKILLABLE: u32 = 0x40;
 /// `signal->flags`: all threads have stopped.
 const SIGNAL_STOP_STOPPED: u32 = 1;
-/// `TRACE_SIGNAL_ALREADY_PENDING`.
+/// `TRACE_SIGNAL_IGNORED` and `TRACE_SIGNAL_ALREADY_PENDING`.
+const IGNORED: i32 = 1;
 const ALREADY_PENDING: i32 = 2;
 pub(crate) const SI_USER: i32 = 0;
 const SI_QUEUE: i32 = -1;
@@ -113,6 +117,9 @@ unsafe fn on_fork(parent: Ptr, child: Ptr) -> Option<()> {
 
 /// Whether a new process of the master's own was given a pid that is not local.
 /// Ghosts, agent and keeper choose such pids on purpose.
+///
+/// # Safety
+/// `parent` is a task.
 #[inline(always)]
 unsafe fn is_beyond(parent: Ptr, space: &Space) -> bool {
     let (Some(boundary), Some(inum)) = (SETTINGS.get(0), SETTINGS.get(1)) else {
@@ -135,6 +142,9 @@ pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
 }
 
 /// Reports something that needs no more than the task.
+///
+/// # Safety
+/// `task` is a task.
 #[inline(always)]
 unsafe fn on_simple(what: u32, task: Ptr, arg: u32) -> Option<()> {
     // SAFETY: a pointer from the tracepoint.
@@ -316,13 +326,18 @@ pub fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// Records of a signal that `task` is sent.
+///
+/// # Safety
+/// `task` is a task that is being signalled, by the running one.
 #[inline(always)]
 unsafe fn on_generate(sig: i32, info: u64, task: Ptr, result: i32) -> Option<()> {
-    let stops = (SIGSTOP..=SIGTTOU).contains(&sig);
-    // Of the most frequent one nothing is ever told.
-    if sig == SIGCHLD {
+    // Of the most frequent one nothing is ever told, nor of what nobody gets: ghosts and skeletons block signals, and what
+    // is blocked is not ignored. SIGCONT makes go on whoever ignores it.
+    if sig == SIGCHLD || (result == IGNORED && sig != SIGCONT) {
         return None;
     }
+    let stops = (SIGSTOP..=SIGTTOU).contains(&sig);
     // SAFETY: task is a pointer from the tracepoint.
     unsafe {
         let ghost = is_ghost(task::host_pid(task));
@@ -366,6 +381,9 @@ unsafe fn on_generate(sig: i32, info: u64, task: Ptr, result: i32) -> Option<()>
 }
 
 /// Who sent a signal: 0 means a process without siginfo, 1 the kernel itself.
+///
+/// # Safety
+/// The running task is the sender.
 #[inline(always)]
 unsafe fn add_sender(event: &mut Event, info: u64, space: &Space) {
     event.code = match info {
@@ -381,6 +399,7 @@ unsafe fn add_sender(event: &mut Event, info: u64, space: &Space) {
     unsafe {
         event.arg2 = task::process_in(sender, space);
         event.arg3 = task::real_uid(sender);
+        event.utime_ns = task::other_rights(sender);
     }
     // What sigqueue's caller wrote there is what a receiver would read.
     if event.code == SI_QUEUE && info > 1 {

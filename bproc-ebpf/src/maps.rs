@@ -34,6 +34,7 @@ static OFFSETS: Offsets = Offsets {
     signal_flags: 0,
     signal_group_exit_code: 0,
     signal_pids: 0,
+    signal_subreaper: 0,
     signal_utime: 0,
     signal_stime: 0,
     pid_level: 0,
@@ -47,11 +48,13 @@ static OFFSETS: Offsets = Offsets {
     cred_uid: 0,
     cred_euid: 0,
     cred_egid: 0,
+    cred_cap_effective: 0,
     nsproxy_pid_ns: 0,
     sa_handler: 0,
     siginfo_code: 0,
     siginfo_pid: 0,
     siginfo_uid: 0,
+    file_private_data: 0,
 };
 
 /// Offset of a field in the running kernel.
@@ -89,13 +92,17 @@ pub(crate) static GHOSTS: HashMap<u32, u8> = HashMap::with_max_entries(PIDS, BPF
 #[map]
 pub(crate) static KEEPERS: HashMap<u32, u8> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 
-/// By the thread that signals a group: the list node of the last member that it reached, and the name of its system call.
+/// By the thread that signals a group: the list node of the last member that it reached, the name of its system call, and when it was.
 #[map]
-pub(crate) static CALLS: LruHashMap<u32, [u64; 2]> = LruHashMap::with_max_entries(1024, 0);
+pub(crate) static CALLS: LruHashMap<u32, [u64; 3]> = LruHashMap::with_max_entries(1024, 0);
 
 /// Pids that a namespace may hand out: first in the low half, last in the high half.
 #[map]
 pub(crate) static LEASES: HashMap<u32, u64> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+/// What the program `subreaper` found last.
+#[map]
+pub(crate) static REAPER: Array<u32> = Array::with_max_entries(1, 0);
 
 /// `[0]`: first pid that is not the master's own (0: no boundary); `[1]`: the master's pid namespace.
 #[map]

@@ -65,6 +65,9 @@ pub(crate) struct Space {
 }
 
 /// Address of the number of `pid` at a level; `None` when it has no such level.
+///
+/// # Safety
+/// `pid` is a `struct pid`.
 #[inline(always)]
 unsafe fn number_at(pid: Ptr, level: u32) -> Option<u64> {
     // SAFETY: as the caller's promise.
@@ -123,6 +126,9 @@ unsafe fn number_in(pid: Ptr, space: &Space) -> u32 {
 }
 
 /// Number of a task's process, group or session in a namespace.
+///
+/// # Safety
+/// `task` is a task.
 #[inline(always)]
 unsafe fn id_in(task: Ptr, which: usize, space: &Space) -> u32 {
     // SAFETY: as the caller's promise; signal->pids is an array of pointers.
@@ -179,6 +185,22 @@ pub(crate) unsafe fn real_uid(task: Ptr) -> u32 {
             Some(cred) => load(cred, off!(cred_uid)),
             None => u32::MAX,
         }
+    }
+}
+
+/// How the rights of a task differ from those of its real user: see `Event::utime_ns`.
+///
+/// # Safety
+/// `task` is a task.
+#[inline(always)]
+pub(crate) unsafe fn other_rights(task: Ptr) -> u64 {
+    const CAP_KILL: u32 = 1 << 5;
+    // SAFETY: as the caller's promise.
+    unsafe {
+        let Some(cred) = follow(task, off!(task_cred)) else { return 3 };
+        let (real, effective): (u32, u32) = (load(cred, off!(cred_uid)), load(cred, off!(cred_euid)));
+        let can_kill = load::<u32>(cred, off!(cred_cap_effective)) & CAP_KILL != 0;
+        u64::from(real != effective) | u64::from(can_kill != (real == 0)) << 1
     }
 }
 

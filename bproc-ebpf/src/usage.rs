@@ -82,6 +82,9 @@ unsafe fn on_release(task: Ptr) {
 }
 
 /// What a process used that is gone, for the parent that has waited for it.
+///
+/// # Safety
+/// `task` is a task.
 #[inline(always)]
 unsafe fn account(task: Ptr, process: u32, used: &Usage, replaces: bool) -> Option<()> {
     // SAFETY: task is one; values of the maps live until a grace period ends.
@@ -135,6 +138,9 @@ fn amend(user: u64, more: &Usage) -> Option<()> {
 }
 
 /// The caller has reaped somebody, and has asked at `which` what he used.
+///
+/// # Safety
+/// `registers` are those of the running task, at the end of its call.
 #[inline(always)]
 unsafe fn on_wait(registers: Ptr, which: u64, well: bool) -> Option<()> {
     // SAFETY: the helper has no preconditions; a value of the map lives until a grace period ends.

@@ -14,6 +14,7 @@ pub(crate) mod nr {
     pub(crate) const IOCTL: usize = 16;
     pub(crate) const PREAD64: usize = 17;
     pub(crate) const GETPID: usize = 39;
+    pub(crate) const GETUID: usize = 102;
     pub(crate) const SOCKET: usize = 41;
     pub(crate) const CONNECT: usize = 42;
     pub(crate) const SENDMSG: usize = 46;
@@ -63,6 +64,7 @@ pub(crate) mod errno {
     pub(crate) const EINTR: i32 = 4;
     pub(crate) const EAGAIN: i32 = 11;
     pub(crate) const EEXIST: i32 = 17;
+    pub(crate) const EXDEV: i32 = 18;
     pub(crate) const ENOTDIR: i32 = 20;
     pub(crate) const EINVAL: i32 = 22;
     pub(crate) const ENOSYS: i32 = 38;
@@ -117,6 +119,7 @@ pub(crate) enum Prctl {
     SetKeepCaps = 8,
     BoundingRead = 23,
     BoundingDrop = 24,
+    SetChildSubreaper = 36,
     SetNoNewPrivs = 38,
     Ambient = 47,
 }

@@ -10,6 +10,7 @@ use crate::sys::{self, Control, Errno, MAX_FDS};
 use crate::{exec, family, signals};
 use bproc_common::ghost::{MAX_PACKET, Msg, Role, ev, op};
 use bproc_common::wire::Record;
+use core::ffi::CStr;
 
 pub(crate) const INVALID: Errno = Errno(errno::EINVAL);
 
@@ -133,7 +134,9 @@ fn obey(ghost: &mut Ghost, msg: &Msg, payload: &[u8], fds: &mut Fds) -> sys::Res
         op::SIGNAL => signals::send_once(ghost, msg, payload).map(Answer::from),
         op::SIGNAL_GROUP if ghost.role == Role::Ghost => sys::kill_group(pid(msg.a)?, int(msg.b)?).map(Answer::from),
         op::EXEC => exec::become_program(ghost, msg, fds),
-        op::LAST_PID => last_pid(ghost.role, pid(msg.a)?).map(Answer::from),
+        op::LAST_PID if ghost.role != Role::Init => Err(Errno(errno::EPERM)),
+        op::LAST_PID if msg.a == 0 => last_pid().map(Answer::from),
+        op::LAST_PID => set_last_pid(pid(msg.a)?).map(Answer::from),
         op::LEASE => lease(ghost, msg.a).map(Answer::from),
         op::CREDS => credentials(msg).map(Answer::from),
         op::ACK => {
@@ -141,6 +144,7 @@ fn obey(ghost: &mut Ghost, msg: &Msg, payload: &[u8], fds: &mut Fds) -> sys::Res
             Ok(Answer::None)
         }
         op::NICE => sys::set_nice(int(msg.a)?).map(Answer::from),
+        op::SUBREAPER => sys::prctl(Prctl::SetChildSubreaper, usize::from(msg.a != 0), 0).map(|_| ().into()),
         op::WATCH_CHILDREN => {
             ghost.children.watch(if msg.a == 1 { Interest::Stops } else { Interest::All });
             Ok(().into())
@@ -160,11 +164,17 @@ fn name(text: &[u8]) -> sys::Result<()> {
     sys::set_name(&name)
 }
 
+const LAST_PID: &CStr = c"/proc/sys/kernel/ns_last_pid";
+
+/// The number that the last fork in this pid namespace got, or was to get.
+fn last_pid() -> sys::Result<i32> {
+    let mut text = [0u8; 16];
+    let mut digits = sys::read_file(LAST_PID, &mut text)?.iter().take_while(|c| c.is_ascii_digit());
+    digits.try_fold(0i32, |n, digit| n.checked_mul(10)?.checked_add(i32::from(digit - b'0'))).ok_or(INVALID)
+}
+
 /// The next forks in this pid namespace get the numbers after this one.
-fn last_pid(role: Role, pid: i32) -> sys::Result<()> {
-    if role != Role::Init {
-        return Err(Errno(errno::EPERM));
-    }
+fn set_last_pid(pid: i32) -> sys::Result<()> {
     let mut digits = [0u8; 10];
     let mut at = digits.len();
     let mut rest = pid;
@@ -173,7 +183,7 @@ fn last_pid(role: Role, pid: i32) -> sys::Result<()> {
         digits[at] = b'0' + (rest % 10) as u8;
         rest /= 10;
     }
-    let file = sys::open(c"/proc/sys/kernel/ns_last_pid", O_WRONLY)?;
+    let file = sys::open(LAST_PID, O_WRONLY)?;
     let written = sys::write(file, &digits[at..]);
     sys::close(file);
     written.map(|_| ())

@@ -1,6 +1,6 @@
 //! Commands about signals: to end or stop oneself by one, to send one.
 
-use crate::abi::{Action, Limit, RLIMIT_CORE, SigInfo, cld, errno, si, sig, wait};
+use crate::abi::{Action, Caps, Limit, Prctl, RLIMIT_CORE, SigInfo, cld, errno, si, sig, wait};
 use crate::command::{Answer, INVALID, int, pid};
 use crate::ghost::Ghost;
 use crate::sys::{self, Errno, Whose};
@@ -74,6 +74,10 @@ pub(crate) fn send_once(ghost: &Ghost, msg: &Msg, payload: &[u8]) -> sys::Result
 /// | the same, pid taken, or 0 (sender in an outer namespace) | SI_QUEUE with si_pid and si_uid, value 0 |
 /// | positive: from the kernel, may not be claimed | kill by us |
 fn send(msg: &Msg, payload: &[u8]) -> sys::Result<()> {
+    let target = int(msg.a)?;
+    if target < -1 {
+        return send_to_group(payload, -target);
+    }
     let target = pid(msg.a)?;
     let thread = if msg.b == 0 { None } else { Some(pid(msg.b)?) };
     let info = SigInfo(payload.try_into().map_err(|_| INVALID)?);
@@ -86,6 +90,61 @@ fn send(msg: &Msg, payload: &[u8]) -> sys::Result<()> {
         code if code >= si::USER || code == si::TKILL => send_plainly(&info, target, thread),
         _ => sys::queue_signal(target, thread, signal, &info),
     }
+}
+
+/// Sends to a group, once for all of its members, with the rights of its sender's user and no more:
+///
+/// | who sends | how |
+/// |---|---|
+/// | we stand for the sender, and are its user | we do |
+/// | the same, but it has become another user since | not at all: EXDEV |
+/// | another pid | a process that has this pid for a moment |
+/// | the same, pid taken, or SIGKILL, which nobody asks about; the kernel | we do, as its user or as root |
+fn send_to_group(payload: &[u8], group: i32) -> sys::Result<()> {
+    let info = SigInfo(payload.try_into().map_err(|_| INVALID)?);
+    let (signal, uid) = (info.signal(), info.uid());
+    if !(0..=sig::MAX).contains(&signal) {
+        return Err(INVALID);
+    }
+    let is_users = info.code() == si::USER && info.pid() > 0;
+    if is_users && info.pid() == sys::getpid() {
+        return match sys::getuid() == uid {
+            true => without_rights(uid != 0, || sys::kill_group(group, signal)),
+            false => Err(Errno(errno::EXDEV)),
+        };
+    }
+    if is_users && signal != sig::KILL {
+        match sys::clone_process(0, 0, Some(info.pid())) {
+            Ok(0) => {
+                let sent = sys::setresuid(uid, uid, uid).and_then(|()| sys::kill_group(group, signal));
+                sys::exit(sent.err().map_or(0, |Errno(number)| number));
+            }
+            Ok(child) => return sent_by(child),
+            Err(Errno(errno::EEXIST | errno::EINVAL)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if !is_users || uid == 0 {
+        return sys::kill_group(group, signal);
+    }
+    // Its capabilities go with the effective user, and come with it.
+    sys::setresuid(uid, uid, 0)?;
+    let sent = sys::kill_group(group, signal);
+    sys::setresuid(0, 0, 0)?;
+    sys::prctl(Prctl::SetDumpable, 0, 0)?;
+    sent
+}
+
+/// Does something with the capabilities put down.
+fn without_rights(put_down: bool, what: impl FnOnce() -> sys::Result<()>) -> sys::Result<()> {
+    if !put_down {
+        return what();
+    }
+    let all = sys::caps()?;
+    sys::set_caps(Caps { effective: 0, ..all })?;
+    let done = what();
+    sys::set_caps(all)?;
+    done
 }
 
 fn send_plainly(info: &SigInfo, target: i32, thread: Option<i32>) -> sys::Result<()> {
@@ -113,6 +172,11 @@ fn send_as(info: &SigInfo, target: i32, thread: Option<i32>) -> sys::Result<()> 
         }
         Err(error) => return Err(error),
     };
+    sent_by(child)
+}
+
+/// What became of a signal that a child was to send.
+fn sent_by(child: i32) -> sys::Result<()> {
     let mut end = SigInfo::ZERO;
     while let Err(error) = sys::waitid(Whose::Pid(child), wait::EXITED | wait::ALL_KINDS, &mut end, None) {
         if error != Errno(errno::EINTR) {

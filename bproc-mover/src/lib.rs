@@ -7,6 +7,7 @@
 //!
 //! ```text
 //!  agent ── Send ──▶ source                          target ◀── Receive ── agent
+//!        ── Line ──▶   │ (surveys before)              │
 //!                      │     files, rights, ids        │
 //!                      │ ─────────────────────────────▶│
 //!                      │ what it has, or what it lacks │

@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     loop {
         let result = match agent.hear() {
             Ok(Some((Task::Receive(task), fds))) => busy(|| receive::receive(&agent, &task, fds).map(|()| None)),
-            Ok(Some((Task::Send(task), fds))) => busy(|| send::send(&agent, &task, fds).map(Some)),
+            Ok(Some((Task::Send(task), _))) => busy(|| send::send(&agent, &task).map(Some)),
             Ok(Some((Task::Hold(task), _))) => busy(|| spread::hold(&agent, &task).map(Some)),
             // Late words of the last move.
             Ok(Some(_)) => continue,

@@ -4,6 +4,7 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 
 use vmadump::Program;
+use vmadump::ahead::Answer;
 use vmadump::facts::Facts;
 use vmadump::plan::{Owner, Rights};
 use vmadump::restore::{self, Body, Filled, RestoreOptions, Restorer};
@@ -26,6 +27,13 @@ pub fn receive(agent: &Agent, task: &Receive, mut fds: Vec<OwnedFd>) -> Result<(
     }
     let stream = TcpStream::from(fds.remove(0));
     let (mut from, mut to) = line(stream, task.keys.as_ref()).map_err(lost("the connection of the pages"))?;
+    if let Some(refusal) = &task.refusal {
+        hear_question(&mut from).map_err(lost("the source"))?;
+        let words = refusal.message.as_str().into();
+        let said = Answer { number: refusal.number, words, more: true, ..Answer::default() };
+        answer(&mut to, &said).map_err(lost("the source"))?;
+        return Err(Failure::new(refusal.number, refusal.message.as_str()));
+    }
     let user = task.owner.as_ref().map(owner);
     // Known before the process stands still.
     let facts = Facts::here();

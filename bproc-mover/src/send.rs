@@ -2,7 +2,6 @@
 
 use std::io::{BufWriter, Write};
 use std::net::TcpStream;
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use bproc_common::errno::BE_SLAVEDIED;
@@ -21,28 +20,31 @@ use crate::wire::{Done, Empty, Report, Send};
 /// Tries, a millisecond apart, of what may be otherwise in a moment.
 const TRIES: u32 = 20;
 
-/// Sends a process away over the first of the descriptors. On failure it runs on here.
+/// Sends a process away over the connection that the agent gives. On failure it runs on here.
 ///
 /// # Errors
 /// Why it does.
-pub fn send(agent: &Agent, task: &Send, mut fds: Vec<OwnedFd>) -> Result<Done, Failure> {
-    let Some(stream) = fds.pop() else { return Err(Failure::new(libc::EPROTO, "the agent sent no connection")) };
-    let line = line(TcpStream::from(stream), task.keys.as_ref());
-    let (mut from, mut to) = line.map_err(|e| Failure::link("the connection of the pages", &e))?;
+pub fn send(agent: &Agent, task: &Send) -> Result<Done, Failure> {
     let fds = match task.files {
         0 => FdPolicy::Carry,
         1 => FdPolicy::DropOthers,
         _ => FdPolicy::StdioOnly,
     };
     let options = Options { flags: task.flags, fds };
+    // The agents connect meanwhile.
     let mut surveyed = patiently(|| survey(task.pid, &options))?;
+    let (keys, stream) = agent.line()?;
+    let line = line(TcpStream::from(stream), keys.as_ref());
+    let (mut from, mut to) = line.map_err(|e| Failure::link("the connection of the pages", &e))?;
+    let arguments = arguments(task.pid);
     // An image that many get is the same for all.
     if !task.spread {
-        ask(&mut to, &surveyed.question()).map_err(|e| Failure::link("the target", &e))?;
-    }
-    let arguments = arguments(task.pid);
-    if !task.spread {
-        let answer = hear_answer(&mut from).map_err(|e| Failure::link("the target, asked before the stop", &e))?;
+        let answer = ask(&mut to, &surveyed.question()).and_then(|()| hear_answer(&mut from));
+        // Of a process that ends the target is told, and waits no more.
+        let answer = answer.map_err(|error| match is_over(task.pid) {
+            true => Failure::new(libc::ESRCH, "it has ended meanwhile"),
+            false => Failure::link("the target, asked before the stop", &error),
+        })?;
         may_come(&surveyed, &answer)?;
         surveyed.found(&answer.there)?;
     }

@@ -10,7 +10,7 @@ use vmadump::ahead::{Answer, Question};
 use vmadump::wire::{Wire, decode};
 
 use crate::line::{Incoming, Outgoing};
-use crate::wire::{Done, FromMover, MAX_PACKET, Report, Task, ToMover};
+use crate::wire::{Done, FromMover, Keys, MAX_PACKET, Report, Task, ToMover};
 
 /// The connection to the agent.
 #[derive(Debug)]
@@ -79,6 +79,20 @@ impl Agent {
     pub fn done(&self, result: Result<Done, Failure>) {
         let done = result.unwrap_or_else(|f| Done { number: f.number.max(1), message: f.message, ..Done::default() });
         self.tell(Report::Done(done));
+    }
+
+    /// Waits for the connection to the other mover.
+    ///
+    /// # Errors
+    /// The agent has none, or gave the move up.
+    pub fn line(&self) -> Result<(Option<Keys>, OwnedFd), Failure> {
+        match self.hear() {
+            Ok(Some((Task::Line(line), mut fds))) => match fds.pop() {
+                Some(stream) => Ok((line.keys, stream)),
+                None => Err(Failure::new(libc::EPROTO, "the agent sent no connection")),
+            },
+            _ => Err(Failure::new(libc::ECANCELED, "the agent gave the move up")),
+        }
     }
 
     /// Waits for Begin; anything else means no.

@@ -7,7 +7,7 @@ pub const MAX_PACKET: usize = 64 << 10;
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ToMover {
     /// What.
-    #[prost(oneof = "Task", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Task", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub task: Option<Task>,
 }
 
@@ -39,6 +39,17 @@ pub enum Task {
     /// Target: from whom the image comes, and to whom it goes on.
     #[prost(message, tag = "8")]
     Relay(Relay),
+    /// Source: the connection to the other mover, which is the descriptor beside this message.
+    #[prost(message, tag = "9")]
+    Line(Line),
+}
+
+/// A connection to the other mover.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Line {
+    /// What opens and seals it. Absent: nothing.
+    #[prost(message, tag = "1")]
+    pub keys: Option<Keys>,
 }
 
 /// Nothing to tell.
@@ -165,6 +176,20 @@ pub struct Receive {
     /// Others get the same image: [`Task::Relay`] says from whom, and to whom it goes on.
     #[prost(bool, tag = "12")]
     pub relay: bool,
+    /// There is no body: the source is told why, and nothing is built.
+    #[prost(message, tag = "13")]
+    pub refusal: Option<Refusal>,
+}
+
+/// Why a process cannot come.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Refusal {
+    /// errno, or a number of BProc's own.
+    #[prost(sint32, tag = "1")]
+    pub number: i32,
+    /// In words.
+    #[prost(string, tag = "2")]
+    pub message: String,
 }
 
 /// A user.
@@ -202,10 +227,6 @@ pub struct Send {
     /// Who, as the mover sees it.
     #[prost(sint32, tag = "1")]
     pub pid: i32,
-    /// What opens and seals the connection to the other mover, which is the descriptor beside this message. Absent:
-    /// nothing.
-    #[prost(message, tag = "2")]
-    pub keys: Option<Keys>,
     /// 0: carry open files or refuse; 1: drop what cannot be carried; 2: standard streams only.
     #[prost(uint32, tag = "4")]
     pub files: u32,

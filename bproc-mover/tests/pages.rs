@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bproc_mover::wire::{
-    AES_256_GCM, Done, FromMover, Key, Keys, MAX_PACKET, Owner, Program, Receive, Report, Send, Task, ToMover,
+    AES_256_GCM, Done, FromMover, Key, Keys, Line, MAX_PACKET, Owner, Program, Receive, Report, Send, Task, ToMover,
 };
 use bproc_sys::seqpacket::Conn;
 use prost::Message;
@@ -128,8 +128,9 @@ fn carry(mib: usize, sealed: bool) -> Done {
     let source = Mover::start();
     let stdio = bproc_mover::send::stdio(holder.pid());
     let keys = sealed.then(|| keys(2, 1));
-    let send = Send { pid: holder.pid(), keys, files: 2, stdio, ..Send::default() };
-    source.tell(Task::Send(send), &[near.as_fd()]);
+    let send = Send { pid: holder.pid(), files: 2, stdio, ..Send::default() };
+    source.tell(Task::Send(send), &[]);
+    source.tell(Task::Line(Line { keys }), &[near.as_fd()]);
     drop((near, far));
     let expect = |mover: &Mover, what: fn(&Report) -> bool| {
         let report = mover.hear();
@@ -220,7 +221,8 @@ fn moved(line: &[&str], program: &str, body: &mut Command) -> (Done, String) {
     target.tell(Task::Receive(receive), &[far.as_fd()]);
     let stdio = bproc_mover::send::stdio(holder.pid());
     let send = Send { pid: holder.pid(), files: 1, flags: 6, stdio, ..Send::default() };
-    source.tell(Task::Send(send), &[near.as_fd()]);
+    source.tell(Task::Send(send), &[]);
+    source.tell(Task::Line(Line::default()), &[near.as_fd()]);
     drop((near, far));
     let done = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -330,7 +332,8 @@ fn what_the_target_lacks_is_told_while_the_process_runs() {
         let receive = Receive { body: body.pid(), pid: holder.pid(), owner, ..Receive::default() };
         target.tell(Task::Receive(receive), &[far.as_fd()]);
         let stdio = bproc_mover::send::stdio(holder.pid());
-        source.tell(Task::Send(Send { pid: holder.pid(), stdio, ..Send::default() }), &[near.as_fd()]);
+        source.tell(Task::Send(Send { pid: holder.pid(), stdio, ..Send::default() }), &[]);
+        source.tell(Task::Line(Line::default()), &[near.as_fd()]);
         drop((near, far));
         // The first word is the last one: it never stood still.
         let Report::Done(done) = source.hear() else { panic!("it was stopped") };

@@ -60,6 +60,21 @@ pub fn raise(resource: Resource) -> Result<u64> {
     Ok(now.rlim_cur)
 }
 
+/// Raises the soft limit to the hard one, which is left alone: whoever is started from here may not have more than before.
+/// Returns the limit then in force.
+///
+/// # Errors
+/// What getrlimit(2) and setrlimit(2) say.
+pub fn raise_soft(resource: Resource) -> Result<u64> {
+    let mut now = libc::rlimit::zeroed();
+    // SAFETY: `now` lives through the call.
+    check("getrlimit", unsafe { libc::getrlimit(resource.number(), &raw mut now) })?;
+    now.rlim_cur = now.rlim_max;
+    // SAFETY: `now` lives through the call.
+    check("setrlimit", unsafe { libc::setrlimit(resource.number(), &raw const now) })?;
+    Ok(now.rlim_cur)
+}
+
 /// Writes `oom_score_adj` (-1000: never chosen, 1000: first) of a process, or of the caller.
 ///
 /// # Errors
@@ -82,13 +97,23 @@ pub fn set_oom_score_adj(pid: Option<Pid>, score: i16) -> Result<()> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn soft_limit_reaches_the_hard_one() {
-        let soft = raise(Resource::OpenFiles).unwrap();
+    fn now() -> libc::rlimit {
         let mut now = libc::rlimit::zeroed();
         // SAFETY: `now` lives through the call.
         unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut now) };
-        assert_eq!(now.rlim_cur, soft);
-        assert_eq!(now.rlim_cur, now.rlim_max);
+        now
+    }
+
+    #[test]
+    fn soft_limit_reaches_the_hard_one() {
+        let before = now();
+        let low = libc::rlimit { rlim_cur: before.rlim_cur.min(256), ..before };
+        // SAFETY: `low` lives through the call.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const low) };
+        let soft = raise_soft(Resource::OpenFiles).unwrap();
+        assert_eq!((now().rlim_cur, now().rlim_max), (soft, before.rlim_max));
+        assert_eq!(soft, before.rlim_max);
+        let soft = raise(Resource::OpenFiles).unwrap();
+        assert_eq!((now().rlim_cur, now().rlim_max), (soft, soft));
     }
 }

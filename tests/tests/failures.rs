@@ -406,6 +406,52 @@ fn connection_is_lost(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// A master that is started with fewer descriptors than its ghosts take.
+fn few_descriptors(cluster: &Cluster) -> Result<()> {
+    crash(cluster, &[Role::Master])?;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` lives through the call.
+    let got = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    let few = libc::rlimit { rlim_cur: limit.rlim_cur.min(128), ..limit };
+    // SAFETY: `few` lives through the call. What is open stays open.
+    let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const few) };
+    ensure!((got, set) == (0, 0), "no other limit of descriptors");
+    let started = cluster.start_agent(Role::Master);
+    // SAFETY: as above.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    started?;
+    cluster.wait_up()?;
+    let mut crowd = Crowd::start(cluster)?;
+    crowd.all_exit()?;
+    crowd.end(cluster)
+}
+
+/// What was forked before the node's agent was killed may still have ghosts: its numbers are not given again at once.
+fn forks_go_on(cluster: &Cluster) -> Result<()> {
+    // Blocks have 4096 numbers; after three quarters of one, forks go on in another.
+    let may_change = |last: i32| last % 4096 > 2500;
+    let end = cluster.dir().join("log/forks-end");
+    let line = format!("while [ ! -e {} ]; do sh -c 'echo $$'; sleep 0.02; done; exit 7", end.display());
+    let mut program = Traveller::start(cluster.command("bpsh").args(["0", "sh", "-c", &line]))?;
+    let mut next = || -> Result<i32> { Ok(program.line()?.parse()?) };
+    let mut last = 0;
+    for round in 0..3 {
+        if round > 0 {
+            crash(cluster, &[Role::Node(0)])?;
+            revive(cluster, &[Role::Node(0)])?;
+        }
+        for _ in 0..20 {
+            let pid = next()?;
+            ensure!(pid > last || may_change(last), "a process got the number {pid} after {last}, in round {round}");
+            last = pid;
+        }
+    }
+    std::fs::write(&end, "")?;
+    let (_, status) = program.end()?;
+    ensure!(status == 7 << 8, "status {status:#x}");
+    cluster.quiet()
+}
+
 fn main() -> ExitCode {
     const MASTER: &[Role] = &[Role::Master];
     const SLAVE: &[Role] = &[NODE];
@@ -428,6 +474,8 @@ fn main() -> ExitCode {
         Test::new("the_master_dies_young", master_dies_young),
         Test::new("a_connection_is_lost", connection_is_lost),
         Test::new("a_process_moves_after_restarts", moves_after_restarts),
+        Test::new("forks_go_on_after_restarts", forks_go_on),
+        Test::new("a_master_has_few_descriptors", few_descriptors),
         Test::new("the_slave_agent_stays_away", slave_stays_away),
         Test::new("the_node_is_cut_off", slave_is_cut_off),
         Test::new("a_stdio_service_has_no_processor", services_have_no_processor),

@@ -67,6 +67,21 @@ fn may_end(point: &str, victim: Victim, way: Way) -> bool {
     }
 }
 
+/// Waits until a source's mover does: before, it may have its process run what is not its own program, which nobody else
+/// could end.
+fn waits_for_its_target(mover: i32) -> Result<()> {
+    eventually("the source's mover waits", LIMIT, || {
+        let call = std::fs::read_to_string(format!("/proc/{mover}/syscall")).unwrap_or_default();
+        let number = call.split(' ').next().and_then(|number| number.parse::<i64>().ok());
+        let waits = [libc::SYS_read, libc::SYS_recvfrom, libc::SYS_recvmsg, libc::SYS_poll, libc::SYS_ppoll];
+        // Gone is as good.
+        Ok(match number.is_some_and(|number| waits.contains(&number)) || call.is_empty() {
+            true => Ok(()),
+            false => Err(call),
+        })
+    })
+}
+
 struct Case<'c> {
     cluster: &'c Cluster,
     point: &'c str,
@@ -125,6 +140,9 @@ impl Case<'_> {
             SourceMover | TargetMover => {
                 let own = at_source == (self.victim == SourceMover);
                 if let Some(victim) = if own { Some(stopped.pid) } else { other() } {
+                    if !own && !at_source {
+                        waits_for_its_target(victim)?;
+                    }
                     signal_to(victim, libc::SIGKILL)?;
                 }
                 if own {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bproc_tests::cluster::{Cluster, Role, eventually, signal_to};
 use bproc_tests::run::{finish, patience};
 use bproc_tests::runner::{self, Test};
-use bproc_tests::traveller::{AROUND, Traveller, around, compile, go, try_move};
+use bproc_tests::traveller::{AROUND, Traveller, around, compile, go, place, try_move};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65534;
@@ -464,6 +464,55 @@ fn a_node_that_dies(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// A target that has said where it waits, and then finds no place for the process, says why; the process runs on.
+fn a_target_without_room(cluster: &Cluster) -> Result<()> {
+    let mut program = Traveller::start(Command::new("/bin/sleep").arg("100"))?;
+    let pid = program.pid();
+    let service = cluster.dir().join("libexec/bproc/bproc-iod");
+    let (away, words) = (service.with_extension("away"), "node 1: the stdio service does not answer");
+    for from in ["master", "0"] {
+        let lost = cluster.stdio_pid(Role::Node(1))?;
+        fs::rename(&service, &away)?;
+        signal_to(lost, libc::SIGKILL)?;
+        let refused = try_move(cluster, pid, "1");
+        fs::rename(&away, &service)?;
+        let refused = refused?;
+        ensure!(refused.status == 1 && refused.err().contains(words), "from {from}: {refused:?}");
+        ensure!(place(cluster, pid)? == from, "it is on {}, not on {from}", place(cluster, pid)?);
+        go(cluster, pid, "1")?;
+        go(cluster, pid, "0")?;
+    }
+    program.child.kill()?;
+    ensure!(program.end()?.1 == libc::SIGKILL, "killed");
+    cluster.quiet()
+}
+
+/// Agents have no more descriptors open after many moves of one process than after a few.
+fn many_moves_of_one(cluster: &Cluster) -> Result<()> {
+    let mut program = Traveller::start(Command::new("/bin/sleep").arg("100"))?;
+    let pid = program.pid();
+    let around = |times: usize| {
+        let mut way = ["0", "1", "master"].into_iter().cycle().take(3 * times);
+        way.try_for_each(|node| go(cluster, pid, node))
+    };
+    let open = || -> Result<Vec<usize>> {
+        let agents = [Role::Master, Role::Node(0), Role::Node(1)].into_iter();
+        agents.map(|role| Ok(fs::read_dir(format!("/proc/{}/fd", cluster.agent_pid(role)?))?.count())).collect()
+    };
+    around(2)?;
+    let before = open()?;
+    around(10)?;
+    eventually("the descriptors of agents are as many as before", LIMIT, || {
+        let after = open()?;
+        // What another move is about to close, and connections.
+        let few = after.iter().zip(&before).all(|(after, before)| *after <= before + 6);
+        Ok(if few { Ok(()) } else { Err(format!("{before:?} before, {after:?} after")) })
+    })?;
+    program.child.kill()?;
+    ensure!(program.end()?.1 == libc::SIGKILL, "killed");
+    cluster.quiet()
+}
+
 fn main() -> ExitCode {
     let tests = vec![
         Test::new("c_program_ten_times_around", c_program),
@@ -478,6 +527,8 @@ fn main() -> ExitCode {
         Test::new("library", library),
         Test::new("refusals", refusals),
         Test::new("the_end_meanwhile", the_end_meanwhile),
+        Test::new("a_target_without_room", a_target_without_room),
+        Test::new("many_moves_of_one", many_moves_of_one),
         Test::new("a_node_that_dies", a_node_that_dies),
     ];
     runner::main(|| Cluster::start(3), tests, Cluster::close)

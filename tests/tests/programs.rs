@@ -269,7 +269,7 @@ fn refusals(cluster: &Cluster) -> Result<()> {
                   f = open(sys.argv[1], 'wb+'); f.truncate(8192); m = mmap.mmap(f.fileno(), 8192)\n\
                   os.unlink(sys.argv[1]); r, w = os.pipe()\n\
                   d = os.memfd_create('common')\n\
-                  if os.fork() == 0: time.sleep(100)\n\
+                  if os.fork() == 0: os.close(w); os.read(r, 1); os._exit(0)\n\
                   print('ready', flush=True); time.sleep(100)";
     let mut command = Command::new("python3");
     let mut program = Traveller::start(command.args(["-c", script]).arg(cluster.dir().join("log/unlinked")))?;
@@ -278,7 +278,10 @@ fn refusals(cluster: &Cluster) -> Result<()> {
     for words in ["socket", "deleted file", "pipe", "shares the memory", "memfd common, which process"] {
         ensure!(done.status == 1 && done.err().contains(words), "{done:?} instead of {words}");
     }
-    Ok(())
+    program.child.kill()?;
+    // Its output ends with its child, which ends with the pipe between the two.
+    ensure!(program.end()?.1 == libc::SIGKILL, "its end");
+    cluster.quiet()
 }
 
 fn main() -> ExitCode {

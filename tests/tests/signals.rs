@@ -143,7 +143,37 @@ fn signals(cluster: &Cluster, point: usize) -> Result<()> {
     Ok(())
 }
 
+/// Killed at its source in the moment in which its stand-in there runs, and its agent has not heard of that one yet.
+fn killed_before_the_stand_in_is_known(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, "tests/programs/ticks.c", &[], false)?;
+    for way in WAYS.into_iter().filter(|way| way.from != Role::Master) {
+        let mut child = Ticks::start(cluster, &program, "1")?;
+        child.begin(way)?;
+        let (asker, mover) = child.hold("source-knows", way)?;
+        let agent = cluster.agent_pid(way.from)?;
+        signal_to(agent, libc::SIGSTOP)?;
+        let killed = signal_to(mover.pid, libc::SIGCONT).and_then(|()| {
+            let stand_in = eventually("its stand-in waits", LIMIT, || {
+                let there = child.number_at(way.from);
+                let waits = there.as_ref().is_some_and(|p| p.exe.ends_with("bproc-ghost") && p.state == 'S');
+                Ok(there.filter(|_| waits).ok_or_else(|| "it does not".to_owned()))
+            })?;
+            signal_to(stand_in.pid, libc::SIGKILL)
+        });
+        signal_to(agent, libc::SIGCONT)?;
+        killed?;
+        child.settle(asker)?;
+        let status = child.end()?;
+        ensure!(status == -libc::SIGKILL, "to {}: it ended with {status}", name(way.to));
+        child.ran_once()?;
+        Ticks::nothing_is_left(cluster)?;
+    }
+    Ok(())
+}
+
 fn main() -> ExitCode {
-    let tests = (0..POINTS.len()).map(|i| Test::new(POINTS[i], move |cluster| signals(cluster, i))).collect();
+    let points = (0..POINTS.len()).map(|i| Test::new(POINTS[i], move |cluster| signals(cluster, i)));
+    let unknown = Test::new("killed_before_the_stand_in_is_known", killed_before_the_stand_in_is_known);
+    let tests = points.chain([unknown]).collect();
     runner::main(|| Cluster::start(3), tests, Cluster::close)
 }

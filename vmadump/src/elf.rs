@@ -76,7 +76,7 @@ fn table(code: &[u8]) -> Option<Vec<(Vec<u8>, u64)>> {
     let (symbols, strings) = (symbols?, strings?);
     // The old hash table tells the number of symbols; without it they end where the strings begin.
     let count = match (hash, gnu) {
-        (Some(h), _) => u32_at(code, h + 4)?,
+        (Some(h), _) => u32_at(code, h.checked_add(4)?)?,
         _ => strings.checked_sub(symbols)? / 24,
     };
     let mut found = Vec::new();
@@ -125,6 +125,26 @@ mod tests {
             build_id(&bad);
             functions(&vdso[..i]);
             build_id(&vdso[..i]);
+        }
+    }
+
+    #[test]
+    fn no_number_in_it_overflows() {
+        let mut code = crate::sys::own::vdso().unwrap().code.0;
+        for at in (0..code.len() - 8).step_by(4) {
+            let was: [u8; 8] = code[at..at + 8].try_into().unwrap();
+            for edge in [0, 0x7fff_ffff, 0x8000_0000, u64::from(u32::MAX), i64::MAX as u64, u64::MAX] {
+                for near in
+                    [edge.wrapping_sub(7), edge.wrapping_sub(3), edge.wrapping_sub(1), edge, edge.wrapping_add(1)]
+                {
+                    for width in [4, 8] {
+                        code[at..at + width].copy_from_slice(&near.to_le_bytes()[..width]);
+                        functions(&code);
+                        build_id(&code);
+                        code[at..at + 8].copy_from_slice(&was);
+                    }
+                }
+            }
         }
     }
 }

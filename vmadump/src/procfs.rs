@@ -200,6 +200,17 @@ pub fn stat(text: &[u8]) -> Vec<u64> {
     [0; 3].into_iter().chain(values).collect()
 }
 
+/// Has this thread ended, or gone already?
+pub(crate) fn is_over(pid: i32, tid: i32) -> bool {
+    match std::fs::read(format!("/proc/{pid}/task/{tid}/stat")) {
+        Ok(text) => {
+            let after = text.iter().rposition(|b| *b == b')').map_or(0, |p| p + 1);
+            matches!(text[after..].trim_ascii_start().first(), Some(b'Z' | b'X' | b'x'))
+        }
+        Err(error) => matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)),
+    }
+}
+
 /// One timer of `/proc/PID/timers`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Timer {

@@ -52,7 +52,12 @@ impl Tracee {
     pub fn stopped(tid: i32) -> Result<Option<Self>, Error> {
         let mut group_stop = false;
         loop {
-            match pt::wait_at_most(tid, STOP_LIMIT)? {
+            let status = match pt::wait_at_most(tid, STOP_LIMIT) {
+                // It is ours: its end was told while another thread of its process was waited for.
+                Err(e) if e.errno == libc::ECHILD => return Ok(None),
+                other => other?,
+            };
+            match status {
                 Status::Stopped(sig, pt::EVENT_STOP) => {
                     group_stop |= sig != libc::SIGTRAP;
                     break;
@@ -126,6 +131,15 @@ impl Tracee {
         [Owed::Stop, Owed::Continue].into_iter().find(|owed| is(*owed))
     }
 
+    /// What is owed to one process comes once: with the last of its threads that is let go.
+    pub(crate) fn owe_once(threads: &mut [Tracee]) {
+        let owed = Tracee::owed_to_any(threads);
+        threads.iter_mut().for_each(|thread| thread.owed = None);
+        if let Some(last) = threads.last_mut() {
+            last.owed = owed;
+        }
+    }
+
     /// It stopped, and neither we nor what it was made to do is the reason.
     pub(crate) fn note(&mut self, signal: i32, event: i32) {
         match (signal, event) {
@@ -163,6 +177,14 @@ impl Tracee {
         Error::Gone(self.tid)
     }
 
+    /// Its next change. Its end may have been told while another thread of its process was waited for.
+    fn wait(&mut self) -> Result<Status, Error> {
+        match pt::wait(self.tid) {
+            Err(e) if e.errno == libc::ECHILD => Err(self.lost()),
+            other => Ok(other?),
+        }
+    }
+
     /// One system call, made by the `syscall` instruction at `gate`.
     pub fn call(&mut self, gate: u64, what: &'static str, nr: i64, args: &[u64]) -> Result<u64, Error> {
         let ret = self.raw_call(gate, nr, args)?;
@@ -188,7 +210,7 @@ impl Tracee {
         loop {
             pt::cont_syscall(self.tid)?;
             self.at_signal = false;
-            match pt::wait(self.tid)? {
+            match self.wait()? {
                 Status::Stopped(sig, 0) if sig == libc::SIGTRAP | 0x80 => {
                     if exits {
                         return Ok(pt::regs(self.tid)?[reg::RAX] as i64);
@@ -230,7 +252,7 @@ impl Tracee {
             }
             loop {
                 pt::step(self.tid)?;
-                match pt::wait(self.tid)? {
+                match self.wait()? {
                     Status::Stopped(libc::SIGTRAP, 0) => break,
                     Status::Stopped(sig, event) => self.note(sig, event),
                     Status::Exited(_) | Status::Killed(_) => return Err(self.lost()),
@@ -266,7 +288,7 @@ impl Tracee {
     /// Waits for the end of a started batch. `threads` collects ids of threads that it made.
     pub fn finish(&mut self, memory: &MemFile, batch: &Batch, threads: &mut Vec<i32>) -> Result<Results, Error> {
         loop {
-            match pt::wait(self.tid)? {
+            match self.wait()? {
                 Status::Stopped(libc::SIGSTOP, 0) => {
                     if Tracee::is_end_of_batch(self.tid)? {
                         self.at_signal = true;
@@ -340,7 +362,7 @@ impl Tracee {
         pt::interrupt(self.tid)?;
         loop {
             pt::cont(self.tid, 0)?;
-            match pt::wait(self.tid)? {
+            match self.wait()? {
                 Status::Stopped(_, pt::EVENT_STOP) => break,
                 Status::Stopped(sig, event) => self.note(sig, event),
                 Status::Exited(_) | Status::Killed(_) => return Err(self.lost()),
@@ -383,7 +405,8 @@ impl Tracee {
         Ok(())
     }
 
-    /// Lets the only thread of a process go. False: it was killed before that, and its end has been waited for.
+    /// Lets the only thread of a process go. False: it was killed before that, and its end has been waited for, or it would
+    /// stay a zombie as long as we live. Not for children of the caller, whose status this would take.
     pub fn release_or_bury(mut self) -> bool {
         let released = self.let_go().is_ok();
         if !released {
@@ -472,4 +495,28 @@ pub(crate) fn leave_rseq(memory: &MemFile, rseq: &Rseq, rip: u64) -> Result<Opti
     }
     memory.write(rseq.address + CS_AT, &[0; 8])?;
     Ok(Some(abort))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn thread(owed: Option<Owed>) -> Tracee {
+        let (borrowed, at_signal, group_stop, doomed) = (false, false, false, false);
+        // Gone: nothing is done to it.
+        Tracee { tid: 0, regs: Regs::default(), mask: 0, borrowed, at_signal, group_stop, owed, doomed, gone: true }
+    }
+
+    #[test]
+    fn a_process_is_sent_once_what_each_thread_was_told_of() {
+        let owed = |all: [Option<Owed>; 3]| {
+            let mut threads = all.map(thread);
+            Tracee::owe_once(&mut threads);
+            threads.map(|thread| thread.owed)
+        };
+        let (stop, go_on) = (Some(Owed::Stop), Some(Owed::Continue));
+        assert_eq!(owed([go_on, go_on, go_on]), [None, None, go_on]);
+        assert_eq!(owed([stop, None, None]), [None, None, stop]);
+        assert_eq!(owed([None, None, None]), [None, None, None]);
+    }
 }

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Traveller, compile, dir, in_namespace};
 use vmadump::capture::{Options, freeze};
@@ -46,6 +46,29 @@ fn a_freeze_leaves_no_trace() {
         let program = counting();
         try_it(&program);
         rest(program, 1);
+    });
+}
+
+/// Threads end in every moment of a stop, also while another one is waited for.
+#[test]
+fn threads_that_end_while_it_is_stopped() {
+    in_namespace("threads_that_end_while_it_is_stopped", 2 * LIMIT, || {
+        let mut program = Traveller::start(&mut Command::new(compile("brief", &["-DUNTIL_TOLD"])));
+        assert_eq!(program.line(), "round 0");
+        // As often as there is time for.
+        let (began, mut frozen) = (Instant::now(), 0);
+        while frozen < 100 && began.elapsed() < LIMIT / 2 {
+            match freeze(program.pid, &Options::default()) {
+                Ok(process) => process.resume().unwrap(),
+                // Seen in the middle of a vfork.
+                Err(Error::Refused(_)) => continue,
+                Err(error) => panic!("after {frozen}: {error}"),
+            }
+            frozen += 1;
+        }
+        // SAFETY: our own child, which has not been waited for.
+        assert_eq!(unsafe { libc::kill(program.pid, libc::SIGTERM) }, 0);
+        assert_eq!(program.end(), (String::new(), 42 << 8));
     });
 }
 

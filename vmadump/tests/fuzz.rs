@@ -1,8 +1,8 @@
 //! Hostile images, made from those in `tests/corpus` by changes of which most keep the checksums right: the parser and
 //! the plan answer each with an image or an error, never with a panic, and never with more memory than arrived.
 //!
-//! `BPROC_FUZZ_SECONDS` says how long (10 by default; tests of the whole take 60), `BPROC_FUZZ_SEED` where to begin. What does harm is written to a
-//! file, whose name is told: it belongs into the corpus, with the mending.
+//! `BPROC_FUZZ_SECONDS` says how long (10 by default; tests of the whole take 60), `BPROC_FUZZ_SEED` where to begin: a number, or `now` for one that
+//! never was. What does harm is written to a file, whose name is told: it belongs into the corpus, with the mending.
 
 mod common;
 
@@ -227,9 +227,13 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Pids are the same in every namespace.
-fn now() -> u64 {
-    std::time::UNIX_EPOCH.elapsed().map_or(1, |time| time.as_nanos() as u64)
+/// Where to begin: the same images every time, but for who asks for others.
+fn seed() -> u64 {
+    match std::env::var("BPROC_FUZZ_SEED") {
+        Ok(now) if now == "now" => std::time::UNIX_EPOCH.elapsed().map_or(1, |time| time.as_nanos() as u64),
+        Ok(seed) => seed.parse().unwrap_or_else(|_| panic!("BPROC_FUZZ_SEED={seed}: a number, or now")),
+        Err(_) => 1,
+    }
 }
 
 fn fuzz_limit() -> Duration {
@@ -239,7 +243,7 @@ fn fuzz_limit() -> Duration {
 #[test]
 fn the_parser_is_fuzzed() {
     let limit = fuzz_limit();
-    let seed = number("BPROC_FUZZ_SEED").unwrap_or_else(now);
+    let seed = seed();
     println!("BPROC_FUZZ_SEED={seed}");
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let corpus = corpus();
@@ -294,7 +298,7 @@ fn hostile_images_are_undumped() {
         };
         std::fs::write(&image, whole.image(true)).unwrap();
         assert_eq!(undump().status.code(), Some(7), "the image as it was");
-        let seed = number("BPROC_FUZZ_SEED").unwrap_or_else(now);
+        let seed = seed();
         println!("BPROC_FUZZ_SEED={seed}");
         let (mut random, began, mut runs) = (Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1), Instant::now(), 0);
         while began.elapsed() < fuzz_limit() / 2 {

@@ -1,10 +1,14 @@
 //! Who asks to go on as a program on a node: all that the new process takes over from the caller, read from /proc
 //! while the caller waits.
 
+use crate::kernel::Kin;
 use bproc_common::id::Pid;
 use bproc_proto as proto;
 use bproc_sys::process::Process;
 use std::collections::BTreeSet;
+
+/// Ancestors at most that get skeletons for the sake of a subreaper.
+const LONGEST: usize = 8;
 
 /// What the caller is.
 #[derive(Debug)]
@@ -19,12 +23,13 @@ pub struct Caller {
     pub owner: u32,
     /// Its name.
     pub comm: Vec<u8>,
-    /// Parent, leaders of group and session, and of the parent's, also those that have ended: their numbers are taken.
+    /// Parent, leaders of group and session, and of the parent's, also those that have ended: their numbers are taken. And
+    /// its ancestors up to a subreaper.
     pub relatives: Vec<Pid>,
 }
 
 /// Fills what the agent decides in the spec (credentials, limits, numbers) and returns what the caller is.
-pub fn complete(pid: Pid, spec: &mut proto::SpawnSpec) -> bproc_sys::Result<Caller> {
+pub fn complete(pid: Pid, spec: &mut proto::SpawnSpec, kin: &Kin) -> bproc_sys::Result<Caller> {
     use std::os::unix::ffi::OsStrExt;
     let process = Process::open(pid)?;
     let (stat, status) = (process.stat()?, process.status()?);
@@ -52,6 +57,10 @@ pub fn complete(pid: Pid, spec: &mut proto::SpawnSpec) -> bproc_sys::Result<Call
     let numbers = BTreeSet::from([stat.ppid, stat.pgrp, stat.session]);
     let others = |number: &i32| *number > 1 && *number != pid.get();
     spec.relatives = numbers.iter().copied().filter(others).filter_map(relative).collect();
+    let line = line(stat.ppid, kin.subreaper(pid));
+    let numbers: BTreeSet<i32> = line.iter().map(|r| r.pid).chain(numbers).collect();
+    spec.relatives.retain(|r| !line.iter().any(|l| l.pid == r.pid));
+    spec.relatives.extend(line);
     // The leaders of relatives get skeletons too.
     let leaders = spec.relatives.iter().flat_map(|r| [r.pgid, r.sid]);
     let numbers: BTreeSet<i32> = leaders.chain(numbers).filter(others).collect();
@@ -68,6 +77,24 @@ pub fn complete(pid: Pid, spec: &mut proto::SpawnSpec) -> bproc_sys::Result<Call
         comm: stat.comm,
         relatives,
     })
+}
+
+/// A parent and its ancestors up to the subreaper, whose stand-ins get orphans as they themselves do. None where that is in another
+/// session: one skeleton makes the other, and cannot give it another session than its own.
+fn line(parent: i32, subreaper: Option<i32>) -> Vec<proto::Relative> {
+    let mut line: Vec<proto::Relative> = Vec::new();
+    let (mut number, Some(subreaper)) = (parent, subreaper) else { return line };
+    while line.len() < LONGEST {
+        let next = relative(number).filter(|r| r.pid > 1 && line.first().is_none_or(|first| first.sid == r.sid));
+        let Some(next) = next else { break };
+        number = next.ppid;
+        let is_last = next.pid == subreaper;
+        line.push(proto::Relative { subreaper: is_last, ..next });
+        if is_last {
+            return line;
+        }
+    }
+    Vec::new()
 }
 
 /// One who may be gone already: then only its number remains, and nobody can be signalled by it.

@@ -4,6 +4,7 @@ use super::Fact;
 use super::caller::{self, Caller};
 use super::machines::Machines;
 use super::travel::Travel;
+use crate::kernel::Kin;
 use crate::local::{self, Counter, fail};
 use crate::stdio::Iod;
 use anyhow::Result;
@@ -101,6 +102,8 @@ pub struct Desk {
     pub travel: Arc<Travel>,
     /// What the machines of nodes have.
     pub machines: Machines,
+    /// Knows parents and children.
+    pub kin: Kin,
 }
 
 /// Serves clients for ever.
@@ -332,7 +335,7 @@ async fn start(
     }
     // One that has just come home: both ends of its move have yet to say so.
     super::places::settled(pid, false, desk).await;
-    let caller = caller::complete(pid, &mut spec).map_err(|error| Failure {
+    let caller = caller::complete(pid, &mut spec, &desk.kin).map_err(|error| Failure {
         number: error.errno(),
         message: format!("process {pid} cannot be read: {error}"),
     })?;

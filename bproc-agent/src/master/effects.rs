@@ -12,6 +12,7 @@ use bproc_sys::pidfd::PidFd;
 use bproc_sys::process::Process;
 use bproc_sys::signal::SigInfo;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 impl Actor {
@@ -48,7 +49,10 @@ impl Actor {
                 Action::Watch(pid) => self.watch(pid),
                 Action::SignalLocal(pid, siginfo) => self.signal_local(pid, siginfo),
                 Action::TrackSignals(pid) => self.kernel.add_ghost(pid),
-                Action::UntrackSignals(pid) => self.kernel.remove_ghost(pid),
+                Action::UntrackSignals(pid) => {
+                    self.kernel.remove_ghost(pid);
+                    self.used.remove(&pid);
+                }
                 Action::NurseryClone(child) => self.nursery_clone(child),
                 Action::ReceiveHere(pid, id) => self.receive_here(pid, id),
                 Action::SendFromHere(pid, id) => self.send_from_here(pid, id),
@@ -144,8 +148,8 @@ impl Actor {
                     }
                 });
                 let reaps = self.reaps.entry(pid).or_default();
-                reaps.retain(|r| !r.is_finished());
-                reaps.push(reaped);
+                reaps.retain(|(_, r)| !r.is_finished());
+                reaps.push((child, reaped));
             }
         }
     }
@@ -194,25 +198,42 @@ impl Actor {
     pub(super) fn adopts(&mut self, dead: Pid, out: &mut Vec<Action>) {
         let parent = Process::open(dead).and_then(|p| p.stat()).ok().and_then(|stat| Pid::new(stat.ppid));
         let Some(parent) = parent.filter(|parent| self.core.whereabouts(*parent).is_some()) else { return };
-        let children = Process::open(parent).and_then(|p| p.children()).unwrap_or_default();
+        let mut children = Process::open(parent).and_then(|p| p.children()).unwrap_or_default();
+        // Those that it has reaped where it is are none of its any more.
+        let reaps = self.reaps.get(&parent).map(Vec::as_slice).unwrap_or_default();
+        children.retain(|child| !reaps.iter().any(|(reaped, r)| reaped == child && !r.is_finished()));
         self.core.adopts(parent, dead, &children, out);
     }
 
-    fn watch(&self, pid: Pid) {
-        let facts = self.facts.clone();
-        let Ok(pidfd) = PidFd::open(pid) else {
-            facts.try_send(Fact::RelativeGone(pid, 0)).ok();
+    /// Has its end told. One who is watched already, and has not ended, is the same.
+    fn watch(&mut self, pid: Pid) {
+        if self.watched.get(&pid).is_some_and(|handle| handle.has_exited().is_ok_and(|gone| !gone)) {
             return;
-        };
+        }
+        let handle = PidFd::open(pid).ok().map(Arc::new);
+        if let Some(handle) = &handle {
+            self.watched.insert(pid, handle.clone());
+        }
+        let facts = self.facts.clone();
         tokio::spawn(async move {
-            if let Ok(fd) = crate::watched::watched(pidfd, tokio::io::Interest::READABLE) {
-                let _ = fd.readable().await;
+            let mut status = 0;
+            if let Some(handle) = handle {
+                if let Ok(fd) = crate::watched::watched(handle, tokio::io::Interest::READABLE) {
+                    let _ = fd.readable().await;
+                }
+                // Its zombie tells how it ended, until its parent reaps it.
+                let stat = Process::open(pid).and_then(|p| p.stat()).ok();
+                status = stat.filter(|s| s.state == b'Z').map_or(0, |s| s.exit_code);
             }
-            // Its zombie tells how it ended, until its parent reaps it.
-            let stat = Process::open(pid).and_then(|p| p.stat()).ok();
-            let status = stat.filter(|s| s.state == b'Z').map_or(0, |s| s.exit_code);
             facts.send(Fact::RelativeGone(pid, status)).await.ok();
         });
+    }
+
+    /// Who was watched has ended; another one may have its number by now.
+    pub(super) fn no_longer_watched(&mut self, pid: Pid) {
+        if self.watched.get(&pid).is_some_and(|handle| handle.has_exited().unwrap_or(true)) {
+            self.watched.remove(&pid);
+        }
     }
 
     pub(super) fn write_state(&self) {

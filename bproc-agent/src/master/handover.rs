@@ -76,6 +76,7 @@ impl Going {
             stdio: Vec::new(),
             spec: Default::default(),
             children: Vec::new(),
+            survey: None,
             request: Default::default(),
             handle,
             from,

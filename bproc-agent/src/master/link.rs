@@ -141,6 +141,19 @@ pub fn order(number: u64, order: &Order, spec: impl FnOnce(Pid) -> Option<SpawnS
             siginfo: siginfo.clone(),
             ..Default::default()
         }),
+        Order::Copy { pid, number, siginfo, group, call } => order::Body::Signal(wire::Signal {
+            pid: pid.get(),
+            ghost_number: *number,
+            siginfo: siginfo.clone(),
+            group: *group,
+            call: *call,
+        }),
+        Order::SignalGroup { group, siginfo, call, copied } => order::Body::SignalGroup(wire::SignalGroup {
+            group: *group,
+            siginfo: siginfo.clone(),
+            call: *call,
+            copied: copied.iter().map(|pid| pid.get()).collect(),
+        }),
         Order::Kill(pid) => order::Body::Signal(kernel_signal(*pid, libc::SIGKILL)),
         Order::Stop(pid) => order::Body::Signal(kernel_signal(*pid, libc::SIGSTOP)),
         Order::Continue(pid) => order::Body::Signal(kernel_signal(*pid, libc::SIGCONT)),

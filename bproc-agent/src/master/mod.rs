@@ -4,6 +4,7 @@
 //! - this file: facts of ghosts, keeper and kernel, and the clocks · [`run`]: start-up
 //! - [`clients`]: the local socket · [`caller`]: who asks · `office`: what clients ask
 //! - [`link`]: the gRPC service for nodes · `nodes`: what they say
+//! - `shown`: what `/proc` shows of ghosts
 //! - [`travel`]: programs that travel · `effects`: performs what the core decided · `moving`: its part in moves · `streams`: of processes that move
 
 mod api;
@@ -19,6 +20,7 @@ mod nodes;
 mod office;
 mod places;
 pub mod run;
+mod shown;
 mod spread;
 mod streams;
 pub mod travel;
@@ -36,12 +38,13 @@ use bproc_common::id::{NodeId, Pid};
 use bproc_common::wait::Status;
 use bproc_config::MachineConfig;
 use bproc_config::net::Gate;
-use bproc_core::group::Mark;
+use bproc_core::group::Record;
 use bproc_core::master::moving::MoveId;
 use bproc_core::master::{Action, Ask, Child, Master};
 use bproc_proto::client::Moved;
 use bproc_proto::link::{ToNode, to_node};
 use bproc_proto::{Failure, SpawnSpec};
+use bproc_sys::pidfd::PidFd;
 use bproc_sys::process::FileId;
 use bproc_sys::signal::SigInfo;
 use clients::ClientFact;
@@ -164,8 +167,10 @@ pub struct Actor {
     /// Images that many get.
     spreads: HashMap<u64, spread::Spread>,
     last_spread: u64,
-    /// Ghosts that are about to reap.
-    reaps: HashMap<Pid, Vec<JoinHandle<()>>>,
+    /// Those whose end is waited for.
+    watched: HashMap<Pid, Arc<PidFd>>,
+    /// Ghosts that are about to reap, and whom.
+    reaps: HashMap<Pid, Vec<(Pid, JoinHandle<()>)>>,
     /// Who waits for a process to be settled, and whether it is known to be on a node.
     settling: Vec<(Pid, bool, oneshot::Sender<Option<NodeId>>)>,
     ghost: PathBuf,
@@ -178,6 +183,8 @@ pub struct Actor {
     away: HashMap<NodeId, Instant>,
     gauges: HashMap<NodeId, Gauges>,
     machines: Machines,
+    /// CPU time of processes.
+    used: HashMap<Pid, shown::Used>,
     changes: watch::Sender<u64>,
     state_files: Vec<PathBuf>,
     addresses: run::Addresses,
@@ -200,6 +207,7 @@ impl Actor {
                     Some(fact) => {
                         tracing::trace!(?fact);
                         self.learn(fact, &mut out).await;
+                        self.core.settle_calls(false, &mut out);
                     }
                 },
                 () = tokio::time::sleep_until(self.owed.due()), if self.owed.any() => {
@@ -221,6 +229,7 @@ impl Actor {
     async fn look_at_clocks(&mut self, out: &mut Vec<Action>) {
         let now = Instant::now();
         let patience = self.patience();
+        self.core.settle_calls(true, out);
         for (node, link) in &self.links {
             let ping = ToNode { body: Some(to_node::Body::Ping(bproc_proto::link::Ping { id: 0 })) };
             if link.to.send(Ok(ping)).is_err() {
@@ -259,6 +268,7 @@ impl Actor {
             Fact::Kernel(event) => self.kernel_event(event, out),
             Fact::Cloned(child, result) => self.core.cloned(child, result, out),
             Fact::RelativeGone(pid, status) => {
+                self.no_longer_watched(pid);
                 self.adopts(pid, out);
                 self.core.relative_gone(pid, status, out);
             }
@@ -406,6 +416,9 @@ impl Actor {
                 let Some(pid) = i32::try_from(event.pid).ok().and_then(Pid::new) else { return };
                 tracing::debug!(%pid, signal = event.arg, from = event.arg2, uid = event.arg3, "signal to a ghost");
                 // The earliest word of it; the keeper tells it again when the ghost stands at the gate.
+                if event.arg == libc::SIGKILL as u32 && event.call != 0 {
+                    self.core.group_killed(Record::of(&event), out);
+                }
                 if event.arg == libc::SIGKILL as u32 && self.ghosts.contains_key(&pid) {
                     self.core.at_gate(pid, out);
                 }
@@ -415,9 +428,9 @@ impl Actor {
                 let siginfo = SigInfo::with(event.arg as i32, event.code, event.arg2 as i32, event.arg3);
                 self.core.unread_stop(pid, siginfo.0.to_vec(), out);
             }
-            event::kind::GROUP if event.queued != 0 => {
+            event::kind::GROUP => {
                 let Some(pid) = i32::try_from(event.pid).ok().and_then(Pid::new) else { return };
-                self.core.group_signalled(pid, Mark::of_record(&event));
+                self.core.group_signalled(pid, Record::of(&event));
             }
             event::kind::BEYOND => run::turn_cursor_back(self.config.pids.boundary),
             _ => {}

@@ -12,11 +12,12 @@ use super::{Actor, Fact, Waiting, Waits, caller};
 use crate::checked;
 use crate::mover::{self, Mover, Said};
 use crate::rights;
+use crate::survey::{self, Survey, Wishes};
 use bproc_common::ghost::{ENV_COUNT, Role, op};
 use bproc_common::id::{NodeId, Pid};
 use bproc_core::master::moving::{Departed, MoveFacts, MoveId};
 use bproc_core::master::{Action, Ask, Order, Refusal};
-use bproc_mover::wire::{Empty, Receive, Report, Send, Task};
+use bproc_mover::wire::{Empty, Line, Receive, Report, Send, Task};
 use bproc_proto::client::{self as wire, Moved};
 use bproc_proto::link::{self, ToNode, event, order, to_node};
 use bproc_proto::{Failure, SpawnSpec};
@@ -38,6 +39,7 @@ pub struct Asked {
     /// The descriptors of one that asks for its own, and comes home.
     home: Vec<(i32, OwnedFd)>,
     children: Vec<bproc_proto::Relative>,
+    survey: Option<Survey>,
     request: wire::Move,
     handle: PidFd,
     answer: oneshot::Sender<Result<Moved, Failure>>,
@@ -49,6 +51,8 @@ pub struct Going {
     pub(super) stdio: Vec<Vec<u8>>,
     pub(super) spec: SpawnSpec,
     pub(super) children: Vec<bproc_proto::Relative>,
+    /// Whether one of the master's own can move at all.
+    pub(super) survey: Option<Survey>,
     pub(super) request: wire::Move,
     /// The process, or its ghost: it keeps its number, and this it, wherever it goes.
     pub(super) handle: PidFd,
@@ -175,14 +179,21 @@ async fn ask_once(request: wire::Move, asker: &Asker, fds: &[OwnedFd], desk: &De
     }
     let unreadable = |e: bproc_sys::Error| failure(e.errno(), format!("process {pid} cannot be read: {e}"));
     let handle = PidFd::open(pid).map_err(unreadable)?;
+    let to = (request.node >= 0).then_some(NodeId(request.node));
+    let leaves = local && to.is_some();
+    // While its new place is made; what comes of it is known before it would be stopped.
+    let mut survey = leaves.then(|| {
+        let (target, ghost) = (desk.machines.of(to), Some(desk.ghost.clone()));
+        let wishes = Wishes { flags: request.flags, files: request.files as u32, target, rights: None, ghost };
+        survey::begin(pid.get(), wishes)
+    });
     let mut spec = SpawnSpec::default();
-    let caller = caller::complete(pid, &mut spec).map_err(unreadable)?;
+    let caller = caller::complete(pid, &mut spec, &desk.kin).map_err(unreadable)?;
     let process = Process::open(pid).map_err(unreadable)?;
     if process.stat().map_err(unreadable)?.state == b'Z' {
         return Err(failure(libc::ESRCH, format!("process {pid} has ended")));
     }
     let children = children_of(&process, local).map_err(unreadable)?;
-    let to = (request.node >= 0).then_some(NodeId(request.node));
     let speaker = speaker(asker, desk).await;
     let facts = MoveFacts {
         pid,
@@ -199,30 +210,24 @@ async fn ask_once(request: wire::Move, asker: &Asker, fds: &[OwnedFd], desk: &De
     let ending = |_| failure(libc::ECONNRESET, "the agent is ending; try again");
     let mut stdio = Vec::new();
     let mine = facts.rights(place).is_ok();
-    if local && to.is_some() && mine {
-        let target = desk.machines.of(to);
-        let (flags, files) = (request.flags, request.files as u32);
-        mover::survey(pid.get(), flags, files, &target, None, Some(&desk.ghost)).await.map_err(|f| refused(pid, f))?;
+    if leaves && mine {
         spec.rights = rights::of(pid.get());
+    } else {
+        survey = None;
     }
     let mut home = Vec::new();
     if request.listed {
         let streams = listed_streams(pid, &request, fds, &spec, desk).await?;
         (spec.streams, spec.stdio_token, home) = (streams.streams, streams.token, streams.fds);
         stdio = bproc_mover::send::stdio(pid.get());
-    } else if local && to.is_some() && mine {
+    } else if leaves && mine {
         let streams = own_streams(pid, request.socket != 0, desk).await?;
         (spec.streams, spec.stdio_token, stdio) = (streams.streams, streams.token, streams.stdio);
     }
     let (answer, receiver) = oneshot::channel();
-    let asked = Asked { facts, spec, stdio, home, children, request, handle, answer };
+    let asked = Asked { facts, spec, stdio, home, children, survey, request, handle, answer };
     desk.facts.send(Fact::Client(ClientFact::Move(Box::new(asked)))).await.ok();
     receiver.await.map_err(ending).and_then(|r| r)
-}
-
-fn refused(pid: Pid, f: Failure) -> Failure {
-    let why = f.message.strip_prefix("refused: ").unwrap_or(&f.message);
-    failure(f.number, format!("process {pid} cannot move: {why}"))
 }
 
 impl Actor {
@@ -255,6 +260,7 @@ impl Actor {
             spec,
             stdio: asked.stdio,
             children: asked.children,
+            survey: asked.survey,
             request: asked.request,
             handle: asked.handle,
             from,
@@ -313,7 +319,6 @@ impl Actor {
         match body {
             Body::Surveyed(said) => match said.failure {
                 Some(f) => {
-                    let f = refused(pid, f);
                     self.core.surveyed(pid, id, Err(Refusal::Failed(node, f.number, f.message)), out);
                 }
                 None => self.prepare_streams(pid, id, said.streams, out),
@@ -398,9 +403,10 @@ impl Actor {
         &mut self,
         pid: Pid,
         id: MoveId,
+        first: Option<Task>,
         task: impl Future<Output = Result<(Task, Vec<OwnedFd>), Failure>> + std::marker::Send + 'static,
     ) {
-        let mover = Mover::start(&self.movers, task, self.facts.clone(), move |said| Fact::Mover(pid, id, said));
+        let mover = Mover::start(&self.movers, first, task, self.facts.clone(), move |said| Fact::Mover(pid, id, said));
         if let Some(going) = self.moving.get_mut(&pid) {
             going.mover = Some(mover);
         }
@@ -421,7 +427,6 @@ impl Actor {
         let task = Receive {
             body: pid.get(),
             pid: pid.get(),
-            keys: None,
             fds: numbers,
             owner,
             elevate: Some(mover::body(&self.ghost)),
@@ -429,12 +434,12 @@ impl Actor {
             wait: true,
             drop_files: going.request.files != 0,
             only_given: going.request.listed,
-            relay: false,
+            ..Receive::default()
         };
         let (facts, gate) = (self.facts.clone(), self.gate.clone());
         let (from, token) = (mover::peer(going.from.map_or(-1, |node| node.0)), going.token.clone());
         let host = master_host(&self.stdio_address);
-        self.start_mover(pid, id, async move {
+        self.start_mover(pid, id, None, async move {
             let told = |port| async move {
                 facts.send(Fact::Mover(pid, id, Said::Listening(port))).await.ok();
             };
@@ -452,10 +457,10 @@ impl Actor {
     }
 
     pub(super) fn send_from_here(&mut self, pid: Pid, id: MoveId) {
+        let survey = self.moving.get_mut(&pid).and_then(|going| going.survey.take());
         let Some(going) = self.moving.get(&pid) else { return };
         let task = Send {
             pid: pid.get(),
-            keys: None,
             files: going.request.files as u32,
             flags: going.request.flags,
             stand_in: Some(mover::stand_in(&self.ghost, &self.ghost_socket, Role::Ghost)),
@@ -468,9 +473,10 @@ impl Actor {
         };
         let (gate, address, token) = (self.gate.clone(), going.address.clone(), going.token.clone());
         let to = mover::peer(going.to.map_or(-1, |node| node.0));
-        self.start_mover(pid, id, async move {
+        self.start_mover(pid, id, Some(Task::Send(task)), async move {
+            survey::passed(survey, pid.get()).await?;
             let (conn, keys) = mover::dial_target(&gate, &address, to, &token).await?;
-            Ok((Task::Send(Send { keys, ..task }), vec![conn]))
+            Ok((Task::Line(Line { keys }), vec![conn]))
         });
     }
 
@@ -491,7 +497,7 @@ impl Actor {
         let reaps = self.reaps.remove(&pid).unwrap_or_default();
         self.kernel.remove_ghost(pid);
         let taking = tokio::spawn(async move {
-            for reap in reaps {
+            for (_, reap) in reaps {
                 let _ = reap.await;
             }
             if let Some(ghost) = ghost {

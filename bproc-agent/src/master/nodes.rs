@@ -68,6 +68,7 @@ impl Actor {
                     files_address: self.travel.address.clone(),
                     keep: keep.digest,
                     keep_size: keep.size,
+                    shows: self.kernel.shows(),
                 };
                 to.send(Ok(ToNode { body: Some(to_node::Body::Welcome(welcome)) })).ok();
                 self.links.insert(node, Attached { id, to, heard: Instant::now(), newest: 0, owed: Owed::default() });
@@ -112,6 +113,7 @@ impl Actor {
                 });
             }
             from_node::Body::Held(held) => self.held_on(node, held),
+            from_node::Body::Doing(doing) => self.show(node, &doing),
             from_node::Body::Hello(_) => tracing::warn!(%node, "a second hello; ignored"),
             from_node::Body::Event(event) => {
                 let number = event.number;

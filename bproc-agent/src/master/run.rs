@@ -47,6 +47,11 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
     let ghost = config.libexec_dir.join("bproc-ghost");
     let ghost_exe = crate::prepare_ghost(&ghost)?;
     prepare_pids(config.pids.boundary)?;
+    // Each ghost takes one, and shells give a thousand.
+    match bproc_sys::limits::raise_soft(bproc_sys::limits::Resource::OpenFiles) {
+        Ok(open) => tracing::debug!(open, "descriptors at most"),
+        Err(error) => tracing::warn!(%error, "the limit of descriptors stays as it is; each ghost takes one"),
+    }
     let gate = Gate::new(&config.security, &config.name).context("certificates")?;
     let (facts, inbox) = mpsc::channel(4096);
 
@@ -103,6 +108,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         ghost_socket,
         travel: travel.clone(),
         machines: machines.clone(),
+        kin: kernel.kin(),
     };
     api::serve(&bproc_config::paths::api_socket_in(&dir), desk.clone())?;
     clients::serve(&bproc_config::paths::agent_socket_in(&dir), desk.clone())?;
@@ -145,6 +151,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         settling: Vec::new(),
         taking: HashMap::new(),
         reaps: HashMap::new(),
+        watched: HashMap::new(),
         movers: Movers::new(mover, dir.join("master")),
         ghost: ghost_path,
         ghost_exe,
@@ -154,6 +161,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         away: HashMap::new(),
         gauges: HashMap::new(),
         machines,
+        used: HashMap::new(),
         changes,
         state_files: bproc_config::paths::state_files(&config.name, &dir),
         addresses,

@@ -111,7 +111,13 @@ impl Actor {
             None => {
                 let task = Task::Hold(Hold { pid, flags });
                 let told = move |said| Fact::Holder(number, said);
-                Holder::Here(Mover::start(&self.movers, async { Ok((task, Vec::new())) }, self.facts.clone(), told))
+                Holder::Here(Mover::start(
+                    &self.movers,
+                    None,
+                    async { Ok((task, Vec::new())) },
+                    self.facts.clone(),
+                    told,
+                ))
             }
             Some(node) => {
                 let hold = link::Hold { number, pid, parent: parent.get(), uid, flags };

@@ -87,6 +87,7 @@ impl Actor {
 
     /// One of ours tells of a child.
     pub(super) fn child(&mut self, by: Pid, pid: Pid, status: i32, rusage: Vec<u8>) {
+        tracing::trace!(%by, %pid, status, "child");
         if !bproc_common::wait::Status::from_raw(status).is_end() {
             // Stops and continues are told by the kernel, for all processes alike.
             return;
@@ -94,6 +95,7 @@ impl Actor {
         if self.is_kept(pid.get()) {
             return;
         }
+        self.stand_in_ended(pid.get(), status);
         match self.table.ended(pid.get(), by.get(), status, &rusage) {
             Ended::Report => self.end_after_output(pid.get(), status, rusage),
             Ended::Known => {}
@@ -104,6 +106,33 @@ impl Actor {
                 self.end_dead_leaders();
             }
         }
+    }
+
+    /// The end of a process was replayed at its ghost: the zombie that kept its number may go.
+    pub(super) fn reap(&mut self, pid: i32) {
+        let Some(by) = self.table.forget(pid) else { return };
+        self.groups.forget(pid);
+        self.end_dead_leaders();
+        self.have_reaped(by, pid);
+    }
+
+    /// Has a zombie reaped by `parent`, or by whoever it was left to, init or a subreaper's stand-in: that has told of it already,
+    /// when it was not to be reaped yet. A stand-in that is not connected tells of its zombies when it is.
+    fn have_reaped(&self, parent: i32, zombie: i32) {
+        let family = self.family.clone();
+        let asked = family.get(parent).map(|parent| parent.ghost.ask(op::REAP, zombie.into(), 0, vec![], vec![]));
+        tokio::spawn(async move {
+            let mut reaped = match asked {
+                Some(answer) => answer.await.is_ok_and(|reaped| reaped > 0),
+                None => false,
+            };
+            for heir in family.heirs() {
+                if !reaped {
+                    let answer = heir.ghost.call(op::REAP, zombie.into(), 0, vec![]).await;
+                    reaped = answer.is_ok_and(|reaped| reaped > 0);
+                }
+            }
+        });
     }
 
     /// One that has ended elsewhere, which is told next, has left children to its parent here: its stand-in, as long as it is
@@ -154,9 +183,8 @@ impl Actor {
     }
 
     fn tell_reap(&self, parent: i32, children: &[i32]) {
-        let Some(stand_in) = self.family.get(parent) else { return };
         for child in children {
-            stand_in.ghost.tell(op::REAP, (*child).into(), 0, vec![]);
+            self.have_reaped(parent, *child);
         }
     }
 
@@ -228,7 +256,7 @@ impl Spawner {
     }
 
     async fn make_child(&self, parent: i32, child: &Relative) -> Result<Member, Failure> {
-        let skeleton = self.family.clone_by(parent, child.pid).await?;
+        let skeleton = self.family.clone_when_free(parent, child.pid, true).await?;
         skeleton.ghost.tell(op::CREDS, child.uid.into(), child.gid.into(), vec![]);
         skeleton.ghost.tell(op::NAME, 0, 0, child.comm.clone());
         // A session or group that is not here cannot be joined; the number stays with the others.

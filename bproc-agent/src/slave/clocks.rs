@@ -82,6 +82,7 @@ impl Actor {
         }
         let fresh = self.table.is_empty()
             && self.halves.is_empty()
+            && self.rooms.is_empty()
             && self.under_way.is_empty()
             && self.events.oldest() == 0
             && self.dead_leaders.is_empty();

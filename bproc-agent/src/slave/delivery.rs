@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 /// Marks keys of signals that have no number of their ghost.
-const UNCOUNTED: i64 = 1 << 62;
+pub(super) const UNCOUNTED: i64 = 1 << 62;
 
 /// A signal that is to be sent.
 pub struct Delivery {
@@ -21,7 +21,7 @@ pub struct Delivery {
     pub order: u64,
     /// Who sends it.
     pub by: Ghost,
-    /// To whom.
+    /// To whom; negative: to this whole group.
     pub pid: i32,
     /// `siginfo_t`.
     pub siginfo: Vec<u8>,
@@ -87,7 +87,9 @@ async fn first(open: &mut VecDeque<Open>) -> Option<i64> {
 /// What its sender's skeleton did not live to say, init does, if that one did not.
 async fn finish(done: Open, mut answer: Option<i64>, family: &Family, facts: &mpsc::Sender<Fact>) {
     let Delivery { order, pid, note, ref by, .. } = done.asked;
-    if let (None, Some(init)) = (answer, family.get(1).filter(|init| init.ghost.id() != by.id())) {
+    // One that has become another user since does not send to groups.
+    let is_undone = answer.is_none_or(|value| value == -i64::from(libc::EXDEV));
+    if let (true, Some(init)) = (is_undone, family.get(1).filter(|init| init.ghost.id() != by.id())) {
         let again = Note { key: -note.key.abs(), ..note };
         answer = ask(&Delivery { by: init.ghost, ..done.asked }, again).await.ok();
     }
@@ -118,12 +120,20 @@ impl Actor {
             counted => i64::from(counted),
         };
         let note = self.table.note(signal.pid, key);
+        let siginfo = match self.is_brought(&signal) {
+            true => SigInfo::with(0, libc::SI_QUEUE, 0, 0).0.to_vec(),
+            false => signal.siginfo,
+        };
+        self.deliver_soon(number, signal.pid, note, siginfo);
+    }
+
+    pub(super) fn deliver_soon(&mut self, number: u64, to: i32, note: Note, siginfo: Vec<u8>) {
         match self.init.clone() {
             Some(init) => {
-                let by = self.sender(&signal.siginfo).unwrap_or(init);
-                self.deliver(by, number, signal.pid, note, signal.siginfo);
+                let by = self.sender(&siginfo).unwrap_or(init);
+                self.deliver(by, number, to, note, siginfo);
             }
-            None => self.for_init.push((number, signal.pid, note, signal.siginfo)),
+            None => self.for_init.push((number, to, note, siginfo)),
         }
     }
 
@@ -141,7 +151,8 @@ impl Actor {
     /// SI_TKILL can come from nobody else; init makes a process for a moment where there is no skeleton.)
     fn sender(&self, siginfo: &[u8]) -> Option<Ghost> {
         let info = SigInfo(*siginfo.first_chunk()?);
-        self.family.get(info.pid()).filter(|_| info.code() <= 0 && info.pid() > 1).map(|m| m.ghost)
+        let acts = |pid: i32| pid > 1 && !self.halts.has_told(pid);
+        self.family.get(info.pid()).filter(|_| info.code() <= 0 && acts(info.pid())).map(|m| m.ghost)
     }
 
     pub(super) fn deliver(&self, by: Ghost, order: u64, pid: i32, note: Note, siginfo: Vec<u8>) {

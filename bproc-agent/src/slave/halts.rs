@@ -49,6 +49,11 @@ impl Halts {
         Halts { wanted: BTreeMap::new(), told: BTreeSet::new(), number: 0, queue }
     }
 
+    /// Was it told to stop?
+    pub fn has_told(&self, pid: i32) -> bool {
+        self.told.contains(&pid)
+    }
+
     /// Counts one more.
     fn next(&mut self) -> u32 {
         self.number = self.number.wrapping_add(1).max(1);

@@ -16,7 +16,8 @@ impl Actor {
     }
 
     /// Another master knows of no move: those that have not come to their last step never do.
-    pub(super) fn give_up_moves(&self) {
+    pub(super) fn give_up_moves(&mut self) {
+        self.cancel_rooms();
         for half in self.halves.values().filter(|half| !half.committed) {
             self.tell_mover(Some(half.r#move), Task::Proceed(false));
         }

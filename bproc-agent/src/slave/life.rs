@@ -45,12 +45,16 @@ impl Actor {
         self.init = None;
         self.for_init.clear();
         self.halves.clear();
+        self.rooms.clear();
         self.kept.clear();
         self.forget_halts();
-        self.copies = Default::default();
+        self.groups = Default::default();
         self.departures.clear();
         self.ended_early.clear();
         self.unconnected.clear();
+        self.young.clear();
+        self.streams_of_moves.clear();
+        self.surveys.clear();
         self.table = Table::default();
         self.blocks = Blocks::default();
         self.events.reset();

@@ -9,6 +9,9 @@ use tokio::time::Instant;
 /// Pauses after the birth of a process: a shell sets the groups of its children at once, daemons soon.
 const PAUSES: [Duration; 3] = [Duration::from_millis(2), Duration::from_millis(30), Duration::from_millis(300)];
 
+/// Processes that are looked at again in each second, in turn.
+const LOOKS_A_SECOND: usize = 20;
+
 /// Looks that are due. Each pause has a queue of its own, so that these stay in order of time.
 #[derive(Debug, Default)]
 pub struct Looks {
@@ -43,6 +46,23 @@ impl Looks {
 }
 
 impl Actor {
+    pub(super) async fn look_around(&mut self) {
+        self.end_dead_leaders();
+        let some = self.table.some_after(self.looked_at, LOOKS_A_SECOND);
+        self.looked_at = some.last().copied().unwrap_or(0);
+        self.look_at(some);
+        let dropped = self.kernel.dropped();
+        if dropped != self.dropped {
+            tracing::warn!(lost = dropped - self.dropped, "records of the kernel were lost; looking at the processes");
+            self.dropped = dropped;
+            self.reconcile();
+        }
+        if self.to_master.is_none() {
+            self.look_at_clock().await;
+            self.renew_lease();
+        }
+    }
+
     pub(super) fn look_at(&mut self, pids: Vec<i32>) {
         for pid in pids {
             if let Some(body) = self.table.look(pid) {

@@ -1,12 +1,12 @@
 //! The slave role: one task owns what is known of the node's processes; spawns run beside it.
 //!
 //! - [`space`]: the pid namespace and its record · [`spawn`]: skeletons and exec · [`link`]: to the master
-//! - [`moving`]: processes that come and go while they run
-//! - `orders`: what the master orders · `clients`: what is asked on this machine
+//! - [`moving`]: processes that come and go while they run · [`rooms`]: places for those that come
+//! - `orders`: what the master orders · `groups`: signals to whole groups · `clients`: what is asked on this machine
 //! - `children`: those of a process that comes · `halts`: children that are stopped elsewhere
 //! - `spread`: images that many get
 //! - `former`, `handover`: what a former agent was in the middle of · `names`: who is named by what is under way
-//! - [`clocks`]: those of its processes
+//! - [`clocks`]: those of its processes · [`shown`]: what they do, for `ps` on the master
 //! - [`table`]: processes, and what the kernel tells of them · [`run`]: start-up · [`life`]: lives of the node
 
 mod children;
@@ -14,6 +14,7 @@ mod clients;
 pub mod clocks;
 pub mod delivery;
 mod former;
+mod groups;
 mod halts;
 mod handover;
 mod leaving;
@@ -23,10 +24,13 @@ pub mod looks;
 pub mod moving;
 mod names;
 mod orders;
+pub mod rooms;
 pub mod run;
+pub mod shown;
 pub mod space;
 pub mod spawn;
 mod spread;
+mod stand_ins;
 pub mod table;
 mod table_moves;
 
@@ -39,14 +43,14 @@ use bproc_common::event::{Event, kind};
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::Pid;
 use bproc_config::net::Gate;
-use bproc_core::group::Copies;
 use bproc_core::session::{Inbox, Outbox};
-use bproc_core::slave::{Blocks, Cursor};
+use bproc_core::slave::Blocks;
 use bproc_proto::Failure;
 use bproc_proto::link::{self as wire, FromNode, ToNode, event, from_node, to_node};
 use bproc_sys::process::FileId;
 use bproc_travel::node::Traveller;
 use delivery::{Delivery, Note};
+use groups::Groups;
 use halts::Halts;
 use looks::Looks;
 use moving::Half;
@@ -96,8 +100,10 @@ pub enum Fact {
     Done(u64),
     /// What can be said of a process that is to move.
     Surveyed(wire::Surveyed, Vec<Vec<u8>>),
+    /// The source of a move is waited for, at this port.
+    Listens(wire::Move, u16),
     /// A process that is to come has a body, or cannot have one.
-    RoomMade(wire::Move, Result<moving::Room, Failure>),
+    RoomMade(wire::Move, Result<rooms::Room, Failure>),
     /// From a mover.
     Mover(wire::Move, Said),
     /// From the mover that holds a process still, whose image many get.
@@ -106,12 +112,16 @@ pub enum Fact {
     Doubt(Caller),
     /// Look once more whether all forks of a process that stands still are known.
     LookForChildren(wire::Move, bool, u32),
+    /// The number that the last fork in the space got.
+    LastPid(i32),
     /// The children of a process that is going to come have their skeletons, or cannot.
     Adopted(wire::Move, Result<(), Failure>),
     /// The children that this one has left have their skeletons.
     Orphaned(i32),
     /// What a process that is about to go wrote is out, or cannot get out.
     MayGo(wire::Move, bool),
+    /// What processes do.
+    Seen(Box<shown::Seen>),
     /// The space with this inode number has lost its init: it is gone.
     SpaceGone(u64),
     /// End, leaving everything as it is.
@@ -124,8 +134,6 @@ const SLOWEST_LOOK: Duration = Duration::from_secs(1);
 /// Bits of an order's number that tell whose it is: each master counts from 1.
 const COUNTS: u64 = !0 << 48;
 const ONE_COUNT: u64 = 1 << 48;
-/// Processes that are looked at again in each second, in turn.
-const LOOKS_A_SECOND: usize = 20;
 
 /// The task that owns the state.
 pub struct Actor {
@@ -186,26 +194,32 @@ pub struct Actor {
     heard: Instant,
     /// Halves of moves under way, by pid.
     halves: HashMap<i32, Half>,
+    /// For those that are going to come.
+    rooms: Vec<rooms::Making>,
     /// Processes that are held still, whose images many get, by the master's numbers.
     holders: HashMap<u64, Mover>,
     /// The streams of processes that are going to go.
     streams_of_moves: HashMap<i32, leaving::Leaving>,
+    /// Whether those can move that are to go.
+    surveys: HashMap<i32, crate::survey::Survey>,
     /// Orders to go that wait until signals ordered before are delivered.
     departures: VecDeque<(u64, wire::Depart)>,
     /// Processes that have gone, and whose stand-ins have not connected yet.
     unconnected: BTreeSet<i32>,
+    /// Of these those whose processes have just gone: the kernel does not tell yet what they are sent.
+    young: BTreeSet<i32>,
     /// Processes that ended while their stand-ins were being made, with their status.
     ended_early: HashMap<i32, i32>,
     /// Zombies that wait for their parent, which is going to come.
     kept: HashMap<i32, BTreeSet<i32>>,
     halts: Halts,
-    /// What skeletons got of signals to groups, which are told of without them.
-    copies: Copies,
+    groups: Groups,
     /// Where processes come in.
     listen: IpAddr,
     /// Certificates.
     gate: Gate,
     asks: clients::Asks,
+    watch: shown::Watch,
 }
 
 impl Actor {
@@ -236,27 +250,14 @@ impl Actor {
                     }
                 }
                 () = tokio::time::sleep_until(self.owed.due()), if self.owed.any() => self.settle_acknowledgement(),
+                () = tokio::time::sleep_until(self.watch.due().unwrap_or_else(tokio::time::Instant::now)),
+                    if self.watch.due().is_some() && self.to_master.is_some() && !self.table.is_empty() => {
+                    self.look_what_they_do();
+                }
                 _ = tick.tick(), if self.to_master.is_none() || !self.table.is_empty() || !self.dead_leaders.is_empty() => {
                     self.look_around().await;
                 }
             }
-        }
-    }
-
-    async fn look_around(&mut self) {
-        self.end_dead_leaders();
-        let some = self.table.some_after(self.looked_at, LOOKS_A_SECOND);
-        self.looked_at = some.last().copied().unwrap_or(0);
-        self.look_at(some);
-        let dropped = self.kernel.dropped();
-        if dropped != self.dropped {
-            tracing::warn!(lost = dropped - self.dropped, "records of the kernel were lost; looking at the processes");
-            self.dropped = dropped;
-            self.reconcile();
-        }
-        if self.to_master.is_none() {
-            self.look_at_clock().await;
-            self.renew_lease();
         }
     }
 
@@ -306,16 +307,25 @@ impl Actor {
                 }
             }
             Fact::Flushed(exited) => self.tell(event::Body::Exited(exited)),
-            Fact::Done(number) => self.done(number),
+            Fact::Done(number) => {
+                self.done(number);
+                self.group_done(number);
+            }
             Fact::Surveyed(said, stdio) => self.surveyed(said, stdio),
+            Fact::Listens(r#move, port) => self.listens(r#move, port),
             Fact::RoomMade(r#move, result) => self.room_made(r#move, result),
             Fact::Mover(r#move, said) => self.mover(r#move, said),
             Fact::Holder(number, said) => self.holder(number, said),
             Fact::Doubt(caller) => self.take_over(caller, true),
+            Fact::LastPid(last) => {
+                let cursor = self.blocks.resume(last);
+                self.move_cursor(cursor);
+            }
             Fact::LookForChildren(r#move, changed, looks) => self.is_frozen(r#move, changed, looks),
             Fact::Adopted(r#move, result) => self.adopted(r#move, result),
             Fact::Orphaned(of) => self.no_longer_named(Naming::Orphans(of)),
             Fact::MayGo(r#move, flushed) => self.may_go(r#move, flushed),
+            Fact::Seen(seen) => self.seen(*seen),
             Fact::Stop => {}
         }
     }
@@ -342,6 +352,7 @@ impl Actor {
     fn linked(&mut self, welcome: &wire::Welcome, to: mpsc::UnboundedSender<FromNode>) {
         self.asks_lost();
         self.heard = Instant::now();
+        self.watch.linked(welcome.shows);
         self.stdio_address.clone_from(&welcome.stdio_address);
         self.traveller.master_is_at(&welcome.files_address);
         self.traveller.prefetch(&welcome.keep, welcome.keep_size);
@@ -353,6 +364,7 @@ impl Actor {
             // Another life of the master's agent counts its orders from 1.
             self.orders = Inbox::default();
             self.forget_orders();
+            self.groups.begin_anew();
             self.space.note_orders(0);
             self.space.record.master_epoch = welcome.master_epoch;
             self.save();
@@ -474,24 +486,10 @@ impl Actor {
         }
     }
 
-    /// The end of a process was replayed at its ghost: the zombie that kept its number may go.
-    fn reap(&mut self, pid: i32) {
-        let Some(by) = self.table.forget(pid) else { return };
-        self.end_dead_leaders();
-        let Some(parent) = self.family.get(by).or_else(|| self.family.get(1)) else { return };
-        let (family, answer) = (self.family.clone(), parent.ghost.ask(op::REAP, pid.into(), 0, vec![], vec![]));
-        tokio::spawn(async move {
-            let reaped = answer.await.is_ok_and(|value| value > 0);
-            // The skeleton died meanwhile and left its child to init.
-            if let (false, Some(init)) = (reaped, family.get(1)) {
-                init.ghost.tell(op::REAP, pid.into(), 0, vec![]);
-            }
-        });
-    }
-
     fn ghost(&mut self, report: ghosts::Report) {
         match report {
-            ghosts::Report::Connected { pid, host_pid, role, ghost, .. } => {
+            ghosts::Report::Connected { pid, host_pid, role, ghost, parent, .. } => {
+                tracing::trace!(%pid, host_pid, ?role, ?parent, "connected");
                 if role == Role::Init {
                     if host_pid != self.space.record.init_pid {
                         tracing::warn!(host_pid, "an init of another space connected; ignored");
@@ -503,9 +501,7 @@ impl Actor {
                     for (number, pid, note, siginfo) in std::mem::take(&mut self.for_init) {
                         self.deliver(ghost.clone(), number, pid, note, siginfo);
                     }
-                    if let Some(block) = self.blocks.held().first() {
-                        self.move_cursor(Cursor::MoveTo(*block));
-                    }
+                    self.ask_for_cursor();
                 }
                 if let (Role::Skeleton, Some(host)) = (role, Pid::new(host_pid)) {
                     self.kernel.add_ghost(host);
@@ -513,6 +509,7 @@ impl Actor {
                 let member = Member { ghost, host_pid };
                 self.family.connected(pid.get(), member.clone());
                 self.unconnected.remove(&pid.get());
+                self.stand_in_connected(pid.get(), host_pid);
                 if let (Role::Skeleton, Some(status)) = (role, self.ended_early.remove(&pid.get())) {
                     self.relative_ended(pid.get(), status);
                 }
@@ -521,7 +518,7 @@ impl Actor {
             ghosts::Report::Signal { pid, number, siginfo } => {
                 // Someone here signals a process that is elsewhere.
                 if let Some(member) = self.family.get(pid.get()) {
-                    if self.copies.take(pid.get(), &siginfo) {
+                    if self.groups.copies.take(pid.get(), &siginfo).is_some() {
                         return member.ghost.tell(op::ACK, number.into(), 0, vec![]);
                     }
                     if siginfo.first_chunk().is_some_and(|raw| i32::from_ne_bytes(*raw) == libc::SIGCONT) {
@@ -535,9 +532,10 @@ impl Actor {
             }
             ghosts::Report::Child { by, pid, status, rusage } => self.child(by, pid, status, rusage),
             ghosts::Report::Closed { pid, id } => {
+                tracing::trace!(%pid, id, "connection ended");
                 let host = self.family.get(pid.get()).and_then(|m| Pid::new(m.host_pid));
                 if self.family.closed(pid.get(), id) {
-                    self.copies.forget(pid.get());
+                    self.groups.copies.forget(pid.get());
                     match (pid.get(), host) {
                         (1, _) => self.init = None,
                         // Dead, or a program now.
@@ -565,6 +563,9 @@ impl Actor {
         if event.kind == kind::FORK && event.time_ns < self.found_ns {
             // Whoever lived then was found by a look at all. What skeletons did for a former agent is nobody's fork.
             return;
+        }
+        if event.kind == kind::EXIT {
+            self.stand_in_ended(event.pid as i32, event.arg as i32);
         }
         let family = self.family.clone();
         let is_ghost = |pid: i32| pid == 1 || family.get(pid).is_some();

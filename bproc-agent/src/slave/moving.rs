@@ -2,16 +2,15 @@
 //! while they change places.
 
 use super::names::Naming;
-use super::spawn::{Member, Spawner};
+use super::spawn::Member;
 use super::{Actor, Fact};
 use crate::checked;
 use crate::mover::{self, Mover, Said};
 use crate::stdio::FLUSH;
-use bproc_common::event::Event;
+use crate::survey::{self, Wishes};
 use bproc_common::ghost::{Role, op};
 use bproc_common::id::Pid;
-use bproc_core::group::Mark;
-use bproc_mover::wire::{Done, Receive, Report, Send, Task};
+use bproc_mover::wire::{Done, Line, Report, Send, Task};
 use bproc_proto::Failure;
 use bproc_proto::link::{self as wire, event};
 use bproc_sys::pidfd::PidFd;
@@ -55,14 +54,6 @@ pub struct Half {
     pub(super) giver: Option<(TcpListener, u16)>,
 }
 
-/// A body for a process that comes, and what it is given.
-#[derive(Debug)]
-pub struct Room {
-    member: Member,
-    fds: Vec<(i32, OwnedFd)>,
-    order: Box<wire::Receive>,
-}
-
 impl Half {
     /// Tokens and numbers of the inputs that the process takes along.
     fn inputs(&self) -> Vec<(Vec<u8>, i32)> {
@@ -77,25 +68,26 @@ fn inputs(streams: &[wire::ForwardedStream], recall: bool) -> Vec<(Vec<u8>, i32)
     inputs
 }
 
-fn failed(number: i32, message: impl Into<String>) -> Failure {
+pub(super) fn failed(number: i32, message: impl Into<String>) -> Failure {
     Failure { number, message: message.into() }
 }
 
 impl Actor {
+    /// A process is going to go: what it writes to and reads. Whether it can go is looked at meanwhile.
     pub(super) fn survey(&mut self, order: wire::Survey) {
         let Some(r#move) = order.r#move else { return };
         let host_pid = self.table.running(r#move.pid);
-        let (facts, spawner) = (self.facts.clone(), self.spawner.clone());
+        if let Some(host) = host_pid {
+            let (flags, files, target) = (order.flags, order.files, order.target);
+            let rights = Some(order.rights.unwrap_or_default());
+            let survey = survey::begin(host, Wishes { flags, files, target, rights, ghost: None });
+            self.surveys.insert(r#move.pid, survey);
+        }
+        let (facts, spawner, strict) = (self.facts.clone(), self.spawner.clone(), order.files == 0);
         tokio::spawn(async move {
             let result = match host_pid {
-                None => Err(failed(libc::ESRCH, "it has ended")),
-                Some(host) => {
-                    let rights = order.rights.unwrap_or_default();
-                    match mover::survey(host, order.flags, order.files, &order.target, Some(&rights), None).await {
-                        Ok(()) => spawner.streams_of(host, order.files == 0).await,
-                        Err(failure) => Err(failure),
-                    }
-                }
+                None => Err(failed(libc::ESRCH, format!("process {} has ended", r#move.pid))),
+                Some(host) => spawner.streams_of(host, strict).await,
             };
             let (failure, (streams, stdio)) = match result {
                 Ok(found) => (None, found),
@@ -107,105 +99,27 @@ impl Actor {
     }
 
     pub(super) fn surveyed(&mut self, said: wire::Surveyed, stdio: Vec<Vec<u8>>) {
-        if let (Some(r#move), None) = (said.r#move, &said.failure) {
-            self.streams_of_moves.insert(r#move.pid, (said.streams.clone(), stdio));
+        match (said.r#move, &said.failure) {
+            (Some(r#move), None) => {
+                self.streams_of_moves.insert(r#move.pid, (said.streams.clone(), stdio));
+            }
+            (r#move, _) => drop(r#move.and_then(|m| self.surveys.remove(&m.pid))),
         }
         self.tell(event::Body::Surveyed(said));
     }
 
-    /// A process is going to come.
-    pub(super) fn receive(&mut self, order: wire::Receive) {
-        let (spawner, facts) = (self.spawner.clone(), self.facts.clone());
-        let spec = order.spec.clone().unwrap_or_default();
-        let children = order.children.iter().map(|c| c.pid).filter(|pid| self.table.is_here(*pid));
-        let natives = self.natives(&spec).into_iter().chain(children).collect();
-        let address = self.stdio_address.clone();
-        self.name(Naming::room(order.r#move), &spec, &order.children);
-        self.rouse_named(&spec);
-        self.expect_children(spec.pid, &order.children);
-        tokio::spawn(async move {
-            let order = Box::new(order);
-            let r#move = order.r#move.unwrap_or_default();
-            let result = spawner.make_room(order, &address, natives).await;
-            facts.send(Fact::RoomMade(r#move, result)).await.ok();
-        });
-    }
-
-    pub(super) fn room_made(&mut self, r#move: wire::Move, result: Result<Room, Failure>) {
-        let room = match result {
-            Ok(room) => room,
-            Err(failure) => {
-                self.no_longer_named(Naming::room(Some(r#move)));
-                self.reap_kept(r#move.pid);
-                let failure = Some(failure);
-                return self.tell(event::Body::Receiving(wire::Receiving {
-                    r#move: Some(r#move),
-                    failure,
-                    ..Default::default()
-                }));
-            }
-        };
-        let spec = room.order.spec.clone().unwrap_or_default();
-        if let Some(host) = Pid::new(room.member.host_pid) {
-            // A skeleton must not be traced; a body must.
-            self.kernel.remove_ghost(host);
-        }
-        let image = room.order.image;
-        let (numbers, fds): (Vec<i32>, Vec<OwnedFd>) = room.fds.into_iter().unzip();
-        let task = Receive {
-            body: room.member.host_pid,
-            pid: if image != 0 { image } else { r#move.pid },
-            keys: None,
-            fds: numbers,
-            owner: crate::rights::owner(&spec),
-            elevate: Some(mover::body(&self.ghost)),
-            fallback: Some(self.stand_in()),
-            wait: false,
-            drop_files: room.order.drop_files,
-            only_given: room.order.only_streams,
-            relay: image != 0,
-        };
-        let half = Half {
-            r#move,
-            host_pid: room.member.host_pid,
-            handle: checked::member(room.member.host_pid, r#move.pid),
-            mover: None,
-            streams: Vec::new(),
-            recall: false,
-            successor: Vec::new(),
-            to: 0,
-            spec: Some(Box::new(spec)),
-            committed: false,
-            leaving: false,
-            in_doubt: false,
-            spread: 0,
-            // Without one the source gives it.
-            giver: crate::relay::listener(self.listen).ok().filter(|_| image != 0),
-        };
-        let (facts, listen, gate) = (self.facts.clone(), self.listen, self.gate.clone());
-        let (from, token) = (mover::peer(room.order.from), room.order.token);
-        let coming = async move {
-            let told = |port| async move {
-                facts.send(Fact::Mover(r#move, Said::Listening(port))).await.ok();
-            };
-            let (conn, keys) = mover::await_source(listen, &gate, from, &token, told).await?;
-            let all = [conn].into_iter().chain(fds).collect();
-            Ok((Task::Receive(Receive { keys, ..task }), all))
-        };
-        self.start_half(half, coming);
-    }
-
-    fn stand_in(&self) -> bproc_mover::wire::Program {
+    pub(super) fn stand_in(&self) -> bproc_mover::wire::Program {
         mover::stand_in(&self.ghost, &super::space::socket_in(&self.dir), Role::Skeleton)
     }
 
-    fn start_half(
+    pub(super) fn start_half(
         &mut self,
         half: Half,
+        first: Option<Task>,
         task: impl Future<Output = Result<(Task, Vec<OwnedFd>), Failure>> + std::marker::Send + 'static,
     ) {
         let r#move = half.r#move;
-        let mover = Mover::start(&self.movers, task, self.facts.clone(), move |said| Fact::Mover(r#move, said));
+        let mover = Mover::start(&self.movers, first, task, self.facts.clone(), move |said| Fact::Mover(r#move, said));
         self.halves.insert(r#move.pid, Half { mover: Some(mover), ..half });
     }
 
@@ -218,9 +132,9 @@ impl Actor {
             return self.tell(event::Body::Departed(departed));
         };
         let (streams, stdio) = self.streams_of_moves.remove(&r#move.pid).unwrap_or_default();
+        let survey = self.surveys.remove(&r#move.pid);
         let task = Send {
             pid: host_pid,
-            keys: None,
             files: order.files,
             flags: order.flags,
             stand_in: Some(self.stand_in()),
@@ -234,8 +148,9 @@ impl Actor {
         };
         let (gate, address) = (self.gate.clone(), super::link::reachable(&order.address, &self.stdio_address));
         let going = async move {
+            survey::passed(survey, r#move.pid).await?;
             let (conn, keys) = mover::dial_target(&gate, &address, mover::peer(order.to), &order.token).await?;
-            Ok((Task::Send(Send { keys, ..task }), vec![conn]))
+            Ok((Task::Line(Line { keys }), vec![conn]))
         };
         let handle = checked::member(host_pid, r#move.pid);
         let half = Half {
@@ -254,7 +169,7 @@ impl Actor {
             spread: order.spread,
             giver: None,
         };
-        self.start_half(half, going);
+        self.start_half(half, Some(Task::Send(task)), going);
     }
 
     /// From whom the image comes, which others get too, and to whom it goes on.
@@ -282,12 +197,8 @@ impl Actor {
         let pid = r#move.pid;
         let Some(half) = self.halves.get_mut(&pid).filter(|h| h.r#move == r#move) else { return };
         match said {
-            Said::Listening(port) => {
-                let port = port.into();
-                let relay_port = half.giver.as_ref().map_or(0, |(_, port)| (*port).into());
-                let receiving = wire::Receiving { r#move: Some(r#move), failure: None, port, relay_port };
-                self.tell(event::Body::Receiving(receiving));
-            }
+            // Of the master's own.
+            Said::Listening(_) => {}
             Said::Report(Report::Frozen(changed)) => self.is_frozen(r#move, changed, 0),
             // Without a link the master would not know; what it does not know has not been.
             Said::Report(Report::Ready(_)) if self.to_master.is_none() => {
@@ -314,7 +225,11 @@ impl Actor {
             }
             // On a socket of its own.
             Said::Report(Report::Doubt(_)) => {}
-            Said::Report(Report::Done(done)) => self.half_done(r#move, done),
+            Said::Report(Report::Done(done)) => {
+                // Who got no body leaves none.
+                let no_stand_in = done.no_stand_in || half.host_pid == 0;
+                self.half_done(r#move, Done { no_stand_in, ..done });
+            }
             Said::Lost => {
                 let target = half.spec.is_some() || self.table.is_arriving(pid);
                 let runs =
@@ -397,22 +312,32 @@ impl Actor {
         if runs_here {
             end = self.table.goes_on(pid);
             self.looks.born(pid);
-        } else if let Some(by) = self.table.is_elsewhere(pid).and_then(|by| self.family.get(by)) {
-            by.ghost.tell(op::REAP, pid.into(), 0, vec![]);
+        } else {
+            let there = self.table.is_elsewhere(pid);
+            if let Some(by) = there.held_by.and_then(|by| self.family.get(by)) {
+                by.ghost.tell(op::REAP, pid.into(), 0, vec![]);
+            }
+            if !target && !done.no_stand_in && failure.is_none() {
+                self.young.insert(pid);
+                if let Some(status) = there.ended {
+                    self.stand_in_ended(pid, status);
+                }
+            }
         }
         if let (false, None, Some(handle)) = (target, &failure, &half.handle) {
             // A process that was stopped leaves a stand-in that is; on a node nobody looks at that, and it must hear.
             let _ = handle.sigqueue(libc::SIGCONT, crate::ghosts::WAKE);
         }
-        let ended = self.ended_early.remove(&pid).filter(|_| !runs_here && !done.no_stand_in);
+        let stands = !done.no_stand_in || self.family.get(pid).is_some();
+        let ended = self.ended_early.remove(&pid).filter(|_| !runs_here && stands);
         if !runs_here && !done.no_stand_in && self.family.get(pid).is_none() {
             self.unconnected.insert(pid);
         }
+        // Until now nobody would have reaped its children.
+        self.no_longer_named(Naming::room(Some(r#move)));
         if let Some(status) = ended {
             self.relative_ended(pid, status);
         }
-        // Until now nobody would have reaped its children.
-        self.no_longer_named(Naming::room(Some(r#move)));
         if !target {
             let (inputs, spawner, gone) = (half.inputs(), self.spawner.clone(), failure.is_none());
             tokio::spawn(async move {
@@ -442,41 +367,6 @@ impl Actor {
         self.end_dead_leaders();
     }
 
-    /// What a skeleton cannot read: SIGKILL and SIGSTOP that a process here has sent to the one that it stands for. Our own
-    /// come from outside, or from init.
-    pub(super) fn stand_in_signalled(&mut self, event: &Event) {
-        let (pid, sender) = (event.pid as i32, event.arg2 as i32);
-        let unread = [libc::SIGKILL, libc::SIGSTOP].contains(&(event.arg as i32));
-        // It stops itself when it is told to.
-        let by_another = sender > 1 && sender != pid;
-        let Some(skeleton) = self.family.get(pid).filter(|_| unread && by_another) else { return };
-        let siginfo = SigInfo::with(event.arg as i32, event.code, sender, event.arg3).0.to_vec();
-        let group = if event.call == 0 { 0 } else { event.pgid as i32 };
-        self.tell(event::Body::Signal(wire::Signal { pid, ghost_number: 0, siginfo, group, call: event.call }));
-        if event.arg == libc::SIGSTOP as u32
-            && !self.halted_by_kin(pid, &skeleton)
-            && let Some(handle) = checked::member(skeleton.host_pid, pid)
-        {
-            // It is not the one that is to stop.
-            let _ = handle.sigqueue(libc::SIGCONT, crate::ghosts::WAKE);
-        }
-    }
-
-    /// A process here has signalled a whole group, of which a skeleton is a member. The master is told at once, before the end
-    /// that the sender may come to by it.
-    pub(super) fn group_signalled(&mut self, event: &Event) {
-        let (pid, mark) = (event.pid as i32, Mark::of_record(event));
-        if self.family.get(pid).is_none() || !self.table.runs(mark.sender) {
-            return;
-        }
-        if event.queued != 0 {
-            self.copies.expect(pid, mark);
-        }
-        let siginfo = SigInfo::with(mark.signal, mark.code, mark.sender, event.arg3).0.to_vec();
-        let signal = wire::Signal { pid, ghost_number: 0, siginfo, group: event.pgid as i32, call: event.call };
-        self.tell(event::Body::Signal(signal));
-    }
-
     /// A process that has a skeleton here has ended: the skeleton ends the same way, for a parent that waits here.
     pub(super) fn relative_ended(&mut self, pid: i32, status: i32) {
         if pid <= 1 {
@@ -489,7 +379,8 @@ impl Actor {
         }
         let is_built = self.named.keys().any(|what| matches!(what, Naming::Room(body, _) if *body == pid));
         let half = self.halves.contains_key(&pid);
-        let skeleton = self.family.get(pid).filter(|_| !half);
+        // One for which room is made has yet to make its children: they would be init's.
+        let skeleton = self.family.get(pid).filter(|_| !half && !is_built);
         if half || is_built || skeleton.is_some() || self.unconnected.contains(&pid) {
             // A mover may have it in hand, or about to connect: what it is told then is lost with its connection.
             self.ended_early.insert(pid, status);
@@ -503,19 +394,6 @@ impl Actor {
         self.end_skeleton(pid, &skeleton, status);
     }
 
-    /// A connection ended, after which nobody has this one's. What has been a body is its stand-in again, and connects anew.
-    pub(super) fn stand_in_closed(&mut self, pid: i32, host: Pid) {
-        if self.halves.contains_key(&pid) || self.table.is_here(pid) {
-            return;
-        }
-        let is_stand_in = Process::open(host).and_then(|p| p.exe()).is_ok_and(|exe| exe == self.ghost_exe);
-        if is_stand_in && checked::member(host.get(), pid).is_some() {
-            self.unconnected.insert(pid);
-        } else if !self.unconnected.contains(&pid) {
-            self.ended_early.remove(&pid);
-        }
-    }
-
     pub(super) fn end_skeleton(&mut self, pid: i32, skeleton: &Member, status: i32) {
         let host = Pid::new(skeleton.host_pid);
         let found = host.and_then(|h| super::space::look_at(h, None, self.ghost_exe));
@@ -525,41 +403,5 @@ impl Actor {
         }
         super::children::end_like(skeleton, pid, status);
         self.end_halt(pid, skeleton, is_stopped);
-    }
-}
-
-impl Spawner {
-    /// Makes the body of a process that comes, in its place among the others, with skeletons of its children.
-    async fn make_room(
-        &self,
-        order: Box<wire::Receive>,
-        stdio_address: &str,
-        natives: BTreeSet<i32>,
-    ) -> Result<Room, Failure> {
-        let spec = order.spec.as_ref().ok_or_else(|| failed(libc::EINVAL, "a move without a process"))?;
-        let member = match self.family.get(spec.pid) {
-            Some(stand_in) => stand_in,
-            None => self.make(spec, natives.clone()).await?,
-        };
-        if spec.sid == spec.pid {
-            self.settle(spec.pid, op::SETSID, 0).await?;
-        } else {
-            self.settle(spec.pid, op::SETPGID, spec.pgid).await?;
-        }
-        self.make_children(spec.pid, &order.children, &natives).await?;
-        let (ends, forwarded) = self.streams(spec).await?;
-        let attached = match self.attach(spec, forwarded, stdio_address).await {
-            Ok(answer) => answer.await.map_err(anyhow::Error::from),
-            Err(error) => Err(error),
-        };
-        attached.map_err(|error| {
-            failed(libc::EIO, format!("node {}: the stdio service does not answer: {error:#}", self.node))
-        })?;
-        let numbers = spec.streams.iter().filter(|s| s.kind() != bproc_proto::stream::Kind::Closed).map(|s| s.fd);
-        let mut fds: Vec<(i32, OwnedFd)> = numbers.zip(ends).collect();
-        if order.socket > 0 {
-            fds.extend(mover::good_answer(order.rank).map(|fd| (order.socket, fd)));
-        }
-        Ok(Room { member, fds, order })
     }
 }

@@ -13,9 +13,15 @@ use std::collections::BTreeSet;
 impl Actor {
     pub(super) fn order(&mut self, number: u64, body: Option<order::Body>) {
         tracing::trace!(number, ?body, "order");
+        let is_signal = matches!(body, Some(order::Body::Signal(_) | order::Body::SignalGroup(_)));
+        if !self.groups.after.is_empty() || (!self.groups.under_way.is_empty() && !is_signal) {
+            // Nobody is to see what came of a signal to a group before he has it.
+            return self.groups.after.push_back((number, body));
+        }
         match body {
             Some(order::Body::Spawn(spec)) => return self.spawn(number, spec),
             Some(order::Body::Signal(signal)) => return self.signal(number, signal),
+            Some(order::Body::SignalGroup(signal)) => return self.signal_group(number, signal),
             Some(order::Body::RelativeGone(pid)) => self.relative_ended(pid, 0),
             Some(order::Body::RelativeEnded(ended)) => self.relative_ended(ended.pid, ended.status),
             Some(order::Body::Survey(order)) => self.survey(order),
@@ -36,7 +42,7 @@ impl Actor {
             Some(order::Body::RelativeStopped(order)) => self.relative_stopped(order),
             Some(order::Body::GoOn(r#move)) => self.tell_mover(Some(r#move), Task::Begin(Empty {})),
             Some(order::Body::Decide(order)) => self.tell_mover(order.r#move, Task::Decide(order.moved)),
-            Some(order::Body::Cancel(r#move)) => self.tell_mover(Some(r#move), Task::Proceed(false)),
+            Some(order::Body::Cancel(r#move)) => self.cancel(r#move),
             Some(order::Body::Lease(lease)) => self.lease(Block { start: lease.start, length: lease.length }),
             Some(order::Body::Reap(pid)) => self.reap(pid),
             Some(order::Body::EndAll(_)) | None => {}
@@ -56,6 +62,16 @@ impl Actor {
         if let (Cursor::MoveTo(block), Some(init)) = (cursor, &self.init) {
             init.tell(op::LAST_PID, i64::from(block.start) - 1, 0, vec![]);
         }
+    }
+
+    /// Init is there: where its forks are, if it has been for a while.
+    pub(super) fn ask_for_cursor(&self) {
+        let Some(init) = self.init.as_ref().filter(|_| !self.blocks.held().is_empty()) else { return };
+        let (last, facts) = (init.ask(op::LAST_PID, 0, 0, vec![], vec![]), self.facts.clone());
+        tokio::spawn(async move {
+            let last = last.await.ok().and_then(|last| i32::try_from(last).ok()).unwrap_or(0);
+            facts.send(Fact::LastPid(last)).await.ok();
+        });
     }
 
     /// Those whom a spec names and who are here in person.

@@ -29,6 +29,8 @@ pub struct Family {
     arrived: tokio::sync::Notify,
     /// Skeletons are made by one spawn at a time.
     making: tokio::sync::Mutex<()>,
+    /// Who gets orphans, besides init: as far as this agent has told them to.
+    subreapers: Mutex<BTreeSet<i32>>,
 }
 
 /// One of them.
@@ -72,7 +74,21 @@ impl Family {
     pub fn begin_anew(&self) {
         lock(&self.members).clear();
         lock(&self.hellos).clear();
+        lock(&self.subreapers).clear();
         self.await_all(BTreeSet::from([1]));
+    }
+
+    /// From now on it gets the orphans among its descendants.
+    fn make_subreaper(&self, pid: i32, member: &Member) {
+        lock(&self.subreapers).insert(pid);
+        member.ghost.tell(op::SUBREAPER, 1, 0, vec![]);
+    }
+
+    /// To whom children of a stand-in that has ended may be left.
+    pub fn heirs(&self) -> Vec<Member> {
+        let mut subreapers = lock(&self.subreapers);
+        subreapers.retain(|pid| self.get(*pid).is_some());
+        [1].iter().chain(&*subreapers).filter_map(|pid| self.get(*pid)).collect()
     }
 
     /// One of them.
@@ -133,8 +149,8 @@ impl Family {
     }
 
     /// A number whose former holder has been told to go, or was reaped a moment ago, is free a little later: `insist`.
-    async fn clone_when_free(&self, by: i32, pid: i32, insist: bool) -> Result<Member, Failure> {
-        const TRIES: usize = 200;
+    pub(super) async fn clone_when_free(&self, by: i32, pid: i32, insist: bool) -> Result<Member, Failure> {
+        const TRIES: usize = 1000;
         const PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
         for _ in 1..TRIES {
             match self.clone_by(by, pid).await {
@@ -154,7 +170,7 @@ impl Family {
         lock(&self.members).remove(&pid);
     }
 
-    pub(super) async fn clone_by(&self, by: i32, pid: i32) -> Result<Member, Failure> {
+    async fn clone_by(&self, by: i32, pid: i32) -> Result<Member, Failure> {
         const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
         let parent = self.get(by).ok_or_else(|| failed(libc::ESRCH, format!("skeleton {by} is not there")))?;
         let (hello, arrived) = oneshot::channel();
@@ -318,6 +334,7 @@ impl Spawner {
         // Only those that the plan can meet: there may be ten thousand others.
         let met = relatives.iter().chain([&new]).flat_map(|r| [r.pid, r.ppid, r.pgid, r.sid, 1]);
         let here = met.filter(|pid| natives.contains(pid) || self.family.get(*pid).is_some()).collect();
+        self.tell_subreapers(spec);
         let mut last = None;
         for step in plan(new, &relatives, &here) {
             match step {
@@ -343,6 +360,9 @@ impl Spawner {
                     if let Some(r) = spec.relatives.iter().find(|r| r.pid == pid) {
                         member.ghost.tell(op::CREDS, r.uid.into(), r.gid.into(), vec![]);
                         member.ghost.tell(op::NAME, 0, 0, r.comm.clone());
+                        if r.subreaper {
+                            self.family.make_subreaper(pid, &member);
+                        }
                     }
                     last = Some(member);
                 }
@@ -353,6 +373,15 @@ impl Spawner {
             }
         }
         last.ok_or_else(|| failed(libc::EINVAL, "nothing to make".into()))
+    }
+
+    /// Those whose skeletons are here already may have become subreapers since.
+    pub(super) fn tell_subreapers(&self, spec: &SpawnSpec) {
+        for pid in spec.relatives.iter().filter(|r| r.subreaper).map(|r| r.pid) {
+            if let Some(member) = self.family.get(pid) {
+                self.family.make_subreaper(pid, &member);
+            }
+        }
     }
 
     pub(super) async fn settle(&self, pid: i32, op: u32, pgid: i32) -> Result<(), Failure> {

@@ -21,7 +21,7 @@ impl Actor {
         };
         let (number, task) = (order.number, Task::Hold(Hold { pid, flags: order.flags }));
         let told = move |said| Fact::Holder(number, said);
-        let holder = Mover::start(&self.movers, async { Ok((task, Vec::new())) }, self.facts.clone(), told);
+        let holder = Mover::start(&self.movers, None, async { Ok((task, Vec::new())) }, self.facts.clone(), told);
         self.holders.insert(number, holder);
     }
 

@@ -375,6 +375,12 @@ impl Table {
         pids
     }
 
+    /// Those that run, and their numbers on this machine.
+    pub fn all_running(&self) -> Vec<(i32, Pid)> {
+        let running = self.entries.iter().filter(|(_, e)| e.state == State::Running && !e.stand_in);
+        running.filter_map(|(pid, e)| Some((*pid, Pid::new(e.host_pid)?))).collect()
+    }
+
     /// What lives here, as a hello tells it.
     pub fn inventory(&self) -> Vec<wire::Process> {
         let told = |e: &Entry| !matches!(e.state, State::Failed | State::Arriving(_)) && !e.stand_in;

@@ -6,6 +6,15 @@ use bproc_common::id::Pid;
 use bproc_proto::SpawnSpec;
 use bproc_sys::process::Process;
 
+/// What was in the place of a process that is elsewhere.
+#[derive(Debug, Default)]
+pub struct Elsewhere {
+    /// Who holds its zombie.
+    pub held_by: Option<i32>,
+    /// Wait status, if it has ended.
+    pub ended: Option<i32>,
+}
+
 impl Table {
     /// Pid here of a process that runs.
     pub fn running(&self, pid: i32) -> Option<i32> {
@@ -69,14 +78,18 @@ impl Table {
         end
     }
 
-    /// It does not run here: it has gone, or did not come. Returns who holds the zombie of what was in its place, if
-    /// that has ended.
-    pub fn is_elsewhere(&mut self, pid: i32) -> Option<i32> {
+    /// It does not run here: it has gone, or did not come. What became of what was in its place.
+    pub fn is_elsewhere(&mut self, pid: i32) -> Elsewhere {
         let between = |e: &Entry| matches!(e.state, State::Arriving(_) | State::Leaving(_));
         if !self.entries.get(&pid).is_some_and(between) {
-            return None;
+            return Elsewhere::default();
         }
-        self.entries.remove(&pid)?.held_by
+        match self.entries.remove(&pid) {
+            Some(Entry { state: State::Arriving(Some(end)) | State::Leaving(Some(end)), held_by, .. }) => {
+                Elsewhere { held_by, ended: Some(end.0) }
+            }
+            _ => Elsewhere::default(),
+        }
     }
 
     /// A skeleton is about to end the way its process did, and its parent here will wait for it: that is to be told.

@@ -22,7 +22,8 @@ const LEASE: About = (
     Need::Better,
     "a burst of forks on a node can leave its lease of pids; it is then repaired afterwards",
 );
-const FEXIT: About = ("fexit", Need::Better, "time and wait tell what the ghost used, not what the process did");
+const FEXIT: About =
+    ("fexit", Need::Better, "time, wait, ps and top tell what the ghost used, not what the process did");
 
 pub(super) fn rows(object: &Path) -> Vec<Row> {
     let mut rows = vec![row(BTF, offsets::resolve().map(|_| String::new()).map_err(text))];

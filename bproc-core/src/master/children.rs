@@ -1,7 +1,7 @@
 //! Children that stop and go on while their parents are elsewhere. The parent's ghost sees it, be the child a ghost or a
 //! process of the master's own, and the node of the parent is told. (Of a child that is there, too, the kernel there tells.)
 
-use super::model::{GhostCommand, Order};
+use super::model::{GhostCommand, Order, Process};
 use super::{Master, Out};
 use bproc_common::id::{NodeId, Pid};
 use bproc_common::wait::Status;
@@ -62,6 +62,8 @@ impl Master {
     pub fn adopts(&mut self, parent: Pid, dead: Pid, children: &[Pid], out: &mut Out) {
         let Some(node) = self.whereabouts(parent) else { return };
         let known = |m: &Master, pid: &Pid| m.relatives.get(pid).is_some_and(|nodes| nodes.contains(&node));
+        // Those that it has had before: where they have ended, their stand-ins have, too, and it may have reaped these.
+        let own: Vec<Pid> = children.iter().copied().filter(|child| self.is_known_child(parent, *child)).collect();
         for child in children {
             if let Some(process) = self.processes.get_mut(child).filter(|p| p.parent == Some(dead)) {
                 process.parent = Some(parent);
@@ -70,8 +72,8 @@ impl Master {
         if !known(self, &dead) {
             return;
         }
-        let orphan = |pid: &Pid| self.node_of(*pid) != Some(node) && !known(self, pid);
-        let orphans: Vec<Pid> = children.iter().copied().filter(|pid| *pid != dead).filter(orphan).collect();
+        let orphan = |pid: &Pid| *pid != dead && !own.contains(pid) && self.node_of(*pid) != Some(node);
+        let orphans: Vec<Pid> = children.iter().copied().filter(|pid| orphan(pid) && !known(self, pid)).collect();
         if orphans.is_empty() {
             return;
         }
@@ -82,6 +84,14 @@ impl Master {
             self.speak_for(*orphan, node, out);
         }
         self.order(node, Order::Orphans(dead, orphans), out);
+    }
+
+    /// Was it told of this child, which has perhaps ended and was reaped there, but not here yet?
+    fn is_known_child(&self, parent: Pid, child: Pid) -> bool {
+        let reaps = |p: &Process| p.queue.contains(&GhostCommand::Reap(child));
+        self.left_behind.get(&child) == Some(&parent)
+            || self.processes.get(&child).is_some_and(|p| p.end.is_some() && p.parent == Some(parent))
+            || self.processes.get(&parent).is_some_and(reaps)
     }
 
     /// A new agent of a node does not know who is stopped elsewhere.

@@ -64,8 +64,10 @@ pub struct Master {
     halted: BTreeMap<Pid, i32>,
     /// Signals to groups that nodes told of.
     repeated: VecDeque<groups::Repeated>,
-    /// What ghosts got of them and need not pass on.
-    copies: Copies,
+    /// Signals to groups here.
+    calls: VecDeque<groups::Call>,
+    /// What ghosts got of them, and of which of them it is a copy; `None`: of one that nodes told of, which goes nowhere.
+    copies: Copies<Option<u64>>,
 }
 
 type Out = Vec<Action>;
@@ -88,6 +90,7 @@ impl Master {
             cloning: HashMap::new(),
             halted: BTreeMap::new(),
             repeated: VecDeque::new(),
+            calls: VecDeque::new(),
             copies: Copies::default(),
         }
     }
@@ -102,6 +105,7 @@ impl Master {
             out.push(Action::Answer(ask, Err(refusal)));
             return;
         }
+        self.settle_calls(true, out);
         let mut process = Process::new(Some(facts.node), facts.parent);
         process.phase = Phase::Starting { ask, held: None, started: None };
         self.processes.insert(facts.pid, process);
@@ -114,8 +118,8 @@ impl Master {
 
     /// The node has, or will have, a skeleton of this one.
     fn speak_for(&mut self, relative: Pid, node: NodeId, out: &mut Out) {
-        // A relative that is a ghost of the same node is there in person.
-        let in_person = self.processes.get(&relative).is_some_and(|p| p.node == Some(node));
+        // A relative that is a ghost of the same node is there in person, unless its start has failed.
+        let in_person = self.processes.get(&relative).is_some_and(|p| p.node == Some(node) && !p.has_not_started());
         if !in_person && self.relatives.entry(relative).or_default().insert(node) {
             out.push(Action::Watch(relative));
         }

@@ -109,6 +109,31 @@ pub enum Order {
         /// siginfo_t as bytes.
         siginfo: Vec<u8>,
     },
+    /// Deliver a signal with this siginfo to all of a group.
+    SignalGroup {
+        /// Which.
+        group: i32,
+        /// siginfo_t as bytes.
+        siginfo: Vec<u8>,
+        /// Tells it apart from all others.
+        call: u64,
+        /// Whose ghosts have copies, which follow.
+        copied: Vec<Pid>,
+    },
+    /// A ghost's copy of what [`Order::SignalGroup`] has brought, for one that is in the group: noted, and delivered only to one
+    /// that is not.
+    Copy {
+        /// Receiver.
+        pid: Pid,
+        /// Number at the ghost.
+        number: u32,
+        /// siginfo_t as bytes.
+        siginfo: Vec<u8>,
+        /// Which group.
+        group: i32,
+        /// Which order.
+        call: u64,
+    },
     /// SIGKILL.
     Kill(Pid),
     /// SIGSTOP.
@@ -375,6 +400,11 @@ impl Process {
     /// One that was there before this agent.
     pub(super) fn inherited(parent: Option<Pid>) -> Process {
         Process { inherited: true, ..Process::new(None, parent) }
+    }
+
+    /// Its node has said that it could not be started.
+    pub(super) fn has_not_started(&self) -> bool {
+        matches!(self.phase, Phase::Starting { started: Some(Err(_)), .. })
     }
 
     /// The node has not said whether it runs.

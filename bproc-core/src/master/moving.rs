@@ -146,6 +146,7 @@ impl Master {
 
     /// Somebody asks that a process be moved. For one that runs on the master it is known already that it can be.
     pub fn move_asked(&mut self, ask: Ask, facts: MoveFacts, out: &mut Out) {
+        self.settle_calls(true, out);
         let pid = facts.pid;
         let process = self.processes.get(&pid);
         let from = process.and_then(|p| p.node);

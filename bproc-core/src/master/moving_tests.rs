@@ -143,6 +143,26 @@ fn a_subreaper_elsewhere_gets_its_orphans() {
 }
 
 #[test]
+fn a_zombie_that_a_subreaper_elsewhere_has_had_before_is_no_orphan() {
+    let (mut m, mut out) = (on_a(), vec![]);
+    let (child, orphan, other) = (pid(CHILD), pid(70), pid(71));
+    let all = [child, orphan, other];
+    m.adopts(pid(P), child, &all, &mut out);
+    m.relative_gone(child, 5 << 8, &mut out);
+    out.clear();
+    // What P has reaped on its node is told last.
+    m.adopts(pid(P), orphan, &all, &mut out);
+    m.relative_gone(orphan, 6 << 8, &mut out);
+    assert_eq!(orders(&out), [(A, Order::RelativeGone(orphan, 6 << 8))]);
+    // The ghost is away, and has yet to reap it.
+    m.ghost_disconnected(pid(P));
+    m.reaped(child, &mut out);
+    out.clear();
+    m.adopts(pid(P), other, &all, &mut out);
+    assert_eq!(out, []);
+}
+
+#[test]
 fn a_parent_elsewhere_is_told_of_stops() {
     let (mut m, mut out) = (on_a(), vec![]);
     let child = pid(CHILD);

@@ -34,17 +34,29 @@ fn signal_of(siginfo: &[u8]) -> i32 {
 impl Master {
     /// A ghost forwards a signal. Repetitions (after a reconnect) are acknowledged again and dropped.
     pub fn ghost_signal(&mut self, pid: Pid, number: u32, siginfo: Vec<u8>, out: &mut Out) {
-        let Some(process) = self.processes.get_mut(&pid) else { return };
-        if number <= process.signals {
+        if self.processes.get(&pid).is_none_or(|process| number <= process.signals) {
             return;
         }
+        self.settle_calls_of(pid, out);
+        let Some(process) = self.processes.get_mut(&pid) else { return };
         process.signals = number;
         process.counted = process.counted.max(number);
-        if self.copies.take(pid.get(), &siginfo) {
-            process.drop_copy(pid, number, out);
-            return;
+        match self.copies.take(pid.get(), &siginfo) {
+            Some(None) => process.drop_copy(pid, number, out),
+            Some(Some(call)) => {
+                process.passed_on = number;
+                self.copy_of_group(pid, number, siginfo, call, out);
+            }
+            None => {
+                process.passed_on = number;
+                self.pass_on(pid, number, siginfo, out);
+            }
         }
-        process.passed_on = number;
+    }
+
+    /// Passes a signal of a ghost on, as soon as it is known where its process runs.
+    pub(super) fn pass_on(&mut self, pid: Pid, number: u32, siginfo: Vec<u8>, out: &mut Out) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
         let Some(node) = process.node else {
             process.early_signals.push((number, siginfo));
             return;
@@ -190,7 +202,7 @@ impl Master {
     pub fn orders_acknowledged(&mut self, node: NodeId, number: u64, out: &mut Out) {
         let Some(n) = self.nodes.get_mut(&node.0) else { return };
         for order in n.orders.take_acknowledged(number) {
-            if let Order::Signal { pid, number, .. } = order
+            if let Order::Signal { pid, number, .. } | Order::Copy { pid, number, .. } = order
                 && number > 0
                 && let Some(process) = self.processes.get_mut(&pid)
             {

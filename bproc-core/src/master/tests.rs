@@ -337,6 +337,23 @@ fn starts_that_a_restarted_agent_had_begun_are_decided_by_what_runs() {
 }
 
 #[test]
+fn the_skeleton_of_a_start_that_a_crash_cut_short_hears_of_its_end() {
+    let mut m = up();
+    let mut out = vec![];
+    m.spawn(Ask(60), facts(60), &mut out);
+    m.link_broken(NODE);
+    let hello = Attach { instance: 2, orders_seen: 2, skeletons: vec![pid(60)], ..hello(1, vec![]) };
+    m.attach(NODE, hello, "up", &mut out).unwrap();
+    assert!(out.contains(&Action::Watch(pid(60))), "{out:?}");
+    // The keeper is later than the node.
+    m.held(pid(60), Ok(()), &mut out);
+    assert!(out.contains(&Action::Answer(Ask(60), Err(Refusal::Interrupted(NODE)))), "{out:?}");
+    out.clear();
+    m.relative_gone(pid(60), 9, &mut out);
+    assert_eq!(orders(&out), [Order::RelativeGone(pid(60), 9)]);
+}
+
+#[test]
 fn a_configuration_read_again_keeps_what_is_attached() {
     let mut m = up();
     let mut out = vec![];

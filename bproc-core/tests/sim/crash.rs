@@ -13,6 +13,9 @@ impl World {
         m.orders_seen = open.map_or(m.orders_seen, |first| m.orders_seen.min(first - 1));
         m.held.clear();
         m.instance += 1;
+        // Should the master's be killed as well now, its next one would tell them again.
+        let brought = std::mem::take(&mut m.brought).into_iter().chain(std::mem::take(&mut m.brought_before));
+        self.may_differ.extend(brought.map(|(p, _)| p));
         (m.events, m.told, m.next_event) = (VecDeque::new(), VecDeque::new(), 1);
         for p in std::mem::take(&mut m.starting).into_keys() {
             match self.dice.below(3) {
@@ -70,6 +73,7 @@ impl World {
             m.orders_seen = 0;
             m.done.clear();
             m.held.clear();
+            m.brought_before.append(&mut m.brought);
             m.starting.values_mut().for_each(|number| *number = 0);
             let told = std::mem::take(&mut m.told);
             m.events = told.into_iter().chain(std::mem::take(&mut m.events)).collect();

@@ -3,6 +3,27 @@
 use super::*;
 
 impl World {
+    pub(super) fn report(&mut self, p: i32, report: Report) {
+        self.reports.entry(p).or_default().push_back(report);
+    }
+
+    pub(super) fn signal(&mut self, p: i32, signal: i32) {
+        self.sent.entry(p).or_default().push(signal);
+        self.forward(p, signal);
+    }
+
+    /// A ghost gets a signal, and passes it on if it is one.
+    pub(super) fn forward(&mut self, p: i32, signal: i32) {
+        let g = self.ghosts.get_mut(&p).unwrap();
+        if g.taken {
+            return g.late.push(signal);
+        }
+        g.sent += 1;
+        g.unacknowledged.push_back((g.sent, signal));
+        let number = g.sent;
+        self.report(p, Report::Signal(p, number, signal));
+    }
+
     pub(super) fn release(&mut self, p: i32) {
         let Some(g) = self.ghosts.get_mut(&p) else { return };
         g.open = true;

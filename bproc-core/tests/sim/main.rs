@@ -5,12 +5,14 @@
 mod check;
 mod crash;
 mod ghosts;
+mod groups;
 mod movers;
 mod moves;
 mod nodes;
 
 use bproc_common::id::{Epoch, NodeId, Pid};
 use bproc_common::wait::Status;
+use bproc_core::group::Record;
 use bproc_core::lease::Leases;
 use bproc_core::master::moving::{Departed, Leaving, MoveFacts, MoveId};
 use bproc_core::master::nodes::Attach;
@@ -18,6 +20,8 @@ use bproc_core::master::{Action, Ask, Child, GhostCommand, Master, Node, Order, 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 const PARENT: i32 = 2;
+const SENDER: i32 = 3;
+const GROUP: i32 = 40;
 
 /// A small generator: runs are the same on every machine.
 struct Dice(u64);
@@ -134,6 +138,11 @@ struct Machine {
     next_event: u64,
     acks: VecDeque<u64>,
     next_pid: i32,
+    /// Signals to the group that have reached it.
+    calls: BTreeSet<u64>,
+    /// Who got one of them, and has not been told of his ghost's copy; and those of a former master.
+    brought: Vec<(i32, i32)>,
+    brought_before: Vec<(i32, i32)>,
 }
 
 struct World {
@@ -172,6 +181,13 @@ struct World {
     /// Signals to them may be lost or come twice: the master's agent was killed in the middle of their homecoming, or before
     /// one that has moved since was told that they had arrived.
     may_differ: BTreeSet<i32>,
+    /// The kernel's records of signals to the group, and how many there were.
+    ring: VecDeque<(i32, Record)>,
+    call: u64,
+    /// Whose ghosts each reached.
+    members: BTreeMap<u64, BTreeSet<i32>>,
+    /// Who got one: it may come before one that waits in a ghost that is stopped or not connected.
+    grouped: BTreeSet<i32>,
 }
 
 fn pid(n: i32) -> Pid {
@@ -181,6 +197,7 @@ fn pid(n: i32) -> Pid {
 fn siginfo(signal: i32) -> Vec<u8> {
     let mut bytes = vec![0; 128];
     bytes[..4].copy_from_slice(&signal.to_ne_bytes());
+    bytes[16..20].copy_from_slice(&SENDER.to_ne_bytes());
     bytes
 }
 
@@ -218,6 +235,10 @@ impl World {
             perished: BTreeSet::new(),
             came_home: BTreeSet::new(),
             may_differ: BTreeSet::new(),
+            ring: VecDeque::new(),
+            call: 0,
+            members: BTreeMap::new(),
+            grouped: BTreeSet::new(),
         };
         (0..nodes).for_each(|n| world.link(n));
         world
@@ -256,22 +277,6 @@ impl World {
         let gone = |event: &Event| matches!(event, Event::Forked(_, p) if !m.processes.contains_key(p));
         let all = told.into_iter().chain(std::mem::take(&mut m.events));
         m.events = all.filter(|(n, event)| *n > seen && !gone(event)).collect();
-        self.perform(out);
-    }
-
-    fn spawn(&mut self, node: usize, p: i32) {
-        let facts = SpawnFacts {
-            pid: pid(p),
-            parent: Some(pid(PARENT)),
-            node: NodeId(node as i32),
-            uid: 0,
-            gids: [0].into(),
-            relatives: vec![],
-        };
-        self.asked.insert(self.next_ask, p);
-        self.next_ask += 1;
-        let mut out = vec![];
-        self.master.spawn(Ask(self.next_ask - 1), facts, &mut out);
         self.perform(out);
     }
 
@@ -350,10 +355,6 @@ impl World {
         }
     }
 
-    fn report(&mut self, p: i32, report: Report) {
-        self.reports.entry(p).or_default().push_back(report);
-    }
-
     /// One thing that a user, a program or a wire does.
     fn act(&mut self, crashes: bool) {
         let ghosts: Vec<i32> =
@@ -373,7 +374,11 @@ impl World {
         if self.moves && self.dice.below(3) == 0 {
             return self.act_on_moves();
         }
-        match self.dice.below(10) {
+        match self.dice.below(11) {
+            10 => {
+                let signal = if self.dice.below(20) == 0 { 9 } else { 34 + self.dice.below(10) as i32 };
+                self.signal_group(signal);
+            }
             0 | 1 => {
                 let p = self.next_pid;
                 self.next_pid += 1;
@@ -430,23 +435,6 @@ impl World {
         }
     }
 
-    fn signal(&mut self, p: i32, signal: i32) {
-        self.sent.entry(p).or_default().push(signal);
-        self.forward(p, signal);
-    }
-
-    /// A ghost gets a signal, and passes it on if it is one.
-    fn forward(&mut self, p: i32, signal: i32) {
-        let g = self.ghosts.get_mut(&p).unwrap();
-        if g.taken {
-            return g.late.push(signal);
-        }
-        g.sent += 1;
-        g.unacknowledged.push_back((g.sent, signal));
-        let number = g.sent;
-        self.report(p, Report::Signal(p, number, signal));
-    }
-
     /// Delivers one message of one channel. False when all are empty.
     fn deliver(&mut self) -> bool {
         let mut ready: Vec<(u8, i32)> = Vec::new();
@@ -498,6 +486,9 @@ impl World {
         if gone.is_some() {
             ready.push((10, 0));
         }
+        if !self.ring.is_empty() {
+            ready.push((11, 0));
+        }
         if ready.is_empty() {
             return false;
         }
@@ -506,7 +497,11 @@ impl World {
         eprintln!("deliver {kind} {who}");
         match kind {
             0 => self.word(&mut out),
-            1 => self.say(who, &mut out),
+            1 => {
+                self.read_ring(&mut out);
+                self.say(who, &mut out);
+            }
+            11 => self.read_ring(&mut out),
             2 => self.obey(who),
             3 => self.carry_out(who as usize),
             4 => self.event(who as usize, &mut out),
@@ -528,6 +523,7 @@ impl World {
                 self.master.orders_acknowledged(NodeId(who), number, &mut out);
             }
         }
+        self.master.settle_calls(false, &mut out);
         self.perform(out);
         true
     }
@@ -541,9 +537,18 @@ fn settle(world: &mut World, seed: u64) {
         }
     }
     let mut steps = 0;
-    while world.deliver() {
-        steps += 1;
-        assert!(steps < 100_000, "seed {seed}: no rest");
+    loop {
+        while world.deliver() {
+            steps += 1;
+            assert!(steps < 100_000, "seed {seed}: no rest");
+        }
+        // As now and then: nobody is waited for any longer.
+        let mut out = vec![];
+        world.master.settle_calls(true, &mut out);
+        if out.is_empty() {
+            return;
+        }
+        world.perform(out);
     }
 }
 

@@ -142,6 +142,7 @@ impl World {
                     let signal = i32::from_ne_bytes(*siginfo.first_chunk().unwrap());
                     process.stopped &= signal != 18;
                     match signal {
+                        0 => {}
                         9 => process.ended = process.ended.or(Some(9)),
                         signal => process.got.push(signal),
                     }

@@ -3,6 +3,22 @@
 use super::*;
 
 impl World {
+    pub(super) fn spawn(&mut self, node: usize, p: i32) {
+        let facts = SpawnFacts {
+            pid: pid(p),
+            parent: Some(pid(PARENT)),
+            node: NodeId(node as i32),
+            uid: 0,
+            gids: [0].into(),
+            relatives: vec![],
+        };
+        self.asked.insert(self.next_ask, p);
+        self.next_ask += 1;
+        let mut out = vec![];
+        self.master.spawn(Ask(self.next_ask - 1), facts, &mut out);
+        self.perform(out);
+    }
+
     /// A start has come to its exec.
     pub(super) fn runs_now(&mut self, node: usize, p: i32) {
         *self.runs.entry(p).or_default() += 1;
@@ -75,7 +91,8 @@ impl World {
             return;
         }
         let about = match &order {
-            Order::Kill(p) | Order::Stop(p) | Order::Continue(p) | Order::Signal { pid: p, .. } => p.get(),
+            Order::Kill(p) | Order::Stop(p) | Order::Continue(p) => p.get(),
+            Order::Signal { pid: p, .. } | Order::Copy { pid: p, .. } => p.get(),
             _ => 0,
         };
         if m.starting.contains_key(&about) {
@@ -100,7 +117,8 @@ impl World {
             }
             Order::Signal { pid: p, number, siginfo } => {
                 let signal = i32::from_ne_bytes(*siginfo.first_chunk().unwrap());
-                let Some(process) = self.machines[node].processes.get_mut(&p.get()) else { return };
+                let m = &mut self.machines[node];
+                let Some(process) = m.processes.get_mut(&p.get()) else { return };
                 if number <= process.newest && signal == 18 && process.ended.is_none() {
                     // Told before: the master counts its answers.
                     let stopped = process.stopped;
@@ -112,12 +130,21 @@ impl World {
                     self.end(node, p.get(), 9);
                 } else if number > process.newest && process.ended.is_none() {
                     process.newest = number;
+                    if signal == 0 || groups::take(&mut m.brought_before, p.get(), signal) {
+                        return;
+                    }
                     process.got.push(signal);
                     if signal == 18 {
                         process.stopped = false;
                         self.tell(node, Event::Continued(p.get()));
                     }
                 }
+            }
+            Order::SignalGroup { group: GROUP, siginfo, call, copied } => {
+                self.reach_group(node, i32::from_ne_bytes(*siginfo.first_chunk().unwrap()), call, &copied);
+            }
+            Order::Copy { pid: p, number, siginfo, group: GROUP, .. } => {
+                self.note_copy(node, p.get(), number, i32::from_ne_bytes(*siginfo.first_chunk().unwrap()));
             }
             Order::Forget(p) => {
                 self.machines[node].processes.entry(p.get()).and_modify(|p| p.gone |= p.ended.is_some());

@@ -62,7 +62,9 @@ fn pids_follow_the_cursor_when_none_is_asked_for() {
     let mut space = Space::start();
     assert_eq!(space.call(op::LAST_PID, 9_000_000_000, 0), -i64::from(libc::EINVAL));
     assert_eq!(space.call(op::LAST_PID, 40_000, 0), 0);
+    assert_eq!(space.call(op::LAST_PID, 0, 0), 40_000);
     assert_eq!(space.call(op::CLONE, 0, 0), 40_001);
+    assert_eq!(space.call(op::LAST_PID, 0, 0), 40_001);
     let mut child = space.listener.accept(40_001);
     assert_eq!(child.role(), Role::Skeleton as i64);
     assert_eq!(child.call(op::LAST_PID, 50_000, 0), -i64::from(libc::EPERM));

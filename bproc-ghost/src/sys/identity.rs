@@ -33,6 +33,12 @@ pub(crate) fn setresgid(real: u32, effective: u32, saved: u32) -> Result<()> {
     plain!(nr::SETRESGID, real, effective, saved).map(|_| ())
 }
 
+/// Real uid.
+pub(crate) fn getuid() -> u32 {
+    // It cannot fail.
+    plain!(nr::GETUID).map_or(u32::MAX, |uid| uid as u32)
+}
+
 /// Real, effective and saved uid; u32::MAX leaves one as it is.
 pub(crate) fn setresuid(real: u32, effective: u32, saved: u32) -> Result<()> {
     plain!(nr::SETRESUID, real, effective, saved).map(|_| ())

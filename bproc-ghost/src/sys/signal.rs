@@ -47,6 +47,7 @@ global_asm!(
     "ghost_handler_return: mov eax, 15",
     "syscall",
 );
+// SAFETY: both are labels in the assembly above; they are never called from here, their addresses go to the kernel.
 unsafe extern "C" {
     fn ghost_idle_handler();
     fn ghost_handler_return();

@@ -183,7 +183,8 @@ fn stop(pid: i32, filtered: bool) -> Result<Vec<Tracee>, Error> {
             }
             match pt::seize(tid, options) {
                 Ok(()) => fresh.push(tid),
-                Err(e) if e.errno == libc::ESRCH && tid != pid => continue,
+                // One that is at its very end is listed, and cannot be attached to any more.
+                Err(_) if tid != pid && procfs::is_over(pid, tid) => continue,
                 Err(e) => {
                     abandon(&fresh);
                     return Err(e.into());

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::sync::Mutex;
+use std::sync::{Mutex, mpsc};
 
 use super::Progress;
 use super::contents::Contents;
@@ -15,6 +15,8 @@ use crate::sys::memory::{MemFile, PageMap, Which, read_many};
 /// Bytes of pages in a block: fits the second-level cache, many blocks keep a link busy.
 const BLOCK: usize = 1 << 20;
 const RUNS: usize = 1024;
+/// Pages from which on reading is worth a thread of its own: 16 MiB.
+const APART: u64 = 4096;
 
 /// Where a block is read to.
 pub(crate) struct Room(Vec<u8>);
@@ -96,21 +98,62 @@ impl Source {
         &self.memory
     }
 
-    /// Writes all pages as blocks.
+    /// Writes all pages as blocks. Of a large process the next block is read while the one before is written.
     pub(crate) fn stream<W: Write>(&self, out: &mut Writer<W>, progress: Progress<'_>) -> Result<(), Error> {
-        let mut block = Block {
-            data: self.room.lock().map(|mut room| std::mem::take(&mut room.0)).unwrap_or_default(),
-            ..Block::default()
-        };
-        // There may be none: the room is gone after the first time.
-        block.data.resize(BLOCK, 0);
+        let data = self.room.lock().map(|mut room| std::mem::take(&mut room.0)).unwrap_or_default();
+        let first = Block { data, ..Block::default() };
         let mut done = 0;
+        let mut write = |block: &Block| {
+            if !block.runs.is_empty() {
+                let written = out.block(&block.runs, &block.data[..block.kept]);
+                written.map_err(|why| Error::Io { op: "write", why })?;
+            }
+            done += block.len as u64 / PAGE;
+            progress(done, self.pages);
+            Ok(())
+        };
+        if self.pages < APART {
+            return self.each(first, |block| write(&block).map(|()| Some(block)));
+        }
+        std::thread::scope(|scope| {
+            let (full, filled) = mpsc::sync_channel(1);
+            let (empty, next) = mpsc::channel();
+            let reader = std::thread::Builder::new().name("pages".into()).spawn_scoped(scope, move || {
+                // One is filled, one waits, one is written. Who has had enough hangs up.
+                let mut fresh = 2;
+                self.each(first, |block| {
+                    let more = full.send(block).is_ok();
+                    let block = (fresh > 0).then(Block::default);
+                    fresh -= u32::from(block.is_some());
+                    Ok(block.or_else(|| next.recv().ok()).filter(|_| more))
+                })
+            });
+            // No room for a thread.
+            let Ok(reader) = reader else {
+                return self.each(Block::default(), |block| write(&block).map(|()| Some(block)));
+            };
+            let written = filled.into_iter().try_for_each(|block: Block| {
+                write(&block)?;
+                // The reader may have come to the end.
+                let _ = empty.send(block);
+                Ok(())
+            });
+            drop(empty);
+            let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            written.and(read)
+        })
+    }
+
+    /// Fills blocks one after the other. `take` gets each, and gives the one to be filled next, or ends it.
+    fn each(&self, mut block: Block, mut take: impl FnMut(Block) -> Result<Option<Block>, Error>) -> Result<(), Error> {
         for (from, to, how, zero) in &self.ranges {
             let mut at = *from;
             while at < *to {
                 if block.len == BLOCK || block.pieces.len() == RUNS || (!block.pieces.is_empty() && block.how != *how) {
-                    done += self.flush(&mut block, out)?;
-                    progress(done, self.pages);
+                    self.fill(&mut block)?;
+                    let Some(next) = take(block)? else { return Ok(()) };
+                    block = next;
+                    block.clear();
                 }
                 let len = (*to - at).min((BLOCK - block.len) as u64);
                 block.how = *how;
@@ -119,27 +162,23 @@ impl Source {
                 at += len;
             }
         }
-        done += self.flush(&mut block, out)?;
-        progress(done, self.pages);
+        if block.pieces.is_empty() {
+            return Ok(());
+        }
+        self.fill(&mut block)?;
+        take(block).map(drop)
+    }
+
+    /// Reads what the block shall have, and leaves zero pages out.
+    fn fill(&self, block: &mut Block) -> Result<(), Error> {
+        // The room may be gone after the first time.
+        block.data.resize(BLOCK, 0);
+        self.read(block)?;
+        block.squeeze();
         Ok(())
     }
 
-    fn flush<W: Write>(&self, block: &mut Block, out: &mut Writer<W>) -> Result<u64, Error> {
-        if block.pieces.is_empty() {
-            return Ok(0);
-        }
-        self.fill(block)?;
-        let pages = (block.len as u64) / PAGE;
-        let (runs, len) = block.squeeze();
-        if !runs.is_empty() {
-            out.block(&runs, &block.data[..len]).map_err(|why| Error::Io { op: "write", why })?;
-        }
-        block.pieces.clear();
-        block.len = 0;
-        Ok(pages)
-    }
-
-    fn fill(&self, block: &mut Block) -> Result<(), Error> {
+    fn read(&self, block: &mut Block) -> Result<(), Error> {
         if let How::File(at) = block.how {
             let Some(contents) = self.contents.get(at) else { return Ok(()) };
             let mut at = 0;
@@ -177,6 +216,9 @@ struct Block {
     pieces: Vec<(u64, u64, bool)>,
     len: usize,
     how: How,
+    /// What is left of it, in the first bytes of `data`.
+    runs: Vec<Run>,
+    kept: usize,
 }
 
 /// Bytes of a file; zero beyond its end.
@@ -202,10 +244,16 @@ fn is_zero(page: &[u8]) -> bool {
 }
 
 impl Block {
-    /// Leaves zero pages out and closes the gaps. The runs, and the bytes that are left.
-    fn squeeze(&mut self) -> (Vec<Run>, usize) {
+    /// Nothing is in it any more.
+    fn clear(&mut self) {
+        self.pieces.clear();
+        self.len = 0;
+    }
+
+    /// Leaves zero pages out and closes the gaps.
+    fn squeeze(&mut self) {
         const P: usize = PAGE as usize;
-        let mut runs: Vec<Run> = Vec::with_capacity(self.pieces.len());
+        self.runs.clear();
         let (mut from, mut to) = (0, 0);
         for (start, len, zero) in &self.pieces {
             let mut open = false;
@@ -219,15 +267,15 @@ impl Block {
                     self.data.copy_within(at..at + P, to);
                 }
                 to += P;
-                match runs.last_mut().filter(|_| open) {
+                match self.runs.last_mut().filter(|_| open) {
                     Some(run) => run.pages += 1,
-                    None => runs.push(Run { start: start + i * PAGE, pages: 1 }),
+                    None => self.runs.push(Run { start: start + i * PAGE, pages: 1 }),
                 }
                 open = true;
             }
             from += *len as usize;
         }
-        (runs, to)
+        self.kept = to;
     }
 }
 
@@ -240,9 +288,9 @@ mod tests {
         let mut block = Block { data: vec![0; 4 * PAGE as usize], ..Block::default() };
         block.data[PAGE as usize + 5] = 7;
         block.pieces = vec![(0x10000, 2 * PAGE, true), (0x20000, 2 * PAGE, false)];
-        let (runs, len) = block.squeeze();
-        assert_eq!(runs, [Run { start: 0x11000, pages: 1 }, Run { start: 0x20000, pages: 2 }]);
-        assert_eq!(len, 3 * PAGE as usize);
+        block.squeeze();
+        assert_eq!(block.runs, [Run { start: 0x11000, pages: 1 }, Run { start: 0x20000, pages: 2 }]);
+        assert_eq!(block.kept, 3 * PAGE as usize);
         assert_eq!(block.data[5], 7);
     }
 }

@@ -175,6 +175,8 @@ pub(super) fn ask(
             Err(e) => failed = failed.or(Some(e)),
         }
     }
+    // The kernel tells each thread of a SIGCONT.
+    Tracee::owe_once(threads);
     if let Some(e) = failed {
         return Err(e);
     }

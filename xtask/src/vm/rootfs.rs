@@ -23,6 +23,7 @@ const PROGRAMS: &[&str] = &[
     "perl",
     "ps",
     "pgrep",
+    "top",
     "kill",
     "sort",
     "cat",

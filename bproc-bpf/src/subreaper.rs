@@ -1,0 +1,99 @@
+//! Who gets the children of a process when it ends (`PR_SET_CHILD_SUBREAPER`): an iterator over the kernel's tasks, narrowed to
+//! one, runs the program that looks. It costs nothing while nobody asks, and loads where programs that need a
+//! trampoline are refused.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+use aya::{
+    Btf, Ebpf,
+    programs::{Program, ProgramInfo},
+};
+
+use crate::error::chain;
+
+/// Name of the program.
+pub(crate) const NAME: &str = "subreaper";
+
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_ITER_CREATE: libc::c_long = 33;
+const BPF_TRACE_ITER: u32 = 28;
+
+/// `union bpf_attr` of BPF_LINK_CREATE for an iterator.
+#[repr(C)]
+struct Link {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    info: u64,
+    info_len: u32,
+    zero: u32,
+}
+
+/// `union bpf_iter_link_info` of tasks.
+#[repr(C)]
+struct Tasks {
+    tid: u32,
+    pid: u32,
+    pid_fd: u32,
+}
+
+/// `union bpf_attr` of BPF_ITER_CREATE.
+#[repr(C)]
+struct Iterator {
+    link: u32,
+    flags: u32,
+}
+
+fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the kernel reads as many bytes as are told, and what they point to lives as long as the caller's frame.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a fresh descriptor, which nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Loads the program; pins it where a set of pins is made.
+pub(crate) fn load(ebpf: &mut Ebpf, btf: &Btf, pin: Option<&Path>) -> Result<OwnedFd, String> {
+    let Some(Program::Iter(program)) = ebpf.program_mut(NAME) else {
+        return Err("it is not in the object; is the object from this build?".into());
+    };
+    program.load("task", btf).map_err(|error| chain(&error))?;
+    if let Some(set) = pin {
+        program.pin(path(set)).map_err(|error| chain(&error))?;
+    }
+    let fd = program.fd().map_err(|error| chain(&error))?;
+    fd.as_fd().try_clone_to_owned().map_err(|error| chain(&error))
+}
+
+/// The program that was pinned.
+pub(crate) fn reopen(set: &Path) -> Option<OwnedFd> {
+    let program = ProgramInfo::from_pin(path(set)).ok()?.fd().ok()?;
+    program.as_fd().try_clone_to_owned().ok()
+}
+
+fn path(set: &Path) -> std::path::PathBuf {
+    set.join(format!("prog-{NAME}"))
+}
+
+/// Runs the program for one process of the caller's pid namespace, whose answer is in its map then.
+pub(crate) fn run(program: &OwnedFd, pid: u32) -> io::Result<()> {
+    let tasks = Tasks { tid: pid, pid: 0, pid_fd: 0 };
+    let link = Link {
+        program: program.as_raw_fd() as u32,
+        target: 0,
+        attach_type: BPF_TRACE_ITER,
+        flags: 0,
+        info: std::ptr::from_ref(&tasks) as u64,
+        info_len: size_of::<Tasks>() as u32,
+        zero: 0,
+    };
+    let link = bpf(BPF_LINK_CREATE, &link)?;
+    let iterator = bpf(BPF_ITER_CREATE, &Iterator { link: link.as_raw_fd() as u32, flags: 0 })?;
+    File::from(iterator).read(&mut [0; 8]).map(|_| ())
+}
