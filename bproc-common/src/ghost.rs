@@ -111,6 +111,9 @@ pub mod op {
     pub const SUBREAPER: u32 = 18;
     /// Send signal `b` to the whole process group `a`, as its process has done on a node (ghosts only).
     pub const SIGNAL_GROUP: u32 = 17;
+    /// With `a` = 1 leave signals in the kernel from now on, for the process that comes into the ghost's place; those that
+    /// were taken have been told when this is answered. With 0, and on a new connection, take them again.
+    pub const HOLD: u32 = 19;
     /// Lives `a` milliseconds more unless told again; 0: for ever (init only).
     pub const LEASE: u32 = 20;
     /// Children: from now on report changes of child state (CHILD), with `a` = 1 stops and continues only. Skeletons and init

@@ -143,6 +143,10 @@ fn obey(ghost: &mut Ghost, msg: &Msg, payload: &[u8], fds: &mut Fds) -> sys::Res
             ghost.queue.acknowledge(msg.a as u32);
             Ok(Answer::None)
         }
+        op::HOLD => {
+            ghost.hold(msg.a != 0);
+            Ok(().into())
+        }
         op::NICE => sys::set_nice(int(msg.a)?).map(Answer::from),
         op::SUBREAPER => sys::prctl(Prctl::SetChildSubreaper, usize::from(msg.a != 0), 0).map(|_| ().into()),
         op::WATCH_CHILDREN => {

@@ -51,6 +51,8 @@ pub(crate) struct Ghost {
     pub(crate) delivered: Delivered,
     /// Count of the newest wake-up call.
     pub(crate) woken: u32,
+    /// Signals are left in the kernel.
+    holds: bool,
 }
 
 impl Ghost {
@@ -68,6 +70,7 @@ impl Ghost {
             lease: Lease::new(),
             delivered: Delivered::new(),
             woken: 0,
+            holds: false,
         }
     }
 
@@ -97,6 +100,7 @@ impl Ghost {
         self.queue = Queue::new();
         self.children.reset();
         self.woken = 0;
+        self.holds = false;
         self.retry = NOW;
         self.rest = NOW;
         self.take_role(role);
@@ -120,6 +124,7 @@ impl Ghost {
         if done.is_err() {
             return;
         }
+        self.holds = false;
         let hello = Msg {
             op: ev::HELLO,
             a: i64::from(sys::getpid()),
@@ -138,7 +143,7 @@ impl Ghost {
     fn wait(&mut self, inbox: &mut Inbox) {
         let mut fds = [
             PollFd { fd: self.link.fd(), events: POLLIN, revents: 0 },
-            PollFd { fd: if self.queue.has_room() { self.signals } else { -1 }, events: POLLIN, revents: 0 },
+            PollFd { fd: if self.takes_signals() { self.signals } else { -1 }, events: POLLIN, revents: 0 },
             PollFd { fd: self.lease.fd(), events: POLLIN, revents: 0 },
         ];
         let until = match (self.link.is_up(), self.children.is_due()) {
@@ -160,9 +165,19 @@ impl Ghost {
         }
     }
 
+    fn takes_signals(&self) -> bool {
+        self.queue.has_room() && !self.holds
+    }
+
+    /// Leaves signals to whoever comes into its place, or does no more. What has come is told before.
+    pub(crate) fn hold(&mut self, on: bool) {
+        self.take_signals();
+        self.holds = on;
+    }
+
     pub(crate) fn take_signals(&mut self) {
         let mut info = SigInfo::ZERO;
-        while self.queue.has_room() && sys::take_signal(&mut info).is_ok() {
+        while self.takes_signals() && sys::take_signal(&mut info).is_ok() {
             let (signal, code) = (info.signal(), info.code());
             if signal == sig::CHLD && code > 0 {
                 let ended = matches!(code, cld::EXITED | cld::KILLED | cld::DUMPED);

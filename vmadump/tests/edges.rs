@@ -5,6 +5,7 @@ mod common;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -184,6 +185,38 @@ fn stopped_and_continued_while_it_is_built() {
                 }
             }
         }
+    });
+}
+
+/// A SIGCONT that its body has not taken when it is seized acts on the process.
+#[test]
+fn continued_before_it_is_built() {
+    in_namespace("continued_before_it_is_built", LIMIT, || {
+        let mut program = counting();
+        // SAFETY: plain numbers; a child of ours that was not reaped.
+        unsafe { libc::kill(program.pid, libc::SIGSTOP) };
+        assert!(stops_first(program.pid));
+        program.dump_and_end();
+        let mut body = Command::new("sleep");
+        // SAFETY: sets the mask of the child only.
+        unsafe {
+            body.arg("60").pre_exec(|| {
+                let mut all = std::mem::zeroed();
+                libc::sigfillset(&raw mut all);
+                libc::sigprocmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
+                Ok(())
+            });
+        }
+        let mut body = body.spawn().unwrap();
+        let pid = body.id() as i32;
+        // SAFETY: plain numbers; a child of ours that was not reaped.
+        unsafe { libc::kill(pid, libc::SIGCONT) };
+        let null = File::options().read(true).write(true).open("/dev/null").unwrap();
+        let fds = vec![(0, null.as_fd()), (1, null.as_fd()), (2, null.as_fd())];
+        let options = RestoreOptions { body: Body::Into(pid), fds, ..RestoreOptions::default() };
+        Restorer::prepare(File::open(&program.image).unwrap(), &options).unwrap().go().unwrap();
+        assert!(!stops_first(pid));
+        assert_eq!(body.wait().unwrap().code(), Some(7));
     });
 }
 

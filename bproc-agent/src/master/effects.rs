@@ -130,6 +130,7 @@ impl Actor {
                     ghost.tell(op, 0, 0, payload);
                 }
             }
+            GhostCommand::TakeSignals => ghost.tell(op::HOLD, 0, 0, vec![]),
             GhostCommand::WatchChildren => ghost.tell(op::WATCH_CHILDREN, 1, 0, vec![]),
             GhostCommand::Ack(number) => ghost.tell(op::ACK, number.into(), 0, vec![]),
             GhostCommand::SignalGroup(group, signal) => {

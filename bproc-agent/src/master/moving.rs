@@ -501,8 +501,8 @@ impl Actor {
                 let _ = reap.await;
             }
             if let Some(ghost) = ghost {
-                // It is no child of itself: the answer only tells that all commands before were carried out.
-                let _ = ghost.call(op::REAP, pid.get().into(), 0, vec![]).await;
+                // All commands before have been carried out then, and what it has read it has told.
+                let _ = ghost.call(op::HOLD, 1, 0, vec![]).await;
             }
             let _ = keeper.hand_over(pid).await;
             mover.tell(Task::Begin(Empty {}));

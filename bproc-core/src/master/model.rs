@@ -93,6 +93,8 @@ pub enum GhostCommand {
     SignalGroup(i32, i32),
     /// Tell when children stop and go on.
     WatchChildren,
+    /// It was to become the process, and left signals for that one: it takes them again.
+    TakeSignals,
 }
 
 /// What a node is told. Orders are numbered and survive a broken link.

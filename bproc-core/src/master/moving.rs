@@ -527,7 +527,8 @@ impl Master {
                 if m.taken {
                     out.push(Action::Hold(pid));
                     if let Some(process) = self.processes.get_mut(&pid) {
-                        // Its ghost is a new one.
+                        // Its ghost is a new one, or one that was left as it is.
+                        process.tell(pid, GhostCommand::TakeSignals, out);
                         process.tell(pid, GhostCommand::WatchChildren, out);
                     }
                 }

@@ -335,8 +335,8 @@ impl World {
                         GhostCommand::Clone(child) if g.at_gate.is_some() => {
                             self.report(p.get(), Report::Cloned(child.get(), Err(3)));
                         }
-                        // Stops of children are nobody's here.
-                        GhostCommand::WatchChildren => {}
+                        // Stops of children are nobody's here, and no ghost that is to become a process leaves signals alone.
+                        GhostCommand::WatchChildren | GhostCommand::TakeSignals => {}
                         _ => g.commands.push_back(command),
                     }
                 }

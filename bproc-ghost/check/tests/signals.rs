@@ -202,3 +202,28 @@ fn bad_packets_are_refused_and_do_no_harm() {
     ghost.conn.send(op::EXIT, 3, 0, &[], &[]);
     assert_eq!(ghost.wait(), 3 << 8);
 }
+
+#[test]
+fn one_that_holds_leaves_signals_in_the_kernel() {
+    let mut ghost = Ghost::start();
+    ghost.queue(RT, 0);
+    assert_eq!(take(&mut ghost, 1, 1), [0]);
+    assert_eq!(ghost.conn.call(op::HOLD, 1, 0), 0);
+    ghost.queue(RT, 1);
+    // Its answers come in order: it tells of no signal before this one.
+    assert_eq!(ghost.conn.call(op::HOLD, 1, 0), 0);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", ghost.pid())).unwrap();
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:\t")).unwrap();
+    assert_eq!(u64::from_str_radix(pending, 16).unwrap(), 1 << (RT - 1));
+    assert_eq!(ghost.conn.call(op::HOLD, 0, 0), 0);
+    assert_eq!(take(&mut ghost, 2, 1), [1]);
+    // A new agent knows nothing of it.
+    ghost.conn.ack(2);
+    assert_eq!(ghost.conn.call(op::HOLD, 1, 0), 0);
+    ghost.listener.hide();
+    ghost.conn.hang_up();
+    ghost.queue(RT, 2);
+    ghost.listener.show();
+    ghost.conn = ghost.listener.accept(ghost.pid());
+    assert_eq!(take(&mut ghost, 3, 1), [2]);
+}

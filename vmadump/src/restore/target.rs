@@ -16,7 +16,7 @@ use crate::sys::files;
 use crate::sys::memory::MemFile;
 use crate::sys::ptrace::Status;
 use crate::sys::{process, ptrace as pt};
-use crate::tracee::Tracee;
+use crate::tracee::{Owed, Tracee};
 
 use super::fds::Given;
 
@@ -132,7 +132,11 @@ impl Target {
         let mut options = pt::SYSGOOD | pt::TRACECLONE;
         pt::seize(pid, options)?;
         pt::interrupt(pid)?;
-        let Some(leader) = Tracee::stopped(pid)? else { return Err(Error::Gone(pid)) };
+        let Some(mut leader) = Tracee::stopped(pid)? else { return Err(Error::Gone(pid)) };
+        if pt::is_continued(pid)? {
+            // The end of the first table of calls takes it away.
+            leader.owe(Some(Owed::Continue));
+        }
         let memory = MemFile::open(pid)?;
         let gate = gate(&maps_of(pid)?, &memory, pid)?;
         let status = procfs::status(&files::read_record(&format!("/proc/{pid}/status")).map_err(|_| Error::Gone(pid))?);
