@@ -353,6 +353,20 @@ fn a_homecoming_that_fails_gives_the_ghost_back() {
 }
 
 #[test]
+fn a_ghost_that_was_left_as_it_is_takes_signals_again() {
+    let mut m = on_a();
+    let mut out = vec![];
+    let id = under_way(&mut m, None, &mut out);
+    m.frozen(pid(P), id, None, &mut out);
+    m.arrived(pid(P), id, Err(failed()), &mut out);
+    m.departed(pid(P), id, Departed::Failed(failed()), &mut out);
+    let again = Action::Ghost(pid(P), GhostCommand::TakeSignals);
+    assert!(out.contains(&Action::Hold(pid(P))) && !out.contains(&again));
+    m.held(pid(P), Ok(()), &mut out);
+    assert!(out.contains(&again));
+}
+
+#[test]
 fn a_lost_source_takes_with_it_what_has_not_arrived() {
     for arrived in [true, false] {
         let mut m = on_a();
