@@ -4,7 +4,7 @@
 use crate::kernel::First;
 use crate::watched::{sent, watched};
 use anyhow::{Context, Result, bail};
-use bproc_common::ghost::{MAX_PACKET, Msg, Role, ev, op};
+use bproc_common::ghost::{MAX_PACKET, Msg, Role, ev, left, op};
 use bproc_common::id::Pid;
 use bproc_common::wire::Record;
 use bproc_sys::process::{FileId, Process};
@@ -14,11 +14,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 const SIGCONT: i64 = 18;
+/// After so long a ghost that does not answer may have been stopped.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Value of the SIGCONT by which the agent wakes a ghost; the ghost does not forward it.
 pub const WAKE: u64 = bproc_common::ghost::WAKE as u64;
@@ -118,6 +121,16 @@ impl Ghost {
         receiver
     }
 
+    /// From now on it leaves queued signals to the process that comes into its place, whom those that it has told must not overtake:
+    /// they have been told when this returns. One that is stopped takes none, answers nobody, and is not waited for.
+    pub async fn holds_queued(&self, host: Pid) {
+        let answer = self.call(op::HOLD, left::QUEUED, 0, vec![]);
+        let is_stopped =
+            || Process::open(host).and_then(|p| p.stat()).is_ok_and(|stat| matches!(stat.state, b'T' | b't'));
+        tokio::pin!(answer);
+        while !is_stopped() && tokio::time::timeout(LOOK_AGAIN, &mut answer).await.is_err() {}
+    }
+
     /// The same for callers that wait: value, or the errno as `Err`.
     pub async fn call(&self, op: u32, a: i64, b: i64, payload: Vec<u8>) -> Result<i64, CallError> {
         match self.ask(op, a, b, payload, Vec::new()).await {
@@ -163,8 +176,8 @@ impl CallError {
 /// Waits until what happened before the call has been reported by somebody else; see the master's use.
 pub type Barrier = Arc<dyn Fn() -> oneshot::Receiver<i32> + Send + Sync>;
 
-/// Accepts ghosts for ever. Reports go to `wrap` and then to `out`; those of signals and answers after the kernel's records of
-/// what was before them.
+/// Accepts ghosts for ever. Reports go to `wrap` and then to `out`; those of signals and children, and answers, after the kernel's
+/// records of what was before them.
 pub async fn serve<T: Send + 'static>(
     path: &Path,
     ghost_exe: FileId,
@@ -184,7 +197,7 @@ pub async fn serve<T: Send + 'static>(
                 Ok(conn) => conn,
                 Err(error) => {
                     tracing::warn!(%error, "accepting a ghost");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             };
@@ -334,6 +347,8 @@ async fn converse<T>(
                     }
                     ev::CHILD => {
                         let child = i32::try_from(msg.a).ok().and_then(Pid::new).context("child without a pid")?;
+                        // It may have been forked, and left to who tells of it, a moment ago.
+                        first().await;
                         Report::Child { by: pid, pid: child, status: msg.c as i32, rusage: payload }
                     }
                     other => bail!("process {pid} reports {other}, which means nothing"),

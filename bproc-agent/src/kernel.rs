@@ -123,7 +123,7 @@ impl Kernel {
         Ok(Kernel { control, reader, first, tells_usage, shows })
     }
 
-    /// For those who tell of signals: the records of these come first.
+    /// For those who tell of signals and children: the records of these come first.
     pub fn first(&self) -> First {
         self.first.clone()
     }

@@ -111,14 +111,24 @@ pub mod op {
     pub const SUBREAPER: u32 = 18;
     /// Send signal `b` to the whole process group `a`, as its process has done on a node (ghosts only).
     pub const SIGNAL_GROUP: u32 = 17;
-    /// With `a` = 1 leave signals in the kernel from now on, for the process that comes into the ghost's place; those that
-    /// were taken have been told when this is answered. With 0, and on a new connection, take them again.
+    /// Leave signals in the kernel from now on, for the process that comes into the ghost's place; those that were taken have
+    /// been told when this is answered. `a`: their set, signal N as bit N - 1; 0 takes all again, and so does a new connection.
     pub const HOLD: u32 = 19;
     /// Lives `a` milliseconds more unless told again; 0: for ever (init only).
     pub const LEASE: u32 = 20;
     /// Children: from now on report changes of child state (CHILD), with `a` = 1 stops and continues only. Skeletons and init
     /// do from the start.
     pub const WATCH_CHILDREN: u32 = 16;
+}
+
+/// Sets of signals that a ghost leaves in the kernel ([`op::HOLD`]).
+pub mod left {
+    /// None.
+    pub const NONE: i64 = 0;
+    /// Those of which each one sent comes, in the order in which they were sent: from 32 on.
+    pub const QUEUED: i64 = -1 << 31;
+    /// All.
+    pub const ALL: i64 = -1;
 }
 
 /// Reports of the ghost.

@@ -144,7 +144,7 @@ fn obey(ghost: &mut Ghost, msg: &Msg, payload: &[u8], fds: &mut Fds) -> sys::Res
             Ok(Answer::None)
         }
         op::HOLD => {
-            ghost.hold(msg.a != 0);
+            ghost.hold(msg.a as u64)?;
             Ok(().into())
         }
         op::NICE => sys::set_nice(int(msg.a)?).map(Answer::from),

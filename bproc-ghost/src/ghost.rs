@@ -51,8 +51,8 @@ pub(crate) struct Ghost {
     pub(crate) delivered: Delivered,
     /// Count of the newest wake-up call.
     pub(crate) woken: u32,
-    /// Signals are left in the kernel.
-    holds: bool,
+    /// The set of signals that are left in the kernel.
+    left: u64,
 }
 
 impl Ghost {
@@ -70,7 +70,7 @@ impl Ghost {
             lease: Lease::new(),
             delivered: Delivered::new(),
             woken: 0,
-            holds: false,
+            left: 0,
         }
     }
 
@@ -100,7 +100,6 @@ impl Ghost {
         self.queue = Queue::new();
         self.children.reset();
         self.woken = 0;
-        self.holds = false;
         self.retry = NOW;
         self.rest = NOW;
         self.take_role(role);
@@ -124,7 +123,8 @@ impl Ghost {
         if done.is_err() {
             return;
         }
-        self.holds = false;
+        // If it cannot, the agent's next word about it comes again.
+        let _ = self.leave(0);
         let hello = Msg {
             op: ev::HELLO,
             a: i64::from(sys::getpid()),
@@ -166,18 +166,29 @@ impl Ghost {
     }
 
     fn takes_signals(&self) -> bool {
-        self.queue.has_room() && !self.holds
+        self.queue.has_room() && self.left != u64::MAX
     }
 
-    /// Leaves signals to whoever comes into its place, or does no more. What has come is told before.
-    pub(crate) fn hold(&mut self, on: bool) {
+    /// Leaves this set of signals to whoever comes into its place. What has come is told before.
+    pub(crate) fn hold(&mut self, left: u64) -> Result<(), Errno> {
         self.take_signals();
-        self.holds = on;
+        self.leave(left)
+    }
+
+    fn leave(&mut self, left: u64) -> Result<(), Errno> {
+        if left != self.left && left != u64::MAX {
+            // The former may be that of clones, too.
+            let signals = sys::signalfd(!left)?;
+            sys::close(self.signals);
+            self.signals = signals;
+        }
+        self.left = left;
+        Ok(())
     }
 
     pub(crate) fn take_signals(&mut self) {
         let mut info = SigInfo::ZERO;
-        while self.takes_signals() && sys::take_signal(&mut info).is_ok() {
+        while self.takes_signals() && sys::take_signal(!self.left, &mut info).is_ok() {
             let (signal, code) = (info.signal(), info.code());
             if signal == sig::CHLD && code > 0 {
                 let ended = matches!(code, cld::EXITED | cld::KILLED | cld::DUMPED);

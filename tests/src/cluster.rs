@@ -378,6 +378,16 @@ impl Cluster {
         log.lines().filter(grave).for_each(|line| println!("{role:?}: {line}"));
     }
 
+    /// Prints what the agents logged of a process: all that they did with it, if `BPROC_TEST_LOG` is `trace`.
+    fn tell_history(&self, pid: i32) {
+        let number = pid.to_string();
+        let of_it = |line: &&str| line.split(|c: char| !c.is_ascii_digit()).any(|word| word == number);
+        for role in std::iter::once(Role::Master).chain((0..self.nodes).map(Role::Node)) {
+            let log = self.log_tail(role, usize::MAX);
+            log.lines().filter(of_it).for_each(|line| println!("{role:?}: {line}"));
+        }
+    }
+
     fn configure(&self, options: &Options) -> Result<()> {
         let etc = self.dir().join("etc");
         let (name, tls) = (&self.name, etc.join("tls"));

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -269,6 +270,42 @@ fn refusals(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// What one process queues comes in its order, also when the other is on its way home or out.
+fn queued_signals(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, "tests/programs/queue.c", &[], false)?;
+    for rest in ["0", "300"] {
+        let mut program = Traveller::start(Command::new(&program).arg(rest))?;
+        program.until("under way")?;
+        let pid = program.pid();
+        let queue = move |value: i32| {
+            let value = libc::sigval { sival_ptr: value as usize as *mut libc::c_void };
+            // SAFETY: no memory; the pid is that of a child that has not been waited for.
+            while unsafe { libc::sigqueue(pid, libc::SIGRTMIN(), value) } != 0 {
+                let error = std::io::Error::last_os_error();
+                ensure!(error.raw_os_error() == Some(libc::EAGAIN), "sigqueue: {error}");
+                std::thread::yield_now();
+            }
+            Ok(())
+        };
+        let (over, is_over) = std::sync::mpsc::channel::<()>();
+        let sender = std::thread::spawn(move || {
+            let mut sent = 0;
+            while is_over.recv_timeout(Duration::from_micros(200)) == Err(RecvTimeoutError::Timeout) {
+                queue(sent)?;
+                sent += 1;
+            }
+            queue(-1).map(|()| sent)
+        });
+        let moved = ["0", "master", "1", "2", "master", "0", "1", "master"].map(|node| go(cluster, pid, node));
+        drop(over);
+        let sent = sender.join().map_err(|_| anyhow::anyhow!("the sender"))??;
+        let (rest, status) = program.end()?;
+        ensure!((rest.as_str(), status) == (&*format!("took {sent}\n"), 0), "of {sent}: {rest:?}, status {status:#x}");
+        moved.into_iter().collect::<Result<()>>()?;
+    }
+    cluster.quiet()
+}
+
 /// Standard streams stay connected over moves, in order and whole.
 fn streams(cluster: &Cluster) -> Result<()> {
     const LINES: usize = 20_000;
@@ -521,6 +558,7 @@ fn main() -> ExitCode {
         Test::new("a_user_other_than_root", a_user),
         Test::new("families", families),
         Test::new("signals_on_the_way", signals),
+        Test::new("queued_signals_keep_their_order", queued_signals),
         Test::new("streams", streams),
         Test::new("output_that_nobody_reads", output_that_nobody_reads),
         Test::new("input", input),

@@ -42,6 +42,11 @@ pub(crate) struct Compiler<'a> {
     pub(crate) memory_files: i32,
 }
 
+/// Is it of those signals of which each that was sent comes, in the order in which they were sent?
+pub(crate) fn is_queued(info: &[u8]) -> bool {
+    info.first_chunk().is_some_and(|raw| i32::from_ne_bytes(*raw) >= 32)
+}
+
 impl<'a> Compiler<'a> {
     pub(crate) fn new(image: &'a Image, batch: &'a mut Batch, slot: i32, instead: &'a [(u32, Vec<u8>)]) -> Self {
         Compiler { image, batch, slot, opened: Vec::new(), filled: Vec::new(), instead, ready: &[], memory_files: 0 }
@@ -360,7 +365,11 @@ impl<'a> Compiler<'a> {
         if thread.timer_slack != 0 {
             batch.may(libc::SYS_prctl, &[libc::PR_SET_TIMERSLACK as u64, thread.timer_slack], "set the timer slack");
         }
-        for info in &thread.pending {
+        // Of queued ones of the only thread's process: behind its own, and before those that the body got meanwhile, for the kernel
+        // gives a thread its own first.
+        let only = self.image.threads.len() == 1;
+        let queued = self.image.signals.pending.iter().filter(|info| only && is_queued(info));
+        for info in thread.pending.iter().chain(queued) {
             let at = batch.data(info);
             batch.may(libc::SYS_rt_tgsigqueueinfo, &[pid as u64, tid as u64, info[0].into(), at], "queue a signal");
         }

@@ -3,7 +3,7 @@
 use super::{Actor, Fact, Waits, link};
 use crate::ghosts::{self, Ghost};
 use bproc_common::errno;
-use bproc_common::ghost::op;
+use bproc_common::ghost::{left, op};
 use bproc_common::id::{NodeId, Pid};
 use bproc_core::master::{Action, Ask, Child, GhostCommand, Order, Refusal};
 use bproc_mover::wire::{Empty, Task};
@@ -130,7 +130,7 @@ impl Actor {
                     ghost.tell(op, 0, 0, payload);
                 }
             }
-            GhostCommand::TakeSignals => ghost.tell(op::HOLD, 0, 0, vec![]),
+            GhostCommand::TakeSignals => ghost.tell(op::HOLD, left::NONE, 0, vec![]),
             GhostCommand::WatchChildren => ghost.tell(op::WATCH_CHILDREN, 1, 0, vec![]),
             GhostCommand::Ack(number) => ghost.tell(op::ACK, number.into(), 0, vec![]),
             GhostCommand::SignalGroup(group, signal) => {

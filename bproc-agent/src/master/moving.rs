@@ -13,7 +13,7 @@ use crate::checked;
 use crate::mover::{self, Mover, Said};
 use crate::rights;
 use crate::survey::{self, Survey, Wishes};
-use bproc_common::ghost::{ENV_COUNT, Role, op};
+use bproc_common::ghost::{ENV_COUNT, Role, left, op};
 use bproc_common::id::{NodeId, Pid};
 use bproc_core::master::moving::{Departed, MoveFacts, MoveId};
 use bproc_core::master::{Action, Ask, Order, Refusal};
@@ -439,8 +439,13 @@ impl Actor {
         let (facts, gate) = (self.facts.clone(), self.gate.clone());
         let (from, token) = (mover::peer(going.from.map_or(-1, |node| node.0)), going.token.clone());
         let host = master_host(&self.stdio_address);
+        let ghost = self.ghosts.get(&pid).cloned();
         self.start_mover(pid, id, None, async move {
             let told = |port| async move {
+                // What it tells before goes to the process where that is, and what comes later is not overtaken by that.
+                if let Some(ghost) = ghost {
+                    ghost.holds_queued(pid).await;
+                }
                 facts.send(Fact::Mover(pid, id, Said::Listening(port))).await.ok();
             };
             let listen = host.parse().map_err(|e| failure(libc::EINVAL, format!("listening on {host}: {e}")))?;
@@ -502,7 +507,7 @@ impl Actor {
             }
             if let Some(ghost) = ghost {
                 // All commands before have been carried out then, and what it has read it has told.
-                let _ = ghost.call(op::HOLD, 1, 0, vec![]).await;
+                let _ = ghost.call(op::HOLD, left::ALL, 0, vec![]).await;
             }
             let _ = keeper.hand_over(pid).await;
             mover.tell(Task::Begin(Empty {}));

@@ -361,6 +361,9 @@ impl Actor {
             true => self.hand_over_kept(pid, half.host_pid),
             false => self.reap_kept(pid),
         }
+        if target && !runs_here {
+            self.stand_in_takes_signals(pid);
+        }
         if let Some((status, raw)) = end {
             self.end_after_output(pid, status, raw);
         }

@@ -7,7 +7,7 @@ use super::spawn::{Member, Spawner};
 use super::{Actor, Fact};
 use crate::checked;
 use crate::mover;
-use bproc_common::ghost::op;
+use bproc_common::ghost::{left, op};
 use bproc_common::id::Pid;
 use bproc_mover::wire::{Keys, Receive, Refusal, Task};
 use bproc_proto::Failure;
@@ -89,8 +89,13 @@ impl Actor {
     fn await_source(&self, r#move: wire::Move, order: &wire::Receive) -> Coming {
         let (facts, listen, gate) = (self.facts.clone(), self.listen, self.gate.clone());
         let (from, token) = (mover::peer(order.from), order.token.clone());
+        let stand_in = self.family.get(r#move.pid);
         Coming(tokio::spawn(async move {
             let told = |port| async move {
+                // What it has been sent here goes to the process where that is, and what comes later is not overtaken by that.
+                if let Some((stand_in, host)) = stand_in.and_then(|m| Some((m.ghost, Pid::new(m.host_pid)?))) {
+                    stand_in.holds_queued(host).await;
+                }
                 facts.send(Fact::Listens(r#move, port)).await.ok();
             };
             mover::await_source(listen, &gate, from, &token, told).await
@@ -149,6 +154,7 @@ impl Actor {
 
     /// Nobody comes, and nobody has to be told but the master.
     fn no_room(&mut self, r#move: wire::Move, told: bool, failure: Failure) {
+        self.stand_in_takes_signals(r#move.pid);
         self.no_longer_named(Naming::room(Some(r#move)));
         self.reap_kept(r#move.pid);
         if let Some(status) = self.ended_early.remove(&r#move.pid) {
@@ -159,6 +165,13 @@ impl Actor {
             true => event::Body::Arrived(wire::Arrived { r#move, failure }),
             false => event::Body::Receiving(wire::Receiving { r#move, failure, ..Default::default() }),
         });
+    }
+
+    /// Nobody comes into its place.
+    pub(super) fn stand_in_takes_signals(&self, pid: i32) {
+        if let Some(stand_in) = self.family.get(pid) {
+            stand_in.ghost.tell(op::HOLD, left::NONE, 0, vec![]);
+        }
     }
 
     /// The source hears why nothing comes of it.
@@ -246,7 +259,11 @@ impl Spawner {
                 self.tell_subreapers(spec);
                 stand_in
             }
-            None => self.make(spec, natives.clone()).await?,
+            None => {
+                let body = self.make(spec, natives.clone()).await?;
+                body.ghost.tell(op::HOLD, left::QUEUED, 0, vec![]);
+                body
+            }
         };
         let place = async {
             match spec.sid == spec.pid {

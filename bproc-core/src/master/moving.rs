@@ -526,9 +526,11 @@ impl Master {
                 }
                 if m.taken {
                     out.push(Action::Hold(pid));
-                    if let Some(process) = self.processes.get_mut(&pid) {
-                        // Its ghost is a new one, or one that was left as it is.
-                        process.tell(pid, GhostCommand::TakeSignals, out);
+                }
+                if let (None, Some(process)) = (m.facts.to, self.processes.get_mut(&pid)) {
+                    // Its ghost is a new one, or one that was left as it is.
+                    process.tell(pid, GhostCommand::TakeSignals, out);
+                    if m.taken {
                         process.tell(pid, GhostCommand::WatchChildren, out);
                     }
                 }

@@ -367,6 +367,17 @@ fn a_ghost_that_was_left_as_it_is_takes_signals_again() {
 }
 
 #[test]
+fn a_ghost_that_nobody_came_into_takes_signals_again() {
+    let mut m = on_a();
+    let mut out = vec![];
+    let id = under_way(&mut m, None, &mut out);
+    m.departed(pid(P), id, Departed::Failed(failed()), &mut out);
+    m.arrived(pid(P), id, Err(failed()), &mut out);
+    assert!(out.contains(&Action::Ghost(pid(P), GhostCommand::TakeSignals)) && !out.contains(&Action::Hold(pid(P))));
+    assert!(!out.contains(&Action::Ghost(pid(P), GhostCommand::WatchChildren)));
+}
+
+#[test]
 fn a_lost_source_takes_with_it_what_has_not_arrived() {
     for arrived in [true, false] {
         let mut m = on_a();

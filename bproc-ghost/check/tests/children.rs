@@ -1,6 +1,6 @@
 //! Trees of ghosts with chosen pids, and what is told of their ends.
 
-use bproc_common::ghost::{Role, ev, op};
+use bproc_common::ghost::{Role, ev, left, op};
 use bproc_common::wait::Status;
 use bproc_ghost_check::{Conn, Ghost, Space, root_head, shell};
 use std::os::fd::AsRawFd;
@@ -68,6 +68,21 @@ fn pids_follow_the_cursor_when_none_is_asked_for() {
     let mut child = space.listener.accept(40_001);
     assert_eq!(child.role(), Role::Skeleton as i64);
     assert_eq!(child.call(op::LAST_PID, 50_000, 0), -i64::from(libc::EPERM));
+}
+
+#[test]
+fn a_clone_of_one_that_holds_signals_takes_its_own() {
+    let mut space = Space::start();
+    let mut child = space.clone_child(300, Role::Skeleton);
+    assert_eq!(child.call(op::HOLD, left::QUEUED, 0), 0);
+    assert_eq!(child.call(op::CLONE, 301, 0), 301);
+    let mut other = space.listener.accept(301);
+    let outer = other.outer_pid();
+    assert!(outer > 1);
+    let value = libc::sigval { sival_ptr: std::ptr::null_mut() };
+    // SAFETY: no memory; its init is ours, and it has not ended.
+    assert_eq!(unsafe { libc::sigqueue(outer, libc::SIGRTMIN(), value) }, 0);
+    assert_eq!(other.report(ev::SIGNAL).msg.a, i64::from(libc::SIGRTMIN()));
 }
 
 #[test]

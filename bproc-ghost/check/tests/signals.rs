@@ -1,6 +1,6 @@
 //! Signals to a ghost reach the agent: all, once, in order, with their siginfo.
 
-use bproc_common::ghost::{Msg, WAKE, ev, op};
+use bproc_common::ghost::{Msg, WAKE, ev, left, op};
 use bproc_common::wire::Record;
 use bproc_ghost_check::{Ghost, parts};
 
@@ -208,22 +208,33 @@ fn one_that_holds_leaves_signals_in_the_kernel() {
     let mut ghost = Ghost::start();
     ghost.queue(RT, 0);
     assert_eq!(take(&mut ghost, 1, 1), [0]);
-    assert_eq!(ghost.conn.call(op::HOLD, 1, 0), 0);
+    assert_eq!(ghost.conn.call(op::HOLD, left::ALL, 0), 0);
     ghost.queue(RT, 1);
     // Its answers come in order: it tells of no signal before this one.
-    assert_eq!(ghost.conn.call(op::HOLD, 1, 0), 0);
+    assert_eq!(ghost.conn.call(op::HOLD, left::ALL, 0), 0);
     let status = std::fs::read_to_string(format!("/proc/{}/status", ghost.pid())).unwrap();
     let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:\t")).unwrap();
     assert_eq!(u64::from_str_radix(pending, 16).unwrap(), 1 << (RT - 1));
-    assert_eq!(ghost.conn.call(op::HOLD, 0, 0), 0);
+    assert_eq!(ghost.conn.call(op::HOLD, left::NONE, 0), 0);
     assert_eq!(take(&mut ghost, 2, 1), [1]);
     // A new agent knows nothing of it.
     ghost.conn.ack(2);
-    assert_eq!(ghost.conn.call(op::HOLD, 1, 0), 0);
+    assert_eq!(ghost.conn.call(op::HOLD, left::ALL, 0), 0);
     ghost.listener.hide();
     ghost.conn.hang_up();
     ghost.queue(RT, 2);
     ghost.listener.show();
     ghost.conn = ghost.listener.accept(ghost.pid());
     assert_eq!(take(&mut ghost, 3, 1), [2]);
+}
+
+#[test]
+fn one_that_holds_queued_signals_tells_of_others() {
+    let mut ghost = Ghost::start();
+    assert_eq!(ghost.conn.call(op::HOLD, left::QUEUED, 0), 0);
+    ghost.queue(RT, 1);
+    ghost.queue(libc::SIGUSR1, 2);
+    assert_eq!(take(&mut ghost, 1, 1), [2]);
+    assert_eq!(ghost.conn.call(op::HOLD, left::NONE, 0), 0);
+    assert_eq!(take(&mut ghost, 2, 1), [1]);
 }

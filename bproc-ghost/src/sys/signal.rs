@@ -26,15 +26,14 @@ pub(crate) fn signalfd(mask: u64) -> Result<i32> {
     Ok(fd as i32)
 }
 
-/// Takes the next pending signal; EAGAIN when there is none.
-pub(crate) fn take_signal(info: &mut SigInfo) -> Result<i32> {
-    let all = u64::MAX;
+/// Takes the next pending signal of a set; EAGAIN when there is none.
+pub(crate) fn take_signal(set: u64, info: &mut SigInfo) -> Result<i32> {
     let now = Timespec::from_millis(0);
     // SAFETY: the three areas are live and of the sizes that the kernel expects.
     let signal = unsafe {
         call(
             nr::RT_SIGTIMEDWAIT,
-            [ptr::from_ref(&all) as usize, ptr::from_mut(info) as usize, ptr::from_ref(&now) as usize, 8, 0, 0],
+            [ptr::from_ref(&set) as usize, ptr::from_mut(info) as usize, ptr::from_ref(&now) as usize, 8, 0, 0],
         )
     }?;
     Ok(signal as i32)

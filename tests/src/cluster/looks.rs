@@ -10,6 +10,9 @@ use anyhow::{Context, Result};
 use super::{Cluster, Role, eventually, leftover};
 use crate::procs::{self, Proc};
 
+/// Of so many processes that are left the agents' logs are printed.
+const TOLD: usize = 8;
+
 impl Cluster {
     /// The pid of the keeper on the master.
     ///
@@ -109,16 +112,23 @@ impl Cluster {
 
     /// The same on any machine, when these processes live on the master's.
     pub(super) fn quiet_but_for(&self, lives: &dyn Fn(i32) -> bool) -> Result<()> {
-        eventually("nothing runs on the nodes", Duration::from_secs(30), || {
+        let left = std::cell::RefCell::new(BTreeSet::new());
+        let nobody = eventually("nothing runs on the nodes", Duration::from_secs(30), || {
             let known = self.client()?.processes().map_err(|error| anyhow::anyhow!("{error}"))?;
             let (programs, ghosts, skeletons) = (self.programs(), self.ghosts(), self.idle_skeletons(lives));
             if known.is_empty() && programs.is_empty() && ghosts.is_empty() && skeletons.is_empty() {
                 return Ok(Ok(()));
             }
+            let inner = programs.iter().chain(&skeletons).map(Proc::inner);
+            left.replace(inner.chain(ghosts.iter().map(|ghost| ghost.pid)).collect());
             Ok(Err(format!(
                 "left: on nodes {programs:#?}, ghosts {ghosts:#?}, skeletons of the dead {skeletons:#?}, the agent knows {known:?}"
             )))
-        })?;
+        });
+        if nobody.is_err() {
+            left.take().into_iter().take(TOLD).for_each(|pid| self.tell_history(pid));
+        }
+        nobody?;
         eventually("mounts, control groups and pins are as at the start", Duration::from_secs(30), || {
             let (now, then) = (leftover::lasting(&self.name)?, self.lasting.borrow());
             Ok(if now == *then { Ok(()) } else { Err(format!("now {now:#?}, then {then:#?}")) })

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use super::RestoreOptions;
 use super::target::Target;
 use crate::batch::{Batch, Results};
-use crate::compile::{Compiler, as_root, as_user};
+use crate::compile::{Compiler, as_root, as_user, is_queued};
 use crate::error::{Error, Refusal};
 use crate::image::{FdKind, Image};
 use crate::sys::process;
@@ -316,9 +316,12 @@ impl Compiler<'_> {
         true
     }
 
-    /// Pending signals, to the pid that the process has now. `alive`: children of the body that have not ended.
+    /// Pending signals, to the pid that the process has now, but those that its only thread queues. `alive`: children of the body
+    /// that have not ended.
     pub(super) fn pending(&mut self, pid: i32, alive: &[i32]) {
-        for info in self.image.signals.pending.iter().filter(|info| !comes_again(info, alive)) {
+        let only = self.image.threads.len() == 1;
+        let elsewhere = |info: &[u8]| comes_again(info, alive) || (only && is_queued(info));
+        for info in self.image.signals.pending.iter().filter(|info| !elsewhere(info)) {
             let at = self.batch.data(info);
             self.batch.may(libc::SYS_rt_sigqueueinfo, &[pid as u64, u64::from(info[0]), at], "queue a signal");
         }
