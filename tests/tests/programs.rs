@@ -90,21 +90,31 @@ fn node(cluster: &Cluster) -> Result<()> {
     around(cluster, Command::new("node").arg(source("wander.js")), &AROUND)
 }
 
+const DEBIAN_PYTHON: &str = "/usr/bin/python3";
+
 fn python(cluster: &Cluster) -> Result<()> {
     if !has("python3") {
         return Ok(());
     }
-    let whole = Command::new("python3").args(["-c", "import asyncio, concurrent.futures.thread"]).status()?;
-    if !whole.success() {
+    let imports = |python: &str, modules: &str| -> Result<bool> {
+        let mut import = Command::new(python);
+        Ok(import.args(["-c", &format!("import {modules}")]).stderr(Stdio::null()).status()?.success())
+    };
+    // Debian's has Debian's modules; another may come before it.
+    let mut python = "python3";
+    if !imports(python, "numpy")? {
+        if Path::new(DEBIAN_PYTHON).exists() && imports(DEBIAN_PYTHON, "numpy")? {
+            python = DEBIAN_PYTHON;
+        } else {
+            println!("skipped: numpy, which no python here has");
+        }
+    }
+    if !imports(python, "asyncio, concurrent.futures.thread")? {
         println!("skipped: a python without threads to wait in");
         return Ok(());
     }
-    let numpy = Command::new("python3").args(["-c", "import numpy"]).stderr(Stdio::null()).status()?;
-    if !numpy.success() {
-        println!("skipped: numpy, which this python does not have");
-    }
     // pyenv's is a script, which executes the real one.
-    let mut real = Command::new("python3");
+    let mut real = Command::new(python);
     let real = finish(real.args(["-c", "import sys; print(sys.executable)"]), b"", LIMIT)?;
     let mut program = Command::new(real.out().trim());
     around(cluster, program.env("OPENBLAS_NUM_THREADS", "3").arg(source("wander.py")), &AROUND)

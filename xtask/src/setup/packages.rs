@@ -29,6 +29,7 @@ const PACKAGES: &[(Purpose, &str, &str)] = &[
     (Purpose::Tour, "procps", "/usr/bin/ps"),
     (Purpose::Tour, "python3", "/usr/bin/python3"),
     (Purpose::Test, "perl", "/usr/bin/perl"),
+    (Purpose::Test, "python3-numpy", "/usr/lib/python3/dist-packages/numpy/__init__.py"),
     (Purpose::Test, "busybox-static", "/bin/busybox"),
     (Purpose::Test, "qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
     (Purpose::Test, "xz-utils", "/usr/bin/xz"),
