@@ -278,8 +278,9 @@ impl Table {
         };
         self.zombies += usize::from(natural_end);
         let mut events = Vec::new();
-        // Init's are its own, or orphans whose parent is not known to anybody any more.
-        if !parent_is_ghost || found.ppid == 1 {
+        // Init's are its own, or orphans whose parent is not known to anybody any more. One whose parent went elsewhere in the
+        // moment after its fork may not have been told; the master passes over those that it knows.
+        if !parent_is_ghost || found.ppid == 1 || !zombie {
             events
                 .push(event::Body::Forked(wire::Forked { parent: found.ppid, child: Some(entry.to_wire(found.pid)) }));
         }

@@ -206,8 +206,9 @@ impl Master {
 
     /// A process on a node forked. Its ghost's clone becomes the child's ghost.
     pub fn forked(&mut self, node: NodeId, parent: Option<Pid>, child: Child, out: &mut Out) {
-        if self.processes.contains_key(&child.pid) {
-            // Told again after a restart; the ghost made before is the right one.
+        let is_body = self.moves.contains_key(&child.pid) || self.arriving.keys().any(|(pid, _)| *pid == child.pid);
+        if self.processes.contains_key(&child.pid) || is_body {
+            // Told again after a restart; the ghost made before is the right one. A body only looks like a process already.
             return;
         }
         let mut process = Process::new(Some(node), parent);

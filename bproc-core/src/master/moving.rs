@@ -515,6 +515,8 @@ impl Master {
                         // It ended while it was thought to wait for its parent there.
                         self.forget(child, out);
                     }
+                } else if let Some(node) = self.processes.get(&pid).and_then(|p| p.node) {
+                    self.deliver_held(pid, node, m, out);
                 }
             }
             Some(node) => {

@@ -378,6 +378,33 @@ fn a_ghost_that_nobody_came_into_takes_signals_again() {
 }
 
 #[test]
+fn signals_for_one_that_was_thought_to_be_at_home_go_where_it_is() {
+    let nodes = [(0, Node::new(0o111, 0, 0)), (1, Node::new(0o111, 0, 0))];
+    let (mut m, mut out) = (Master::new(nodes, Leases::new(1000, 5000, 100), true), vec![]);
+    m.await_nodes([A, B]);
+    m.attach(B, hello(2), "up", &mut out).unwrap();
+    let id = under_way(&mut m, Some(B), &mut out);
+    // Its node is late.
+    m.attach(A, Attach { inventory: vec![(pid(P), None)], ..hello(1) }, "up", &mut out).unwrap();
+    m.ghost_connected(pid(P), None, &mut out);
+    m.ghost_signal(pid(P), 1, siginfo(10), &mut out);
+    out.clear();
+    m.departed(pid(P), id, Departed::Failed(failed()), &mut out);
+    m.arrived(pid(P), id, Err(failed()), &mut out);
+    let signal = Order::Signal { pid: pid(P), number: 1, siginfo: siginfo(10) };
+    assert!(orders(&out).contains(&(A, signal)), "{out:?}");
+}
+
+#[test]
+fn a_body_that_looks_like_a_fork_gets_no_ghost() {
+    let (mut m, mut out) = (up(), vec![]);
+    under_way(&mut m, Some(A), &mut out);
+    out.clear();
+    m.forked(A, Some(pid(2)), Child { pid: pid(P), uid: 5, gid: 5 }, &mut out);
+    assert_eq!((out, m.processes()), (vec![], vec![]));
+}
+
+#[test]
 fn a_lost_source_takes_with_it_what_has_not_arrived() {
     for arrived in [true, false] {
         let mut m = on_a();

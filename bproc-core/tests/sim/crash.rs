@@ -32,7 +32,8 @@ impl World {
         let there = self.machines[node].processes.iter().filter(|(p, process)| here(p, process));
         let mut again = Vec::new();
         for (p, process) in there {
-            let parent = process.parent.filter(|parent| self.machines[node].processes.contains_key(parent));
+            let tells = |parent: &i32| self.machines[node].processes.contains_key(parent) || process.ended.is_none();
+            let parent = process.parent.filter(tells);
             again.extend(parent.map(|parent| Event::Forked(parent, *p)));
             let stands = if process.stopped { Event::Stopped(*p, 19) } else { Event::Continued(*p) };
             again.extend(process.ended.is_none().then_some(stands));

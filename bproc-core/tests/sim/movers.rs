@@ -140,8 +140,16 @@ impl World {
         if !lives && self.pairs[i].source < Source::Bound {
             return self.source_over(i, false, true);
         }
+        let is_held = self.process_at(from, p).is_some_and(|process| process.frozen);
         match self.pairs[i].source {
             Source::Begun if target == Target::Failed || cut => self.source_over(i, false, true),
+            // A mover of a former master's time has it still: a process has one tracer.
+            Source::Begun if is_held => {
+                self.pairs[i].source = Source::Over;
+                if agent {
+                    self.say_source(i, Said::Departed(Departed::Failed(Refusal::Busy(pid(p)))));
+                }
+            }
             Source::Begun => {
                 self.process_at(from, p).unwrap().frozen = true;
                 let changed = self.dice.below(4) == 0;
