@@ -22,7 +22,9 @@ use bproc::Client;
 use bproc_common::id::Pid;
 use bproc_sys::pidfd::PidFd;
 
+use crate::history::History;
 use crate::run::{self, Finished, finish};
+use crate::runner;
 
 /// Above all clusters' directories; every user may come here, unlike to a checkout below /root.
 pub const LIB: &str = "/var/lib/bproc";
@@ -125,6 +127,8 @@ impl Cluster {
             },
         };
         install::copy(&cluster)?;
+        let history = History { dir: cluster.dir() };
+        runner::at_a_hang(move || history.tell_all());
         Ok(cluster)
     }
 
@@ -376,16 +380,6 @@ impl Cluster {
         let log = self.log_tail(role, if all { 500 } else { usize::MAX });
         let grave = |line: &&str| all || line.contains(" WARN ") || line.contains(" ERROR ") || line.contains("anew");
         log.lines().filter(grave).for_each(|line| println!("{role:?}: {line}"));
-    }
-
-    /// Prints what the agents logged of a process: all that they did with it, if `BPROC_TEST_LOG` is `trace`.
-    fn tell_history(&self, pid: i32) {
-        let number = pid.to_string();
-        let of_it = |line: &&str| line.split(|c: char| !c.is_ascii_digit()).any(|word| word == number);
-        for role in std::iter::once(Role::Master).chain((0..self.nodes).map(Role::Node)) {
-            let log = self.log_tail(role, usize::MAX);
-            log.lines().filter(of_it).for_each(|line| println!("{role:?}: {line}"));
-        }
     }
 
     fn configure(&self, options: &Options) -> Result<()> {

@@ -11,6 +11,7 @@
 
 pub mod case;
 pub mod cluster;
+mod history;
 pub mod midway;
 pub mod procs;
 pub mod pty;

@@ -3,12 +3,15 @@
 
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 /// No test takes as long.
 const LIMIT: Duration = Duration::from_secs(600);
+/// Nor on an emulated processor.
+const EMULATED_LIMIT: Duration = Duration::from_secs(1500);
 
 type Body<T> = Box<dyn Fn(&T) -> Result<()>>;
 
@@ -104,14 +107,26 @@ pub fn main<T>(open: impl FnOnce() -> Result<T>, tests: Vec<Test<T>>, close: imp
     summary(began, passed, &failed)
 }
 
+/// What is done before a program of which a test hangs is ended: tell what there is to see.
+static AT_A_HANG: Mutex<Option<Box<dyn Fn() + Send>>> = Mutex::new(None);
+
+/// Has this done if a test hangs.
+pub fn at_a_hang(tell: impl Fn() + Send + 'static) {
+    *AT_A_HANG.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(tell));
+}
+
 /// Ends this program if a test hangs; whoever watches over its cluster takes that down.
 fn end_with_one_that_hangs(tests: &Receiver<String>) {
     let mut name = "cluster_starts".to_owned();
+    let limit = if std::env::var_os("BPROC_VM").is_some() { EMULATED_LIMIT } else { LIMIT };
     loop {
-        match tests.recv_timeout(crate::run::patience(LIMIT)) {
+        match tests.recv_timeout(limit) {
             Ok(next) => name = next,
             Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {
+                if let Some(tell) = &*AT_A_HANG.lock().unwrap_or_else(PoisonError::into_inner) {
+                    tell();
+                }
                 println!("test {name} ... FAILED (hangs)");
                 std::process::exit(101);
             }

@@ -8,10 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::{Cluster, Role, eventually, leftover};
+use crate::history::{History, TOLD};
 use crate::procs::{self, Proc};
-
-/// Of so many processes that are left the agents' logs are printed.
-const TOLD: usize = 8;
 
 impl Cluster {
     /// The pid of the keeper on the master.
@@ -126,7 +124,8 @@ impl Cluster {
             )))
         });
         if nobody.is_err() {
-            left.take().into_iter().take(TOLD).for_each(|pid| self.tell_history(pid));
+            let history = History { dir: self.dir() };
+            left.take().into_iter().take(TOLD).for_each(|pid| history.tell(pid));
         }
         nobody?;
         eventually("mounts, control groups and pins are as at the start", Duration::from_secs(30), || {
