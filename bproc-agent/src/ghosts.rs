@@ -347,6 +347,7 @@ async fn converse<T>(
                     }
                     ev::CHILD => {
                         let child = i32::try_from(msg.a).ok().and_then(Pid::new).context("child without a pid")?;
+                        tracing::trace!(%pid, %child, "tells of a child");
                         // It may have been forked, and left to who tells of it, a moment ago.
                         first().await;
                         Report::Child { by: pid, pid: child, status: msg.c as i32, rusage: payload }

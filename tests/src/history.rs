@@ -32,14 +32,16 @@ impl History {
     pub(crate) fn tell_all(&self) {
         let ours = |process: &&procs::Proc| process.exe.starts_with(&self.dir) || process.is_inside();
         let read = |pid: i32, name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-        let mut left = Vec::new();
+        let (mut left, mut zombies) = (Vec::new(), Vec::new());
         for process in procs::all().iter().filter(ours) {
             let (waits, call) = (read(process.pid, "wchan"), read(process.pid, "syscall"));
             println!("{process:?} waits in {waits}, {}", call.trim_end());
-            if process.exe.ends_with("bproc-ghost") && process.inner() > 1 {
-                left.push(process.inner());
+            match process.state {
+                'Z' => zombies.push(process.inner()),
+                _ if process.exe.ends_with("bproc-ghost") && process.inner() > 1 => left.push(process.inner()),
+                _ => {}
             }
         }
-        left.into_iter().take(TOLD).for_each(|pid| self.tell(pid));
+        zombies.into_iter().take(TOLD).chain(left.into_iter().take(TOLD)).for_each(|pid| self.tell(pid));
     }
 }
