@@ -38,7 +38,11 @@ impl History {
             println!("{process:?} waits in {waits}, {}", call.trim_end());
             match process.state {
                 'Z' => zombies.push(process.inner()),
-                _ if process.exe.ends_with("bproc-ghost") && process.inner() > 1 => left.push(process.inner()),
+                // Of orphans first: who had a parent waits for that.
+                _ if process.exe.ends_with("bproc-ghost") && !process.is_inside() => match process.ppid {
+                    1 => left.insert(0, process.pid),
+                    _ => left.push(process.pid),
+                },
                 _ => {}
             }
         }

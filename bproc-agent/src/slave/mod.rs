@@ -554,6 +554,7 @@ impl Actor {
         if u64::from(event.pidns) != self.space.record.pid_ns {
             return;
         }
+        tracing::trace!(?event, "kernel");
         if event.kind == kind::SIGNAL {
             return self.stand_in_signalled(event);
         }
