@@ -76,6 +76,19 @@ pub(crate) fn kill_child(pid: Pid, signal: i32) {
     unsafe { libc::kill(pid.get(), signal) };
 }
 
+/// Who leads a session alone hears that its terminal is gone: this process tells its group, itself included, as its end would.
+/// Nothing if it leads none.
+pub(crate) fn hang_up_session() {
+    // SAFETY: no pointers; a leader's own number, which is greater than 1, is its group's.
+    unsafe {
+        let own = libc::getpid();
+        if own > 1 && libc::getsid(0) == own && libc::getpgrp() == own {
+            libc::killpg(own, libc::SIGHUP);
+            libc::killpg(own, libc::SIGCONT);
+        }
+    }
+}
+
 /// Sets a signal's disposition to ignored or default; returns whether it was ignored.
 pub(crate) fn set_ignored(signal: i32, ignored: bool) -> bool {
     let action = if ignored { libc::SIG_IGN } else { libc::SIG_DFL };

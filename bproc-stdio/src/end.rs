@@ -217,6 +217,16 @@ impl Source {
         let failed = unsafe { libc::ioctl(fd.get_ref().as_raw_fd(), libc::FIONREAD, &mut bytes) } != 0;
         if failed { 0 } else { u64::try_from(bytes).unwrap_or(0) }
     }
+
+    /// Whether it is the master side of a terminal that a session has as its own.
+    pub(crate) fn has_session(&self) -> bool {
+        let (How::Polled(fd) | How::Socket(fd)) = &self.how else {
+            return false;
+        };
+        let mut session: libc::pid_t = 0;
+        // SAFETY: TIOCGSID writes one pid to a valid place.
+        unsafe { libc::ioctl(fd.get_ref().as_raw_fd(), libc::TIOCGSID, &mut session) == 0 }
+    }
 }
 
 /// A way back to a pipe whose ends are closed here, as long as others have it: neither a reader nor a writer of it.

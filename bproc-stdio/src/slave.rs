@@ -8,6 +8,7 @@ use bproc_proto::stdio::Chunk;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::{Duration, Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
@@ -271,6 +272,7 @@ impl Call {
         let mut place = None;
         let mut marks = Marks::default();
         let mut forgotten = false;
+        let mut closed = Closed::default();
         let ended = loop {
             // Everything read and nobody left to write: the far end closes the call when all is written.
             if source.is_none()
@@ -308,8 +310,12 @@ impl Call {
                 got = reserve(&sender), if place.is_none() && sender.is_some() && (source.is_some() || marks.is_due()) => {
                     place = got;
                 }
-                data = read(&mut source), if place.is_some() && source.is_some() => match data {
+                () = closed.rested(), if closed.is_resting() => {}
+                data = read(&mut source), if place.is_some() && source.is_some() && !closed.is_resting() => match data {
+                    // Nobody has the terminal open, but it is somebody's: he may open it again.
+                    Err(e) if is_hangup(&e) && source.as_ref().is_some_and(Source::has_session) => closed.rest(),
                     Ok(data) if !data.is_empty() => {
+                        closed = Closed::default();
                         marks.read += data.len() as u64;
                         count(&self.slave.counters.output, data.len());
                         if let Some(place) = place.take() {
@@ -425,6 +431,34 @@ impl Call {
         // The master closes its end and the call; what it had sent before is of no use.
         while let Ok(Some(_)) = answers.message().await {}
         ended
+    }
+}
+
+/// A terminal that nobody has open is looked at from time to time: no event tells that its session is over.
+#[derive(Default)]
+struct Closed {
+    until: Option<Instant>,
+    pause: Duration,
+}
+
+impl Closed {
+    const FIRST: Duration = Duration::from_millis(1);
+    const LONGEST: Duration = Duration::from_millis(250);
+
+    fn is_resting(&self) -> bool {
+        self.until.is_some()
+    }
+
+    fn rest(&mut self) {
+        self.pause = (self.pause * 2).clamp(Closed::FIRST, Closed::LONGEST);
+        self.until = Some(Instant::now() + self.pause);
+    }
+
+    async fn rested(&mut self) {
+        if let Some(until) = self.until {
+            tokio::time::sleep_until(until).await;
+        }
+        self.until = None;
     }
 }
 

@@ -55,13 +55,24 @@ impl Session {
     /// # Errors
     /// No terminal, no bash, no prompt.
     pub fn start(command: &mut Command) -> Result<Session> {
-        let (ours, theirs) = open()?;
         command
             .args(["--norc", "--noprofile", "-i"])
             .env("PS1", PROMPT)
             .env("TERM", "dumb")
             .env_remove("PROMPT_COMMAND");
-        command.env("HISTFILE", "/dev/null").env("INPUTRC", "/dev/null");
+        let mut session = Session::run(command.env("HISTFILE", "/dev/null").env("INPUTRC", "/dev/null"))?;
+        session.expect(PROMPT)?;
+        // What is typed shall not appear: only what programs say is of interest.
+        session.line("stty -echo; bind 'set enable-bracketed-paste off' 2>/dev/null")?;
+        Ok(session)
+    }
+
+    /// A program that leads the session of a new terminal.
+    ///
+    /// # Errors
+    /// No terminal, no such program.
+    pub fn run(command: &mut Command) -> Result<Session> {
+        let (ours, theirs) = open()?;
         command.stdin(theirs.try_clone()?).stdout(theirs.try_clone()?).stderr(Stdio::from(theirs));
         // SAFETY: three system calls without memory, safe between fork and exec.
         unsafe {
@@ -73,12 +84,8 @@ impl Session {
                 Ok(())
             });
         }
-        let shell = command.spawn().context("cannot start bash")?;
-        let mut session = Session { terminal: Some(ours.into()), shell, unread: String::new() };
-        session.expect(PROMPT)?;
-        // What is typed shall not appear: only what programs say is of interest.
-        session.line("stty -echo; bind 'set enable-bracketed-paste off' 2>/dev/null")?;
-        Ok(session)
+        let shell = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+        Ok(Session { terminal: Some(ours.into()), shell, unread: String::new() })
     }
 
     /// Types this, as it stands.

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use bproc_tests::cluster::{Cluster, eventually};
 use bproc_tests::pty::{END, INTERRUPT, PROMPT, QUIT, SUSPEND, Session};
 use bproc_tests::runner::{self, Test};
@@ -203,6 +203,48 @@ fn a_terminal_on_the_node(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// A program that closes its terminal's descriptors lives on with its terminal, and has its own status.
+fn closes_its_streams(cluster: &Cluster) -> Result<()> {
+    let mut person = session(cluster)?;
+    for (script, word, status) in [
+        ("exec <&- >&- 2>&-; sleep 0.3; exit 4", "", 4),
+        ("exec <&- >&- 2>&-; sleep 0.3; exec </dev/tty >/dev/tty; read x; test a$x = aword", "word\n", 0),
+    ] {
+        person.type_in(&format!("bpsh --pty 1 sh -c '{script}'\n"))?;
+        programs(cluster, "sh", 1, "S")?;
+        person.type_in(word)?;
+        person.expect(PROMPT)?;
+        let said = person.line("echo status $?")?;
+        ensure!(said.contains(&format!("status {status}")), "{script}: {said:?}");
+    }
+    for round in 0..20 {
+        person.type_in("bpsh --pty 1 cat\n")?;
+        programs(cluster, "cat", 1, "S")?;
+        person.type_in(END)?;
+        person.expect(PROMPT)?;
+        let said = person.line("echo status $?")?;
+        ensure!(said.contains("status 0"), "round {round}: {said:?}");
+    }
+    cluster.quiet()
+}
+
+/// bpsh leads the session, or its programs have terminals of their own: nobody but bpsh hears that the terminal is gone.
+fn closed_under_bpsh_alone(cluster: &Cluster) -> Result<()> {
+    for (options, script) in [("", "sleep 100"), ("--pty", "sleep 100"), ("--pty", "kill -STOP $$; sleep 100")] {
+        for shell in [None, Some("true")] {
+            let mut command = cluster.command("bash");
+            let line = format!("exec bpsh {options} 1 sh -c '{script}'");
+            let line = shell.map_or(line.clone(), |after| format!("{}; {after}", &line[5..]));
+            let person = Session::run(command.args(["-c", &line]))?;
+            let (name, state) = if script.starts_with("kill") { ("sh", "Tt") } else { ("sleep", "S") };
+            programs(cluster, name, 1, state)?;
+            person.hang_up().with_context(|| line.clone())?;
+            cluster.quiet().with_context(|| line)?;
+        }
+    }
+    Ok(())
+}
+
 fn main() -> ExitCode {
     let tests = vec![
         Test::new("stop_jobs_bg_fg_and_interrupt_on_three_nodes", jobs_on_three_nodes),
@@ -215,6 +257,8 @@ fn main() -> ExitCode {
         Test::new("closing_the_terminal_hangs_up", hang_up),
         Test::new("closing_the_terminal_with_a_stopped_job", hang_up_of_stopped),
         Test::new("a_terminal_on_the_node", a_terminal_on_the_node),
+        Test::new("closes_its_streams", closes_its_streams),
+        Test::new("closed_under_bpsh_alone", closed_under_bpsh_alone),
     ];
     runner::main(|| Cluster::start(3), tests, Cluster::close)
 }

@@ -173,7 +173,7 @@ fn carry(options: &Bpsh, nodes: &[NodeId], program: &Program) -> std::io::Result
         (false, false) => Shaper::Raw,
     };
     let outlets = outlets(options, nodes);
-    let mut pump = Pump::new(signals, children, outlets, options.buffer as usize, shaper, program.signals);
+    let mut pump = Pump::new(signals, children, outlets, options.buffer as usize, shaper, program.signals, options.pty);
     let result = pump.run();
     drop(raw);
     result?;

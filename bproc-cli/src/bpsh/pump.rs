@@ -83,10 +83,12 @@ pub(crate) struct Pump {
     pub(crate) meanwhile: Meanwhile,
     sigpipe_kills: bool,
     asked_after_the_end: bool,
+    /// Each program has a terminal of its own: what ours sends comes to us alone.
+    apart: bool,
 }
 
 impl Pump {
-    /// Sets up for these children. `shaper` makes the shaper of a node's output.
+    /// Sets up for these children. `shaper` makes the shaper of a node's output. `apart`: each has a terminal of its own.
     pub(crate) fn new(
         signals: SignalFd,
         mut children: Vec<Child>,
@@ -94,6 +96,7 @@ impl Pump {
         piece: usize,
         shaper: impl Fn(i32) -> Shaper,
         before: bproc::Signals,
+        apart: bool,
     ) -> Pump {
         sys::set_ignored(libc::SIGPIPE, true);
         let mut outlets = outlets;
@@ -128,6 +131,7 @@ impl Pump {
             meanwhile: Meanwhile::default(),
             sigpipe_kills: before.ignored & (1 << (libc::SIGPIPE - 1)) == 0,
             asked_after_the_end: false,
+            apart,
             piece,
         }
     }
@@ -231,19 +235,32 @@ impl Pump {
                 libc::SIGCHLD => self.reap(),
                 libc::SIGCONT => {}
                 libc::SIGWINCH => self.resize(),
+                // What we told our whole group.
+                libc::SIGHUP if info.ssi_pid == std::process::id() => {}
                 _ => {
                     self.meanwhile.interrupted = Some(signal);
                     // Only pipes that somebody else keeps open are left to wait for.
                     self.asked_after_the_end = self.all_ended();
+                    let (hung_up, by_terminal) = (signal == libc::SIGHUP, info.ssi_code == libc::SI_KERNEL);
                     // What the terminal sends has reached the children already: they are in our process group.
-                    if info.ssi_code != libc::SI_KERNEL {
-                        let living = self.children.iter().filter(|child| child.status.is_none());
-                        living.filter_map(|child| child.pid).for_each(|pid| sys::kill_child(pid, signal));
+                    if !by_terminal || self.apart {
+                        self.send(signal);
+                        if hung_up && self.apart {
+                            // As the kernel does for who has stopped.
+                            self.send(libc::SIGCONT);
+                        }
+                    } else if hung_up {
+                        sys::hang_up_session();
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    fn send(&self, signal: i32) {
+        let living = self.children.iter().filter(|child| child.status.is_none());
+        living.filter_map(|child| child.pid).for_each(|pid| sys::kill_child(pid, signal));
     }
 
     /// Our terminal has another size, so the programs' have.
