@@ -266,13 +266,12 @@ pub async fn open_file(stream: &bproc_proto::Stream, spec: &bproc_proto::SpawnSp
     let opened = tokio::task::spawn_blocking(move || {
         let (uid, gid, groups) = (credentials.euid, credentials.egid, credentials.groups);
         let fd = bproc_sys::as_user::open(uid, gid, &groups, &cwd, &bytes, flags, mode)
-            .map_err(|e| (e.errno(), e.to_string()))?;
+            .map_err(|e| (e.errno(), words(&std::io::Error::from_raw_os_error(e.errno()))))?;
         let mut file = std::fs::File::from(fd);
         if offset != 0 {
             use std::io::Seek;
             let at = u64::try_from(offset).map_err(|_| (libc::EINVAL, format!("position {offset}")))?;
-            file.seek(std::io::SeekFrom::Start(at))
-                .map_err(|e| (e.raw_os_error().unwrap_or(libc::EIO), e.to_string()))?;
+            file.seek(std::io::SeekFrom::Start(at)).map_err(|e| (e.raw_os_error().unwrap_or(libc::EIO), words(&e)))?;
         }
         Ok(OwnedFd::from(file))
     });
@@ -281,6 +280,12 @@ pub async fn open_file(stream: &bproc_proto::Stream, spec: &bproc_proto::SpawnSp
         Ok(Err((number, why))) => Err(Failure { number, message: format!("{path}: {why}") }),
         Err(error) => Err(Failure { number: libc::EIO, message: format!("{path}: {error}") }),
     }
+}
+
+/// What an errno says, without the number that `io::Error` adds.
+pub fn words(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_owned()
 }
 
 fn known(token: &[u8]) -> Result<Token> {

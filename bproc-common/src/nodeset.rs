@@ -44,7 +44,7 @@ impl std::error::Error for ParseError {}
 pub enum Unknown {
     /// Numbers that are not configured, from first to last inclusive.
     Nodes(i32, i32),
-    /// A word that selects no node.
+    /// A word that selects no node: a state with or without `all`, `not` or `!` before it, or nothing known.
     Word(String),
 }
 
@@ -80,8 +80,9 @@ pub fn is_state_name(text: &str) -> bool {
 }
 
 fn is_state(word: &str) -> bool {
-    let word = word.strip_prefix("all").filter(|rest| !rest.is_empty()).unwrap_or(word);
-    STATES.contains(&word)
+    let rest = word.strip_prefix("all").unwrap_or(word);
+    let state = rest.strip_prefix('!').or_else(|| rest.strip_prefix("not")).unwrap_or(rest);
+    STATES.contains(&state)
 }
 
 fn number(text: &str) -> Option<Result<i32, &'static str>> {
@@ -267,7 +268,16 @@ mod tests {
         assert_eq!(missing("boot"), [Unknown::Word("boot".into())]);
         assert_eq!(missing("upp"), [Unknown::Word("upp".into())]);
         assert_eq!(missing("0,1,2-"), []);
-        assert_eq!(Unknown::Word("boot".into()).to_string(), "no node is 'boot'");
+        let alike = [(NodeId(0), "up"), (NodeId(1), "up")];
+        for word in ["boot", "allboot", "notup", "!up", "allnotup", "all!up"] {
+            let got = resolve(&parse(word).unwrap(), &alike);
+            assert_eq!((got.nodes, got.unknown), (vec![], vec![Unknown::Word(word.into())]));
+            assert_eq!(Unknown::Word(word.into()).to_string(), format!("no node is '{word}'"));
+        }
+        assert_eq!(Unknown::Word("all".into()).to_string(), "'all' is no node, state or node set");
+        for word in ["upp", "notupp", "not"] {
+            assert_eq!(Unknown::Word(word.into()).to_string(), format!("'{word}' is no node, state or node set"));
+        }
     }
 
     #[test]

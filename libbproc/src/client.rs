@@ -266,6 +266,15 @@ impl Client {
         self.settled(0)
     }
 
+    /// The master as a node: always up, open to all.
+    ///
+    /// # Errors
+    /// As [`Client::nodes`].
+    pub fn master(&mut self) -> Result<Node, Error> {
+        let address = String::from_utf8(self.whoami()?.master_address).unwrap_or_default();
+        Ok(Node { number: NodeId::MASTER.0, state: "up".into(), mode: 0o111, address, ..Node::default() })
+    }
+
     /// Where a process is (0: the caller), told when no move of it is under way. One that nobody knows is on the master.
     ///
     /// # Errors

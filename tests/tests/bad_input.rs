@@ -99,6 +99,19 @@ const WRONG: &[Wrong] = &[
         says: &["/no/such/program: No such file"],
     },
     Wrong { name: "a_directory_as_program", line: "bpsh 0 /etc", status: 126, says: &["/etc: Is a directory"] },
+    Wrong { name: "no_node_in_that_state", line: "bpsh notup true", status: 1, says: &["no node is 'notup'"] },
+    Wrong {
+        name: "bpsh_on_a_node",
+        line: "bpsh 1 bpsh 0 echo x",
+        status: 1,
+        says: &["0: bpsh runs on node 1", "from the master only"],
+    },
+    Wrong {
+        name: "root_without_rights",
+        line: "setpriv --securebits +noroot --inh-caps=-all bpsh 0 echo x",
+        status: 1,
+        says: &["0: process", "root's rights"],
+    },
     Wrong { name: "no_program_at_all", line: "bpsh 0 ''", status: 127, says: &["bpsh: "] },
 ];
 
@@ -106,6 +119,39 @@ fn wrong(cluster: &Cluster, case: &Wrong) -> Result<()> {
     let done = cluster.shell(case.line)?;
     ensure!(done.status == case.status && case.says.iter().all(|part| done.err().contains(part)), "{done:?}");
     ensure!(done.out().is_empty() && done.err().lines().count() <= 3, "{done:?}");
+    cluster.quiet()
+}
+
+/// It would be killed right after its start, by numbers that mean others there.
+fn pid_namespace(cluster: &Cluster) -> Result<()> {
+    if cluster.shell("unshare -pf true")?.status != 0 {
+        println!("skipped: no pid namespaces here");
+        return Ok(());
+    }
+    let done = cluster.shell("unshare -pf bpsh 0-1 echo x")?;
+    ensure!(done.status == 1 && done.out().is_empty(), "{done:?}");
+    ensure!(done.err().lines().count() == 2 && done.err().contains("pid namespace of its own"), "{done:?}");
+    cluster.quiet()
+}
+
+/// A filter that allows everything is one, too.
+fn seccomp_filter(cluster: &Cluster) -> Result<()> {
+    let mut command = cluster.command("bpsh");
+    command.args(["0", "echo", "x"]);
+    let mut allow = [libc::sock_filter { code: 6, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW }];
+    // SAFETY: one system call with a program that lives in the closure.
+    unsafe {
+        command.pre_exec(move || {
+            let program = libc::sock_fprog { len: 1, filter: allow.as_mut_ptr() };
+            let mode = libc::SECCOMP_MODE_FILTER;
+            match libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+    let done = finish(&mut command, b"", LIMIT)?;
+    ensure!(done.status == 1 && done.out().is_empty() && done.err().contains("seccomp filters"), "{done:?}");
     cluster.quiet()
 }
 
@@ -366,6 +412,8 @@ fn main() -> ExitCode {
         tests.push(Test::new(case.name, move |c: &Cluster| wrong(c, case)));
     }
     tests.extend([
+        Test::new("pid_namespace", pid_namespace),
+        Test::new("seccomp_filter", seccomp_filter),
         Test::new("node_down", node_down),
         Test::new("closed_stdio", closed_stdio),
         Test::new("the_reader_is_gone", reader_gone),

@@ -1,6 +1,7 @@
 //! Real programs through bpsh, as a user runs them.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
@@ -137,7 +138,9 @@ fn redirections(cluster: &Cluster) -> Result<()> {
     let done = cluster.bpsh_with(&["-n", "0", "cat"], b"not for the node")?;
     ensure!(done.status == 0 && done.stdout.is_empty(), "{done:?}");
     let done = cluster.bpsh(&["-I", "/no/such/file", "0", "cat"])?;
-    ensure!(done.status != 0 && done.err().contains("/no/such/file"), "{done:?}");
+    ensure!(done.status == 1 && done.err() == "0: /no/such/file: No such file or directory\n", "{done:?}");
+    let done = cluster.bpsh(&["-O", "/etc", "0", "cat"])?;
+    ensure!(done.status == 1 && done.err() == "0: /etc: Is a directory\n", "{done:?}");
     Ok(())
 }
 
@@ -262,6 +265,46 @@ fn ghosts_look_like_their_processes(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// A program that writes another title over its arguments, long after its start.
+fn titles(cluster: &Cluster) -> Result<()> {
+    if !has("perl") {
+        return Ok(());
+    }
+    let mut command = cluster.command("bpsh");
+    let script = "<STDIN>; $0 = 'another title'; <STDIN>";
+    let mut bpsh = bproc_tests::run::tie(command.args(["1", "perl", "-e", script])).stdin(Stdio::piped()).spawn()?;
+    let shows = |begin: &str| {
+        eventually(begin, SOON, || {
+            let ghosts = cluster.ghosts();
+            let line = |ghost: &Proc| fs::read(format!("/proc/{}/cmdline", ghost.pid)).unwrap_or_default();
+            let lines: Vec<_> = ghosts.iter().map(|g| String::from_utf8_lossy(&line(g)).into_owned()).collect();
+            Ok(if lines.iter().any(|line| line.starts_with(begin)) { Ok(()) } else { Err(format!("{lines:?}")) })
+        })
+    };
+    let mut input = bpsh.stdin.take().context("no input")?;
+    let result = shows("perl\0-e\0").and_then(|()| Ok(input.write_all(b"go\n")?)).and_then(|()| shows("another title"));
+    drop(input);
+    let status = bpsh.wait()?;
+    result?;
+    ensure!(status.success(), "{status}");
+    cluster.quiet()
+}
+
+/// It is a node that nothing can be changed of.
+fn the_master_as_a_node(cluster: &Cluster) -> Result<()> {
+    for nodes in ["master", "-- -1"] {
+        let done = cluster.shell(&format!("bpstat {nodes}"))?;
+        let line = done.out().lines().nth(1).unwrap_or_default().to_owned();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        ensure!(done.status == 0 && words == ["-1", "up", "---x--x--x", "root", "root"], "{done:?}");
+    }
+    for change in ["-s up", "-m 111", "-u root", "-g root", "-R"] {
+        let done = cluster.shell(&format!("bpctl -M {change}"))?;
+        ensure!(done.status == 1 && done.err().starts_with("-1: the master is always up"), "{done:?}");
+    }
+    Ok(())
+}
+
 /// Not even root reads a ghost's memory, where the kernel takes the program that refuses it.
 fn ghosts_are_guarded(cluster: &Cluster) -> Result<()> {
     const GUARD: &str = "guard_ptrace";
@@ -359,6 +402,8 @@ fn main() -> ExitCode {
         Test::new("permission_of_nodes", permission_of_nodes),
         Test::new("processes_in_the_list", processes_in_the_list),
         Test::new("ghosts_look_like_their_processes", ghosts_look_like_their_processes),
+        Test::new("ghosts_have_new_titles", titles),
+        Test::new("the_master_as_a_node", the_master_as_a_node),
         Test::new("ghosts_are_guarded", ghosts_are_guarded),
         Test::new("time_of_children", time_of_children),
         Test::new("scripts", scripts),

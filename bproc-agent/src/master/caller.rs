@@ -4,7 +4,7 @@
 use crate::kernel::Kin;
 use bproc_common::id::Pid;
 use bproc_proto as proto;
-use bproc_sys::process::Process;
+use bproc_sys::process::{Process, Status};
 use std::collections::BTreeSet;
 
 /// Ancestors at most that get skeletons for the sake of a subreaper.
@@ -79,6 +79,35 @@ pub fn complete(pid: Pid, spec: &mut proto::SpawnSpec, kin: &Kin) -> bproc_sys::
     })
 }
 
+/// Why a process may not go on as a program on a node: something holds it that would not go along.
+///
+/// # Errors
+/// When its status, or the agent's own, cannot be read.
+pub fn refusal(pid: Pid) -> bproc_sys::Result<Option<String>> {
+    let status = |pid| Process::open(pid).and_then(|process| process.status());
+    let own = Pid::new(std::process::id() as i32).map(status).transpose()?.unwrap_or_default();
+    Ok(held_by(&status(pid)?, &own).map(|why| format!("process {pid} {why}")))
+}
+
+fn held_by(status: &Status, own: &Status) -> Option<&'static str> {
+    const STRICT: u32 = 1;
+    let caps = &status.caps;
+    if status.ns_pids.len() > own.ns_pids.len() {
+        Some("is in a pid namespace of its own, which no node has: start it outside")
+    } else if status.seccomp == STRICT || status.seccomp_filters > own.seccomp_filters {
+        // Those of a container hold the agent, too.
+        Some("has seccomp filters, which a start on a node would take off: start it without them")
+    } else if status.uids.effective == 0 && caps.bounding & !caps.permitted != 0 {
+        // An exec on the node would give root all that the bounding set leaves.
+        Some(
+            "is root without root's rights (secure bits or dropped capabilities), which a start on a node would give back: \
+              start it with them, or take them from its bounding set",
+        )
+    } else {
+        None
+    }
+}
+
 /// A parent and its ancestors up to the subreaper, whose stand-ins get orphans as they themselves do. None where that is in another
 /// session: one skeleton makes the other, and cannot give it another session than its own.
 fn line(parent: i32, subreaper: Option<i32>) -> Vec<proto::Relative> {
@@ -118,4 +147,26 @@ pub fn child(number: i32) -> Option<proto::Relative> {
     let relative = relative(number)?;
     let stat = Process::open(Pid::new(number)?).ok()?.stat().ok()?;
     Some(crate::kin::with_state(relative, stat.state, stat.exit_code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(lines: &str) -> Status {
+        Status::try_from(format!("Uid:\t0\t0\t0\t0\nNSpid:\t7\nCapPrm:\t3\nCapBnd:\t3\n{lines}").as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn who_would_gain_rights_is_refused() {
+        let own = status("Seccomp:\t2\nSeccomp_filters:\t1\n");
+        let why = |lines| held_by(&status(lines), &own).unwrap_or_default();
+        for fine in ["", "Seccomp:\t2\nSeccomp_filters:\t1\n", "CapBnd:\t1\n", "Uid:\t9\t9\t9\t9\nCapPrm:\t0\n"] {
+            assert_eq!(why(fine), "", "{fine}");
+        }
+        assert!(why("NSpid:\t700\t1\n").contains("pid namespace"));
+        assert!(why("Seccomp:\t1\n").contains("seccomp"));
+        assert!(why("Seccomp:\t2\nSeccomp_filters:\t2\n").contains("seccomp"));
+        assert!(why("CapPrm:\t1\n").contains("root's rights"));
+    }
 }

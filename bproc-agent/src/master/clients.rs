@@ -335,10 +335,14 @@ async fn start(
     }
     // One that has just come home: both ends of its move have yet to say so.
     super::places::settled(pid, false, desk).await;
-    let caller = caller::complete(pid, &mut spec, &desk.kin).map_err(|error| Failure {
+    let unreadable = |error: bproc_sys::Error| Failure {
         number: error.errno(),
         message: format!("process {pid} cannot be read: {error}"),
-    })?;
+    };
+    if let Some(message) = caller::refusal(pid).map_err(unreadable)? {
+        return Err(Failure { number: libc::EPERM, message });
+    }
+    let caller = caller::complete(pid, &mut spec, &desk.kin).map_err(unreadable)?;
     let forwarded: Vec<(i32, bool)> =
         spec.streams.iter().filter(|s| s.kind() == Kind::Forward).map(|s| (s.fd, s.input)).collect();
     let report = if spawn.report { fds.pop() } else { None };

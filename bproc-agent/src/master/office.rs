@@ -75,6 +75,10 @@ impl Actor {
     fn set_node(&mut self, change: wire::SetNode, uid: u32, gids: &[u32]) -> Result<(), Failure> {
         let id = NodeId(change.number);
         let failure = |number, message: String| Err(Failure { number, message });
+        if id == NodeId::MASTER {
+            let why = "the master is always up and open to all, which cannot be changed: name other nodes (bpctl -S)";
+            return failure(libc::EINVAL, why.into());
+        }
         let Some(node) = self.core.node_mut(id) else {
             return failure(errno::BE_INVALIDNODE, format!("there is no node {id}"));
         };

@@ -1,7 +1,7 @@
 //! Putting a process into the space: skeletons of those it refers to, the clone with the master's pid, the exec.
 
 use crate::ghosts::{CallError, Ghost};
-use crate::stdio::Iod;
+use crate::stdio::{Iod, words};
 use bproc_common::exec::{self, Builder, Head};
 use bproc_common::ghost::op;
 use bproc_common::id::Pid;
@@ -432,7 +432,7 @@ impl Spawner {
                     let null = File::options().read(true).write(true).open("/dev/null");
                     (null.map_err(|e| io("/dev/null", e))?.into(), None)
                 }
-                (Kind::File, _) => (self.file(stream, spec).await?, None),
+                (Kind::File, _) => (crate::stdio::open_file(stream, spec).await?, None),
                 (Kind::Same, _) => {
                     let like =
                         spec.streams.iter().filter(|s| s.kind() != Kind::Closed).position(|s| s.fd == stream.like);
@@ -485,11 +485,6 @@ impl Spawner {
             own => own,
         }
     }
-
-    async fn file(&self, stream: &bproc_proto::Stream, spec: &SpawnSpec) -> Result<OwnedFd, Failure> {
-        let opened = crate::stdio::open_file(stream, spec).await;
-        opened.map_err(|f| failed(f.number, format!("node {}: {}", self.node, f.message)))
-    }
 }
 
 /// Streams for the stdio service.
@@ -514,12 +509,6 @@ fn terminal(spec: &SpawnSpec, uid: u32) -> std::io::Result<Terminal> {
     }
     bproc_sys::terminal::set_modes(&slave, &spec.termios)?;
     Ok(Terminal { master, slave })
-}
-
-/// What an errno says, without the number that `io::Error` adds.
-fn words(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_owned()
 }
 
 fn block(spec: &SpawnSpec, place: Option<&Place>) -> Option<Vec<u8>> {

@@ -482,10 +482,10 @@ impl Entry {
         let comm = comm_of(event);
         let renamed = comm != self.comm;
         self.comm = comm;
-        let now = match (event.kind, Pid::new(event.host_pid as i32)) {
-            (kind::EXEC, Some(host)) => cmdline_of(host),
-            _ => Vec::new(),
-        };
+        // A program that changes its title writes over its arguments before, or names itself only. Before its exec they are
+        // those of who makes it.
+        let its_own = event.kind == kind::EXEC || self.execed || self.state == State::Running;
+        let now = Pid::new(event.host_pid as i32).filter(|_| its_own).map(cmdline_of).unwrap_or_default();
         let changed = !now.is_empty() && now != self.cmdline;
         if changed {
             self.cmdline.clone_from(&now);

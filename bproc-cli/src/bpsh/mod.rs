@@ -135,7 +135,7 @@ pub(crate) fn run(mut options: Bpsh) -> i32 {
     if nodes == [NodeId::MASTER] && plain {
         let error = start::become_program(&options, &program);
         complain(&error);
-        return outcome::start_failed(error.number);
+        return outcome::start_failed(&error, &program.path);
     }
     match carry(&options, &nodes, &program) {
         Ok(end) => {

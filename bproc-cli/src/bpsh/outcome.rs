@@ -65,9 +65,14 @@ pub(crate) fn add_losses(nodes: &[i32], (mut messages, end): (Vec<String>, End))
     }
 }
 
-/// Exit status of a child whose program could not be started.
-pub(crate) fn start_failed(number: i32) -> i32 {
-    match number {
+/// Exit status of a child whose program could not be started. As a shell's when the program itself is missing or cannot be
+/// run: then its path begins the words. What else is missing (`-I FILE`) is another reason.
+pub(crate) fn start_failed(error: &bproc::Error, program: &[u8]) -> i32 {
+    let rest = error.message.strip_prefix(&*String::from_utf8_lossy(program));
+    if !rest.is_some_and(|rest| rest.starts_with(": ")) {
+        return 1;
+    }
+    match error.number {
         libc::ENOENT => 127,
         libc::EACCES | libc::ENOEXEC | libc::EISDIR => 126,
         _ => 1,
@@ -129,6 +134,10 @@ mod tests {
         assert_eq!(reason(&down), "Node is down");
         let none = bproc::Error::new(libc::ENOENT, "/bin/x: No such file or directory");
         assert_eq!(reason(&none), "/bin/x: No such file or directory");
-        assert_eq!([start_failed(2), start_failed(13), start_failed(301)], [127, 126, 1]);
+        let statuses =
+            |path| [2, 13, 12].map(|n| start_failed(&bproc::Error::new(n, format!("{path}: why")), b"/bin/x"));
+        assert_eq!(statuses("/bin/x"), [127, 126, 1]);
+        assert_eq!(statuses("/bin/x.in"), [1; 3]);
+        assert_eq!(start_failed(&down, b"/bin/x"), 1);
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use bproc::{Prepared, Signals, Source, SpawnRequest, Stream, Terminal};
+use bproc::{Client, Prepared, Signals, Source, SpawnRequest, Stream, Terminal};
 use bproc_common::errno::BE_INVALIDNODE;
 use bproc_common::id::{NodeId, Pid};
 use bproc_common::nodeset::Unknown;
@@ -119,7 +119,7 @@ pub(crate) fn start(options: &Bpsh, nodes: &[NodeId], program: &Program) -> io::
         match prepared {
             Err(error) => {
                 tell(node, &outcome::reason(&error));
-                child.status = Some(Status::Exited(outcome::start_failed(error.number) as u8));
+                child.status = Some(Status::Exited(outcome::start_failed(&error, &program.path) as u8));
                 child.ends = [None, None, None];
             }
             Ok(prepared) => {
@@ -137,15 +137,24 @@ pub(crate) fn start(options: &Bpsh, nodes: &[NodeId], program: &Program) -> io::
                     };
                     match error.number {
                         BE_INVALIDNODE => super::complain(Unknown::Nodes(node, node)),
+                        libc::EREMOTE => tell(node, &on_a_node()),
                         _ => tell(node, &outcome::reason(&error)),
                     }
-                    sys::exit_child(outcome::start_failed(error.number));
+                    sys::exit_child(outcome::start_failed(&error, &program.path));
                 }
             }
         }
         children.push(child);
     }
     Ok((children, losses))
+}
+
+/// Why bpsh starts nothing from where it runs.
+fn on_a_node() -> String {
+    // The agent has just answered; if it is gone now, the rest is true all the same.
+    let here = Client::connect().and_then(|mut agent| agent.whoami()).map(|me| format!("on node {}", me.node));
+    let here = here.unwrap_or_else(|_| "on a node".into());
+    format!("bpsh runs {here} and starts programs from the master only: run it there (bproc_rexec works on nodes)")
 }
 
 fn request<'fd>(

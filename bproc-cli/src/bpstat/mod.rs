@@ -8,6 +8,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::net::{IpAddr, ToSocketAddrs};
 
 use bproc::{Client, Node};
+use bproc_common::id::NodeId;
 use bproc_common::nodeset::Selection;
 use serde_json::json;
 
@@ -58,7 +59,12 @@ fn select(options: &Bpstat, all: &[Node]) -> Result<(Vec<Node>, bool), Failure> 
     for unknown in &unknown {
         eprintln!("bpstat: {unknown}");
     }
-    let found: Vec<Node> = nodes.iter().filter_map(|id| all.iter().find(|node| node.number == id.0)).cloned().collect();
+    let master = match nodes.contains(&NodeId::MASTER) {
+        true => Some(Client::connect().and_then(|mut agent| agent.master()).map_err(words)?),
+        false => None,
+    };
+    let node = |id: &NodeId| all.iter().chain(&master).find(|node| node.number == id.0);
+    let found: Vec<Node> = nodes.iter().filter_map(node).cloned().collect();
     let fine = unknown.is_empty() || !found.is_empty();
     Ok((found, fine))
 }

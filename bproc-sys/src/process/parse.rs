@@ -154,6 +154,8 @@ pub struct Status {
     pub no_new_privs: bool,
     /// seccomp mode: 0 none, 1 strict, 2 filter.
     pub seccomp: u32,
+    /// Number of seccomp filters.
+    pub seccomp_filters: u32,
 }
 
 impl TryFrom<&[u8]> for Status {
@@ -194,6 +196,7 @@ impl TryFrom<&[u8]> for Status {
                 b"CapAmb" => out.caps.ambient = radix(value, 16)?,
                 b"NoNewPrivs" => out.no_new_privs = number::<u32>(value)? != 0,
                 b"Seccomp" => out.seccomp = number(value)?,
+                b"Seccomp_filters" => out.seccomp_filters = number(value)?,
                 _ => {}
             }
         }
@@ -257,7 +260,7 @@ mod tests {
         let text = b"Name:\tx\nUmask:\t0027\nTgid:\t9\nTracerPid:\t3\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t10 20 \n\
             NSpid:\t900\t9\nThreads:\t2\nSigPnd:\t0000000000000001\nShdPnd:\t0000000000000002\nSigBlk:\t0000000000010000\n\
             SigIgn:\t0000000000001000\nCapInh:\t0\nCapPrm:\t000001ffffffffff\nCapEff:\t1\nCapBnd:\t2\nCapAmb:\t3\n\
-            NoNewPrivs:\t1\nSeccomp:\t2\n";
+            NoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t3\n";
         let s = Status::try_from(&text[..]).unwrap();
         assert_eq!(s.uids, Ids { real: 1, effective: 2, saved: 3, fs: 4 });
         assert_eq!(s.gids.fs, 8);
@@ -265,6 +268,7 @@ mod tests {
         assert_eq!((s.umask, s.tracer, s.sig_blocked, s.sig_ignored), (0o27, 3, 0x10000, 0x1000));
         assert_eq!((s.caps.permitted, s.caps.ambient), (0x1ff_ffff_ffff, 3));
         assert!(s.no_new_privs);
+        assert_eq!((s.seccomp, s.seccomp_filters), (2, 3));
     }
 
     #[test]
