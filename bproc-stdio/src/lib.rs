@@ -17,6 +17,7 @@
 //! (both: readers see the end, writers EPIPE).
 
 mod client;
+mod closed;
 mod control;
 mod end;
 mod launch;

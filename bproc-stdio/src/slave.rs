@@ -8,10 +8,10 @@ use bproc_proto::stdio::Chunk;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Duration, Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
+use crate::closed::Closed;
 use crate::end::{Held, Sink, Source, WayBack};
 use crate::links::{Link, Links};
 use crate::pipes::Pipes;
@@ -431,34 +431,6 @@ impl Call {
         // The master closes its end and the call; what it had sent before is of no use.
         while let Ok(Some(_)) = answers.message().await {}
         ended
-    }
-}
-
-/// A terminal that nobody has open is looked at from time to time: no event tells that its session is over.
-#[derive(Default)]
-struct Closed {
-    until: Option<Instant>,
-    pause: Duration,
-}
-
-impl Closed {
-    const FIRST: Duration = Duration::from_millis(1);
-    const LONGEST: Duration = Duration::from_millis(250);
-
-    fn is_resting(&self) -> bool {
-        self.until.is_some()
-    }
-
-    fn rest(&mut self) {
-        self.pause = (self.pause * 2).clamp(Closed::FIRST, Closed::LONGEST);
-        self.until = Some(Instant::now() + self.pause);
-    }
-
-    async fn rested(&mut self) {
-        if let Some(until) = self.until {
-            tokio::time::sleep_until(until).await;
-        }
-        self.until = None;
     }
 }
 

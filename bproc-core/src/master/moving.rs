@@ -15,10 +15,11 @@
 //! meanwhile wait here.
 
 mod handover;
+mod held;
 
 pub use handover::Leaving;
 
-use super::model::{Action, Ask, GhostCommand, Order, Phase as Life, Process, Refusal, Stopped};
+use super::model::{Action, Ask, GhostCommand, Order, Phase as Life, Process, Refusal};
 use super::{Master, Out, SIGKILL};
 use bproc_common::id::{NodeId, Pid};
 use std::collections::BTreeSet;
@@ -462,19 +463,6 @@ impl Master {
         self.moves.get(&pid).filter(|m| m.phase != Phase::Surveying).and_then(|m| m.facts.to)
     }
 
-    /// What was sent while it was on its way.
-    fn deliver_held(&mut self, pid: Pid, node: NodeId, m: Move, out: &mut Out) {
-        for (number, siginfo) in m.signals {
-            self.forward_signal(pid, node, number, siginfo, out);
-        }
-        let Some(process) = self.processes.get(&pid) else { return };
-        if m.kill && process.end.is_none() {
-            self.order(node, Order::Kill(pid), out);
-        } else if process.ghost_stopped == Some(Stopped::FromHere) {
-            self.order(node, Order::Stop(pid), out);
-        }
-    }
-
     /// The process took the ghost's place: it is an ordinary one of the master's again.
     fn came_home(&mut self, pid: Pid, m: Move, out: &mut Out) {
         self.leave_orphans(pid, out);
@@ -541,17 +529,6 @@ impl Master {
         }
     }
 
-    /// Keeps a signal of a ghost whose process is on its way; gives it back if it is not.
-    pub(super) fn hold_signal(&mut self, pid: Pid, number: u32, siginfo: Vec<u8>) -> Option<Vec<u8>> {
-        match self.moves.get_mut(&pid).filter(|m| m.phase == Phase::Sending) {
-            Some(m) => {
-                m.signals.push((number, siginfo));
-                None
-            }
-            None => Some(siginfo),
-        }
-    }
-
     /// Is its ghost about to become the process?
     pub(super) fn is_being_taken(&self, pid: Pid) -> bool {
         self.moves.get(&pid).is_some_and(|m| m.taken)
@@ -560,13 +537,6 @@ impl Master {
     /// Is it on its way?
     pub(super) fn on_its_way(&self, pid: Pid) -> bool {
         self.moves.get(&pid).is_some_and(|m| m.phase == Phase::Sending)
-    }
-
-    /// It is to be killed, wherever it comes to run.
-    pub(super) fn kill_on_arrival(&mut self, pid: Pid) {
-        if let Some(m) = self.moves.get_mut(&pid) {
-            m.kill = true;
-        }
     }
 
     /// A node is lost: moves to it fail, and of those from it the target will tell.
