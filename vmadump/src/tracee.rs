@@ -452,7 +452,8 @@ impl Drop for Tracee {
 
 /// Registers as they must be for a thread that was interrupted in a system call and goes on elsewhere: restarted
 /// calls are made again from the start, a call that would go on with the rest of its time returns EINTR. Calls
-/// whose time-out is absolute, or whose interruption programs do not expect (poll), are made again.
+/// whose time-out is absolute, or whose interruption programs do not expect (poll), are made again; so is a sleep that has
+/// the rest of its time where it read the whole (`sleep`), or whose caller could not learn of the rest (`usleep`).
 pub(crate) fn leave_call(mut regs: Regs) -> Regs {
     const RESTARTSYS: i64 = -512;
     const RESTARTNOINTR: i64 = -513;
@@ -463,7 +464,13 @@ pub(crate) fn leave_call(mut regs: Regs) -> Regs {
         let again = match regs[reg::RAX] as i64 {
             RESTARTSYS | RESTARTNOINTR | RESTARTNOHAND => true,
             // FUTEX_WAIT_BITSET and FUTEX_WAIT_REQUEUE_PI take absolute times.
-            RESTART_BLOCK => nr == libc::SYS_poll || nr == libc::SYS_futex && matches!(regs[reg::RSI] & 0x7f, 9 | 11),
+            RESTART_BLOCK => match nr {
+                libc::SYS_poll => true,
+                libc::SYS_futex => matches!(regs[reg::RSI] & 0x7f, 9 | 11),
+                libc::SYS_nanosleep => [0, regs[reg::RDI]].contains(&regs[reg::RSI]),
+                libc::SYS_clock_nanosleep => [0, regs[reg::RDX]].contains(&regs[reg::R10]),
+                _ => false,
+            },
             _ => false,
         };
         if again {

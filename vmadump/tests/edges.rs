@@ -5,6 +5,7 @@ mod common;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -70,6 +71,56 @@ fn threads_that_end_while_it_is_stopped() {
         // SAFETY: our own child, which has not been waited for.
         assert_eq!(unsafe { libc::kill(program.pid, libc::SIGTERM) }, 0);
         assert_eq!(program.end(), (String::new(), 42 << 8));
+    });
+}
+
+/// It is in the middle of one call when it travels, and makes it again for the rest of its time.
+#[test]
+fn a_sleep_goes_on_to_its_end() {
+    in_namespace("a_sleep_goes_on_to_its_end", LIMIT, || {
+        let script = "$| = 1; print \"ready\\n\"; $t = time; sleep 2; print time - $t, \"\\n\"";
+        let mut program = Traveller::start(Command::new("perl").args(["-e", script]));
+        assert_eq!(program.line(), "ready");
+        let call = || std::fs::read_to_string(format!("/proc/{}/syscall", program.pid)).unwrap_or_default();
+        let sleeps = [libc::SYS_nanosleep, libc::SYS_clock_nanosleep].map(|number| format!("{number} "));
+        while !sleeps.iter().any(|number| call().starts_with(number)) {
+            std::thread::yield_now();
+        }
+        program.travel();
+        let slept: u32 = program.line().parse().unwrap();
+        assert!((2..10).contains(&slept), "{slept} s");
+        assert_eq!(program.end(), (String::new(), 0));
+    });
+}
+
+/// The tool writes into what is there already, and replaces files only, readable for their owner alone.
+#[test]
+fn an_image_goes_where_its_name_leads() {
+    in_namespace("an_image_goes_where_its_name_leads", LIMIT, || {
+        let program = counting();
+        let path = |name: &str| dir().join(name);
+        let dump = |name: &str| {
+            let mut tool = Command::new(env!("CARGO_BIN_EXE_vmadump"));
+            tool.arg("dump").arg(program.pid.to_string()).arg(path(name)).output().unwrap()
+        };
+        let kind = |name: &str| std::fs::symlink_metadata(path(name)).unwrap();
+        assert!(Command::new("mkfifo").arg(path("fifo")).status().unwrap().success());
+        let reader = {
+            let fifo = path("fifo");
+            std::thread::spawn(move || std::fs::read(fifo).unwrap())
+        };
+        assert!(dump("fifo").status.success());
+        assert!(kind("fifo").file_type().is_fifo() && reader.join().unwrap().len() > 10_000);
+        std::os::unix::fs::symlink("whole", path("link")).unwrap();
+        std::fs::write(path("whole"), "former").unwrap();
+        assert!(dump("link").status.success());
+        assert!(kind("link").is_symlink() && kind("whole").len() > 10_000);
+        assert_eq!(kind("whole").mode() & 0o777, 0o600);
+        std::fs::create_dir(path("directory")).unwrap();
+        let refused = dump("directory");
+        assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("it is a directory"));
+        assert!(!path("directory.partial").exists());
+        rest(program, 1);
     });
 }
 

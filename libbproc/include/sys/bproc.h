@@ -120,7 +120,7 @@ int bproc_execmove_io(int node, struct bproc_io_t *io, int iolen, const char *cm
 int bproc_vexecmove(int n, const int *nodes, int *pids, const char *cmd, char *const argv[], char *const envp[]);
 int bproc_vexecmove_io(int n, const int *nodes, int *pids, struct bproc_io_t *io, int iolen, const char *cmd,
                        char *const argv[], char *const envp[]);
-/* exec with the master's files. On the master: execve. From a node: ENOSYS in this version. */
+/* exec with the master's files, where the caller is. On the master: execve. */
 int bproc_execve(const char *cmd, char *const argv[], char *const envp[]);
 
 /* The caller goes on on a node, or a child of its own does. bproc_move: 0 where it has come to; -1: it is where it was. Open
@@ -167,7 +167,7 @@ int bproc_dump(int fd, int flags);
 int bproc_undump(int fd);
 int bproc_vmadump(int fd, int flags);
 int bproc_vmaundump(int fd);
-/* ENOSYS in this version. */
+/* The program as it begins, as an image; the caller ends. Returns only on failure. */
 int bproc_execdump(int fd, int flags, const char *cmd, char *const argv[], char *const envp[]);
 /* The library list. These need an agent that keeps one, else ENOSYS. */
 int bproc_libclear(void);

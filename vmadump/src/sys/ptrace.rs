@@ -15,12 +15,16 @@ pub(crate) mod reg {
     pub(crate) const RBX: usize = 5;
     /// r14.
     pub(crate) const R14: usize = 1;
+    /// r10.
+    pub(crate) const R10: usize = 7;
     /// rax.
     pub(crate) const RAX: usize = 10;
     /// rdx.
     pub(crate) const RDX: usize = 12;
     /// rsi.
     pub(crate) const RSI: usize = 13;
+    /// rdi.
+    pub(crate) const RDI: usize = 14;
     /// orig_rax.
     pub(crate) const ORIG_RAX: usize = 15;
     /// rip.
