@@ -7,7 +7,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use bproc_common::event::Usage;
 use bproc_common::shown::{SHOWN, Shown};
 
-use crate::{Error, Result, error::chain, subreaper};
+use crate::{Error, Result, error::chain, misses, subreaper};
 
 /// Every map that must outlive the agent.
 pub(crate) const MAPS: [&str; 14] = [
@@ -30,6 +30,8 @@ struct Maps {
     /// The program that fills the one above, where the kernel has taken it.
     subreaper: Option<OwnedFd>,
     shown: HashMap<MapData, u32, [u8; SHOWN]>,
+    /// The tracing programs, where they are pinned.
+    programs: Vec<OwnedFd>,
     /// Held so that a monitor without pins keeps them, too.
     _others: [Map; 4],
 }
@@ -57,6 +59,7 @@ impl Control {
     pub(crate) fn new(
         take: &mut impl FnMut(&'static str) -> Result<Map>,
         subreaper: Option<OwnedFd>,
+        programs: Vec<OwnedFd>,
     ) -> Result<Control> {
         macro_rules! open {
             ($name:literal) => {
@@ -73,6 +76,7 @@ impl Control {
             remote: open!("REMOTE"),
             reaper: open!("REAPER"),
             subreaper,
+            programs,
             shown: open!("SHOWN"),
             _others: [take("EXITED")?, take("CHILDREN")?, take("REAPED")?, take("CALLS")?],
         };
@@ -235,13 +239,13 @@ impl Control {
         all.into_iter().try_for_each(|pid| gone(maps.shown.remove(&pid), "SHOWN"))
     }
 
-    /// Events lost since the load because nobody read in time: never 0 again
+    /// Events lost since the load because nobody read in time, or a program missed them: never 0 again
     /// once it is not, so compare with the value before.
     ///
     /// # Errors
     /// As [`Control::add_space`].
     pub fn dropped(&self) -> Result<u64> {
         let counts = self.maps().dropped.get(&0, 0).map_err(fault("DROPPED"))?;
-        Ok(counts.iter().sum())
+        Ok(counts.iter().sum::<u64>() + misses::count(&self.maps().programs))
     }
 }

@@ -7,11 +7,13 @@
 mod control;
 mod error;
 mod logs;
+mod misses;
 mod monitor;
 mod offsets;
 mod pins;
 mod probe;
 mod subreaper;
+mod sys;
 
 pub use control::Control;
 pub use error::Error;

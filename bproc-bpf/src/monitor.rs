@@ -2,7 +2,7 @@
 
 use std::{
     ops::Deref,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
 };
 
@@ -18,7 +18,7 @@ use crate::{
     control::{Control, MAPS},
     error::chain,
     logs::{self, Logs},
-    offsets, pins, subreaper,
+    misses, offsets, pins, subreaper,
 };
 
 /// Part of the pins' name; grows when maps or events change their meaning.
@@ -245,6 +245,7 @@ impl Monitor {
             }
             features.push(Feature { name, attached: true, why: String::new() });
         }
+        let programs = set.as_deref().map(|set| tracing_programs(&features, set)).unwrap_or_default();
         let mut subreaper = None;
         if config.role.is(Role::Master) {
             let loaded = subreaper::load(&mut ebpf, &btf, set.as_deref());
@@ -259,7 +260,7 @@ impl Monitor {
         let mut take = |name: &'static str| ebpf.take_map(name).ok_or_else(|| no_map(name));
         Ok(Monitor {
             events: ring(take("EVENTS")?)?,
-            control: Control::new(&mut take, subreaper)?,
+            control: Control::new(&mut take, subreaper, programs)?,
             logs,
             features,
             resumed: false,
@@ -281,6 +282,7 @@ impl Monitor {
                 why: if attached { String::new() } else { "refused when the programs were loaded".into() },
             });
         }
+        let programs = tracing_programs(&features, set);
         let subreaper = subreaper::reopen(set);
         if config.role.is(Role::Master) {
             features.push(Feature { name: subreaper::NAME, attached: subreaper.is_some(), why: String::new() });
@@ -292,7 +294,7 @@ impl Monitor {
         };
         Ok(Monitor {
             events: ring(take("EVENTS")?)?,
-            control: Control::new(&mut take, subreaper)?,
+            control: Control::new(&mut take, subreaper, programs)?,
             logs: logs::of_pinned(&set.join("link-process_fork")),
             features,
             resumed: true,
@@ -350,6 +352,15 @@ pub(crate) fn attach(ebpf: &mut Ebpf, name: &str, hook: &str, btf: &Btf, take: b
         Program::Lsm(program) => attach!(program),
         _ => Err("it is of an unexpected type".into()),
     }
+}
+
+/// Those whose records must not be missed.
+fn tracing_programs(features: &[Feature], set: &Path) -> Vec<OwnedFd> {
+    let is_traced = |feature: &&Feature| {
+        feature.attached && PROGRAMS.iter().any(|(name, _, kind, _)| *name == feature.name && *kind == Kind::Trace)
+    };
+    let links = features.iter().filter(is_traced).map(|feature| set.join(format!("link-{}", feature.name)));
+    links.filter_map(|link| misses::program_of(&link)).collect()
 }
 
 fn no_map(name: &'static str) -> Error {

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use aya::{
@@ -13,6 +13,7 @@ use aya::{
 };
 
 use crate::error::chain;
+use crate::sys::bpf;
 
 /// Name of the program.
 pub(crate) const NAME: &str = "subreaper";
@@ -46,16 +47,6 @@ struct Tasks {
 struct Iterator {
     link: u32,
     flags: u32,
-}
-
-fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
-    // SAFETY: the kernel reads as many bytes as are told, and what they point to lives as long as the caller's frame.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a fresh descriptor, which nobody else has.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// Loads the program; pins it where a set of pins is made.

@@ -1,7 +1,7 @@
 // A group that is signalled as a whole.
 //
 // `bomb`: chains of processes that fork all the time and end, fork and exec, fork and wait. Says "under way", and nobody of it ends but
-// by a signal, or after 40 seconds.
+// by a signal, or after two minutes.
 // `count`: counts SIGRTMIN, says so at SIGRTMIN + 1, and ends.
 #include <errno.h>
 #include <signal.h>
@@ -57,7 +57,7 @@ static void count(void) {
 
 int main(int argc, char **argv) {
     if (argc > 1 && !strcmp(argv[1], "count")) count();
-    until = argc > 3 ? atol(argv[2]) : time(0) + 40;
+    until = argc > 3 ? atol(argv[2]) : time(0) + 120;
     if (argc > 3) bomb(argv[3][0]);
     const char *kinds = "hxw";
     for (const char *kind = kinds; *kind; kind++) {
