@@ -14,7 +14,7 @@ mod start;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use bproc::{Node, Signals, Terminal};
@@ -120,6 +120,13 @@ impl Drop for Raw {
     }
 }
 
+impl Bpsh {
+    /// Files of nodes for the programs' streams.
+    fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.stdin, &self.stdout, &self.stderr].into_iter().flatten()
+    }
+}
+
 /// Runs bpsh; returns the exit status.
 pub(crate) fn run(mut options: Bpsh) -> i32 {
     let began = Instant::now();
@@ -135,7 +142,7 @@ pub(crate) fn run(mut options: Bpsh) -> i32 {
     if nodes == [NodeId::MASTER] && plain {
         let error = start::become_program(&options, &program);
         complain(&error);
-        return outcome::start_failed(&error, &program.path);
+        return outcome::start_failed(&error, options.files());
     }
     match carry(&options, &nodes, &program) {
         Ok(end) => {

@@ -1,5 +1,7 @@
 //! How bpsh ends, from how its children did. Pure.
 
+use std::path::PathBuf;
+
 use bproc_common::errno;
 use bproc_common::wait::Status;
 
@@ -65,14 +67,12 @@ pub(crate) fn add_losses(nodes: &[i32], (mut messages, end): (Vec<String>, End))
     }
 }
 
-/// Exit status of a child whose program could not be started. As a shell's when the program itself is missing or cannot be
-/// run: then its path begins the words. What else is missing (`-I FILE`) is another reason.
-pub(crate) fn start_failed(error: &bproc::Error, program: &[u8]) -> i32 {
-    let rest = error.message.strip_prefix(&*String::from_utf8_lossy(program));
-    if !rest.is_some_and(|rest| rest.starts_with(": ")) {
-        return 1;
-    }
+/// Exit status of a child whose program could not be started. As a shell's when the program, or what it needs, is missing or
+/// cannot be run. A file for one of its streams (`-I FILE`), whose path begins the words then, is another reason.
+pub(crate) fn start_failed<'p>(error: &bproc::Error, files: impl IntoIterator<Item = &'p PathBuf>) -> i32 {
+    let is_of = |file: &PathBuf| error.message.starts_with(&format!("{}: ", file.display()));
     match error.number {
+        _ if files.into_iter().any(is_of) => 1,
         libc::ENOENT => 127,
         libc::EACCES | libc::ENOEXEC | libc::EISDIR => 126,
         _ => 1,
@@ -134,10 +134,11 @@ mod tests {
         assert_eq!(reason(&down), "Node is down");
         let none = bproc::Error::new(libc::ENOENT, "/bin/x: No such file or directory");
         assert_eq!(reason(&none), "/bin/x: No such file or directory");
-        let statuses =
-            |path| [2, 13, 12].map(|n| start_failed(&bproc::Error::new(n, format!("{path}: why")), b"/bin/x"));
+        let file = PathBuf::from("/tmp/x");
+        let statuses = |path| [2, 13, 12].map(|n| start_failed(&bproc::Error::new(n, format!("{path}: why")), [&file]));
         assert_eq!(statuses("/bin/x"), [127, 126, 1]);
-        assert_eq!(statuses("/bin/x.in"), [1; 3]);
-        assert_eq!(start_failed(&down, b"/bin/x"), 1);
+        assert_eq!(statuses("/tmp/x.sh"), [127, 126, 1]);
+        assert_eq!(statuses("/tmp/x"), [1; 3]);
+        assert_eq!(start_failed(&down, []), 1);
     }
 }

@@ -119,7 +119,7 @@ pub(crate) fn start(options: &Bpsh, nodes: &[NodeId], program: &Program) -> io::
         match prepared {
             Err(error) => {
                 tell(node, &outcome::reason(&error));
-                child.status = Some(Status::Exited(outcome::start_failed(&error, &program.path) as u8));
+                child.status = Some(Status::Exited(outcome::start_failed(&error, options.files()) as u8));
                 child.ends = [None, None, None];
             }
             Ok(prepared) => {
@@ -140,7 +140,7 @@ pub(crate) fn start(options: &Bpsh, nodes: &[NodeId], program: &Program) -> io::
                         libc::EREMOTE => tell(node, &on_a_node()),
                         _ => tell(node, &outcome::reason(&error)),
                     }
-                    sys::exit_child(outcome::start_failed(&error, &program.path));
+                    sys::exit_child(outcome::start_failed(&error, options.files()));
                 }
             }
         }
