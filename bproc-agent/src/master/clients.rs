@@ -2,6 +2,7 @@
 
 use super::Fact;
 use super::caller::{self, Caller};
+use super::following::Following;
 use super::machines::Machines;
 use super::travel::Travel;
 use crate::kernel::Kin;
@@ -104,6 +105,8 @@ pub struct Desk {
     pub machines: Machines,
     /// Knows parents and children.
     pub kin: Kin,
+    /// Whose numbers in /proc are not true yet.
+    pub following: Following,
 }
 
 /// Serves clients for ever.

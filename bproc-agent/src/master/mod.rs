@@ -12,6 +12,8 @@ mod attributes;
 pub mod caller;
 pub mod clients;
 mod effects;
+mod following;
+mod going;
 mod handover;
 pub mod link;
 mod machines;
@@ -158,7 +160,7 @@ pub struct Actor {
     asks: HashMap<Ask, Waiting>,
     next_ask: u64,
     specs: HashMap<Pid, SpawnSpec>,
-    moving: HashMap<Pid, moving::Going>,
+    moving: HashMap<Pid, going::Going>,
     vouched: crate::rights::Vouched,
     /// Movers of a former agent.
     former: Former,

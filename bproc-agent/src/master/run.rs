@@ -1,6 +1,7 @@
 //! Start of the master role.
 
 use super::clients::{self, Desk};
+use super::following::Following;
 use super::link::Links;
 use super::machines::Machines;
 use super::travel::Travel;
@@ -109,6 +110,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         travel: travel.clone(),
         machines: machines.clone(),
         kin: kernel.kin(),
+        following: Following::default(),
     };
     api::serve(&bproc_config::paths::api_socket_in(&dir), desk.clone())?;
     clients::serve(&bproc_config::paths::agent_socket_in(&dir), desk.clone())?;
