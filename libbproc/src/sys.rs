@@ -1,9 +1,13 @@
 //! The few system calls of the client that belong to the caller's own process: what it blocks and ignores, and exec.
 
+mod fork;
+
 use std::ffi::{CStr, CString, c_char};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+pub(crate) use fork::fork_without_signal;
 
 /// Bit of a signal in a mask: signal 1 is bit 0.
 fn bit(signal: i32) -> u64 {
@@ -75,29 +79,6 @@ pub(crate) fn clone_without_signal() -> io::Result<i32> {
     // SAFETY: no flags and no stack: a copy of the process, as fork makes it.
     match unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) } {
         -1 => Err(io::Error::last_os_error()),
-        pid => Ok(pid as i32),
-    }
-}
-
-/// As [`clone_without_signal`], for a child that goes on in its caller's code: libc finds the child's thread id where
-/// it looks for it, and the kernel its robust mutexes.
-pub(crate) fn fork_without_signal() -> io::Result<i32> {
-    let (mut tid_at, mut robust, mut robust_size) = (0usize, 0usize, 0usize);
-    // SAFETY: the kernel writes one word: where it clears the thread's id at its end, which is where libc keeps it.
-    if unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut tid_at) } < 0 {
-        tid_at = 0;
-    }
-    // SAFETY: the kernel writes two words.
-    unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut robust, &raw mut robust_size) };
-    let flags = if tid_at == 0 { 0 } else { libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID };
-    // SAFETY: no stack: a copy of the process, as fork makes it, with the id written where libc's own fork has it written.
-    match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, tid_at, 0) } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => {
-            // SAFETY: the list of the parent's thread, which is this one's now.
-            unsafe { libc::syscall(libc::SYS_set_robust_list, robust, robust_size) };
-            Ok(0)
-        }
         pid => Ok(pid as i32),
     }
 }

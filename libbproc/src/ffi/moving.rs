@@ -1,8 +1,7 @@
 //! The caller goes on on a node, or a child of its own does.
 //!
 //! The agent stops the process from outside while it waits for the answer, and builds it anew at the target with a
-//! socket on the same number, in which the good answer lies: so the call returns there as it would have here. Between
-//! the question and the answer nothing takes memory, for a child that was cloned must not.
+//! socket on the same number, in which the good answer lies: so the call returns there as it would have here.
 
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -77,7 +76,7 @@ impl<'s> Going<'s> {
         Ok(Going { setup, fds, packet, path: socket_path(), place, _place: own, buffer: vec![0; PACKET_MAX] })
     }
 
-    /// Goes. Takes no memory. The caller has blocked all signals: an interrupted wait could not be told from an answer.
+    /// Goes. The caller has blocked all signals: an interrupted wait could not be told from an answer.
     fn go(&mut self) -> std::result::Result<Where, Number> {
         if let Some(setup) = self.setup {
             setup.connect()?;

@@ -1,5 +1,5 @@
 //! A stand-in for the agent: nodes 0 and 1 are up, 5 is down. What it is asked to run it lets the caller run in its
-//! own place, after a byte into each descriptor that came.
+//! own place, after a byte into each descriptor that came. Who wants to move to node 1 hears that he is there.
 
 use std::fs::File;
 use std::io::Write;
@@ -21,9 +21,9 @@ pub(crate) struct Fake {
 type Watchers = Arc<Mutex<Vec<Conn>>>;
 
 impl Fake {
-    /// Starts the agent on threads of the test.
-    pub(crate) fn start() -> Fake {
-        let dir = std::env::temp_dir().join(format!("libbproc-fake-{}", std::process::id()));
+    /// Starts the agent on threads of the test that has this name.
+    pub(crate) fn start(name: &str) -> Fake {
+        let dir = std::env::temp_dir().join(format!("libbproc-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join(".bprocnodes"), "1 0\n").unwrap();
         let listener = Listener::bind(&dir.join("agent.sock"), 0o600).unwrap();
@@ -116,6 +116,7 @@ fn answer(request: request::Body) -> Body {
         Power(wire::Power { number: 0, .. }) => done,
         Chroot(chroot) if chroot.path == b"/nfs" => done,
         Reconnect(to) if to.remote == "10.0.0.1:2223" && to.local.is_empty() => done,
+        Move(wire::Move { node: 1, .. }) => Body::Moved(wire::Moved { arrived: true, ..Default::default() }),
         Spawn(spawn) => match (spawn.node, spawn.spec) {
             (5, _) => fail(301),
             (0 | 1, Some(spec)) if std::path::Path::new(std::str::from_utf8(&spec.path).unwrap()).exists() => {
