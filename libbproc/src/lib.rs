@@ -6,6 +6,7 @@
 //!
 //! [`frame`] is the format of the packets; the agent uses the same module.
 
+mod calls;
 mod client;
 pub mod error;
 mod ffi;

@@ -6,8 +6,13 @@ use std::ffi::{CStr, CString, c_char};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 pub(crate) use fork::fork_without_signal;
+
+const FUTEX_WAIT: i32 = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+const FUTEX_WAKE: i32 = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
 
 /// Bit of a signal in a mask: signal 1 is bit 0.
 fn bit(signal: i32) -> u64 {
@@ -135,6 +140,24 @@ pub(crate) fn hear<T: Copy + Default>(pipe: RawFd) -> Option<T> {
         }
         return (n == size_of::<T>() as isize).then_some(value);
     }
+}
+
+/// Waits until the lower half of the word is another one than this, somebody tells of a change, or for so long; may
+/// return without.
+pub(crate) fn wait_for_change(word: &AtomicU64, lower: u32, limit: Option<Duration>) {
+    let limit = limit.map(|limit| libc::timespec {
+        tv_sec: limit.as_secs() as libc::time_t,
+        tv_nsec: libc::c_long::from(limit.subsec_nanos()),
+    });
+    let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the word is there for ever or as long as the call, and its lower half lies first; null, or a time.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), FUTEX_WAIT, lower, limit) };
+}
+
+/// Wakes all who wait for a change of the word.
+pub(crate) fn tell_of_change(word: &AtomicU64) {
+    // SAFETY: only the address matters.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), FUTEX_WAKE, libc::c_int::MAX) };
 }
 
 /// Closes a number that may be nobody's.

@@ -121,6 +121,11 @@ fn forks_of_processes_with_threads() {
 }
 
 #[test]
+fn calls_of_several_threads() {
+    with_a_stand_in("threads.c");
+}
+
+#[test]
 fn calls_on_a_real_cluster() {
     let Some(socket) = std::env::var_os("BPROC_SOCKET").map(PathBuf::from).filter(|path| path.exists()) else {
         eprintln!("skipped: BPROC_SOCKET names no agent");

@@ -16,7 +16,7 @@ use prost::Message;
 use super::abi::{Io, NODE_MASTER};
 use super::io::Setup;
 use super::pattern::{self, Made, Pattern};
-use super::{Number, Result, answer, done, export, nodes};
+use super::{Number, Result, alone, answer, export, nodes};
 use crate::client::socket_path;
 use crate::error::Error;
 use crate::frame::{HEAD, PACKET_MAX, Packet};
@@ -285,49 +285,49 @@ unsafe fn list(io: *const Io, iolen: c_int) -> Result<Option<Setup>> {
 }
 
 unsafe extern "C" fn bproc_move(node: c_int) -> c_int {
-    done(go_to(node, FLAGS, None))
+    alone(|| go_to(node, FLAGS, None))
 }
 
 unsafe extern "C" fn _bproc_move(node: c_int, flags: c_int) -> c_int {
-    done(go_to(node, flags, None))
+    alone(|| go_to(node, flags, None))
 }
 
 unsafe extern "C" fn bproc_move_io(node: c_int, io: *const Io, iolen: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    done(unsafe { list(io, iolen) }.and_then(|setup| go_to(node, FLAGS, setup)))
+    alone(|| unsafe { list(io, iolen) }.and_then(|setup| go_to(node, FLAGS, setup)))
 }
 
 unsafe extern "C" fn _bproc_move_io(node: c_int, io: *const Io, iolen: c_int, flags: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    done(unsafe { list(io, iolen) }.and_then(|setup| go_to(node, flags, setup)))
+    alone(|| unsafe { list(io, iolen) }.and_then(|setup| go_to(node, flags, setup)))
 }
 
 unsafe extern "C" fn bproc_rfork(node: c_int) -> c_int {
-    answer(rfork(node, FLAGS, None))
+    answer(|| rfork(node, FLAGS, None))
 }
 
 unsafe extern "C" fn _bproc_rfork(node: c_int, flags: c_int) -> c_int {
-    answer(rfork(node, flags, None))
+    answer(|| rfork(node, flags, None))
 }
 
 unsafe extern "C" fn bproc_rfork_io(node: c_int, io: *const Io, iolen: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    answer(unsafe { list(io, iolen) }.and_then(|setup| rfork(node, FLAGS, setup)))
+    answer(|| unsafe { list(io, iolen) }.and_then(|setup| rfork(node, FLAGS, setup)))
 }
 
 unsafe extern "C" fn _bproc_rfork_io(node: c_int, io: *const Io, iolen: c_int, flags: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    answer(unsafe { list(io, iolen) }.and_then(|setup| rfork(node, flags, setup)))
+    answer(|| unsafe { list(io, iolen) }.and_then(|setup| rfork(node, flags, setup)))
 }
 
 unsafe extern "C" fn bproc_vrfork(n: c_int, nodes: *const c_int, pids: *mut c_int) -> c_int {
     // SAFETY: as the caller promises.
-    answer(unsafe { vrfork(n, nodes, pids, FLAGS, None) })
+    answer(|| unsafe { vrfork(n, nodes, pids, FLAGS, None) })
 }
 
 unsafe extern "C" fn _bproc_vrfork(n: c_int, nodes: *const c_int, pids: *mut c_int, flags: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    answer(unsafe { vrfork(n, nodes, pids, flags, None) })
+    answer(|| unsafe { vrfork(n, nodes, pids, flags, None) })
 }
 
 unsafe extern "C" fn bproc_vrfork_io(
@@ -338,7 +338,7 @@ unsafe extern "C" fn bproc_vrfork_io(
     iolen: c_int,
 ) -> c_int {
     // SAFETY: as the caller promises.
-    answer(unsafe { list(io, iolen) }.and_then(|setup| unsafe { vrfork(n, nodes, pids, FLAGS, setup) }))
+    answer(|| unsafe { list(io, iolen) }.and_then(|setup| unsafe { vrfork(n, nodes, pids, FLAGS, setup) }))
 }
 
 unsafe extern "C" fn _bproc_vrfork_io(
@@ -350,7 +350,7 @@ unsafe extern "C" fn _bproc_vrfork_io(
     flags: c_int,
 ) -> c_int {
     // SAFETY: as the caller promises.
-    answer(unsafe { list(io, iolen) }.and_then(|setup| unsafe { vrfork(n, nodes, pids, flags, setup) }))
+    answer(|| unsafe { list(io, iolen) }.and_then(|setup| unsafe { vrfork(n, nodes, pids, flags, setup) }))
 }
 
 export!(
