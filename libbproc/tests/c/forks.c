@@ -2,9 +2,13 @@
    to node 0 they may not. libc works in them, the handlers of pthread_atfork have run, nothing of the caller is changed. */
 #include "check.h"
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
+#include <stddef.h>
+#include <sys/syscall.h>
 
-enum { ROUNDS = 100, FORKERS = 2 };
+enum { ROUNDS = 50, FORKERS = 2 };
 
 static pthread_mutex_t guarded = PTHREAD_MUTEX_INITIALIZER;
 static volatile int prepared, in_parent, in_child, children, over, raised;
@@ -106,9 +110,31 @@ static void *rforks(void *nothing)
     return nothing;
 }
 
+/* A sandbox that does not let system calls be given back: the child is an ordinary one, which tells of its end. */
+static void in_a_sandbox(void)
+{
+    struct sock_filter program[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_prctl, 0, 3),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 59, 0, 1), /* PR_SET_SYSCALL_USER_DISPATCH */
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EACCES),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog all = {sizeof(program) / sizeof(*program), program};
+    CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &all) == 0);
+    int before = prepared, status;
+    in_parent = before;
+    FAILS(bproc_rfork(0), EPERM);
+    CHECK(prepared == before + 1 && in_parent == prepared && children == 1);
+    CHECK(waitpid(-1, &status, WNOHANG) == -1);
+    seen = 0;
+    CHECK(raise(SIGSYS) == 0 && seen == 1);
+}
+
 int main(void)
 {
-    int small = 16, large = 4096;
+    int small = 16, large = 4096, status;
     pthread_t others[4], forkers[FORKERS];
     struct sigaction action, before, after;
     sigset_t set;
@@ -132,6 +158,15 @@ int main(void)
     CHECK(seen == 0 && sigpending(&set) == 0 && sigismember(&set, SIGSYS));
     CHECK(sigemptyset(&set) == 0 && sigaddset(&set, SIGSYS) == 0 && sigprocmask(SIG_UNBLOCK, &set, NULL) == 0);
     CHECK(seen == 1 && prepared == 1 && in_parent == 1 && in_child == 0 && children == 0);
+
+    IN_CHILD(status, {
+        in_a_sandbox();
+        _exit(3);
+    });
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 3);
+    /* That was a fork, and its end. */
+    prepared = in_parent = 1;
+    children = 0;
 
     CHECK(pthread_create(&others[0], NULL, busy, &small) == 0 && pthread_create(&others[1], NULL, busy, &large) == 0);
     CHECK(pthread_create(&others[2], NULL, raising, NULL) == 0);
