@@ -131,6 +131,13 @@ fn calls(cluster: &Cluster) -> Result<()> {
     ensure!(listed == finish(&mut cluster.command("bpstat"), b"", LIMIT)?.out(), "{listed}");
     let listed = said(cluster, &["1", "bpstat", "-p"])?;
     ensure!(listed.lines().any(|line| line.split_whitespace().eq([&pid.to_string(), "2"])), "{listed}");
+    // The master's address, which each of them reaches.
+    let addresses = finish(cluster.command("bpstat").args(["--address", "master"]), b"", LIMIT)?.out();
+    ensure!(addresses.trim().parse::<std::net::Ipv4Addr>().is_ok_and(|ip| !ip.is_loopback()), "{addresses:?}");
+    for node in ["0", "2"] {
+        let listed = said(cluster, &[node, "bpstat", "--address", "master"])?;
+        ensure!(listed == addresses, "{listed:?}, not {addresses:?}");
+    }
     // From a third machine, between two others, home, and out.
     for node in ["1", "master", "0"] {
         said(cluster, &["0", "bpmove", &pid.to_string(), node])?;

@@ -3,10 +3,11 @@
 //!
 //! - this file: facts of ghosts, keeper and kernel, and the clocks · [`run`]: start-up
 //! - [`clients`]: the local socket · [`caller`]: who asks · `office`: what clients ask
-//! - [`link`]: the gRPC service for nodes · `nodes`: what they say
+//! - [`link`]: the gRPC service for nodes · `nodes`: what they say · `address`: where they reach it
 //! - `shown`: what `/proc` shows of ghosts
 //! - [`travel`]: programs that travel · `effects`: performs what the core decided · `moving`: its part in moves · `streams`: of processes that move
 
+mod address;
 mod api;
 mod attributes;
 pub mod caller;
