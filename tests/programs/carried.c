@@ -1,6 +1,7 @@
 // A process goes to a node, where it has a program that nobody else has, and executes that elsewhere.
 //
-//   carried DIR NODE     NODE: where; DIR: where it may mount something
+//   carried DIR NODE           NODE: where; DIR: where it may mount something
+//   carried DIR NODE NODE...   on all of these at once
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -46,11 +47,38 @@ static int there(char **argv) {
     return 42;
 }
 
+static int node(const char *word) { return strcmp(word, "master") ? atoi(word) : BPROC_NODE_MASTER; }
+
+// As one of many. The arguments are the nodes by rank.
+static int ranked(int argc, char **argv) {
+    int rank = atoi(getenv("BPROC_RANK") ? getenv("BPROC_RANK") : "99"), death = 0;
+    CHECK(rank < argc - 2 && strlen(getenv("BPROC_RANK")) == 7);
+    CHECK(bproc_currnode() == node(argv[2 + rank]) && !strcmp(getenv("WORD"), "kept"));
+    CHECK(!prctl(PR_GET_PDEATHSIG, &death) && !death);
+    return 100 + rank;
+}
+
+// From where it is to all of them. They end with their ranks.
+static int everywhere(char *program, int n, char **words, char **entries) {
+    int nodes[20], pids[20], status;
+    char *arguments[30] = {program, "ranked"};
+    for (int i = 0; i < n; i++) nodes[i] = node(words[i]), arguments[2 + i] = words[i];
+    CHECK(bproc_vexecmove(n, nodes, pids, "/nowhere/at/all", arguments, entries) == -1 && errno == ENOENT && pids[0] == -ENOENT);
+    CHECK(bproc_vexecmove(n, nodes, pids, program, arguments, entries) == n);
+    for (int i = 0; i < n; i++) {
+        CHECK(pids[i] > 0 && waitpid(pids[i], &status, 0) == pids[i]);
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 100 + i);
+    }
+    puts("everywhere");
+    return 42;
+}
+
 int main(int argc, char **argv) {
     if (argc == 5 && !strcmp(argv[1], "there")) return there(argv);
-    if (argc != 3) return 2;
+    if (argc > 2 && !strcmp(argv[1], "ranked")) return ranked(argc, argv);
+    if (argc < 3) return 2;
     char program[400], word[] = "there", me[20], parent[20], link[300];
-    int to = strcmp(argv[2], "master") ? atoi(argv[2]) : BPROC_NODE_MASTER;
+    int to = node(argv[2]);
     CHECK(bproc_move(0) == 0);
     CHECK(!unshare(CLONE_NEWNS) && !mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL));
     CHECK(!mount("none", argv[1], "tmpfs", 0, NULL));
@@ -70,7 +98,9 @@ int main(int argc, char **argv) {
     snprintf(link, sizeof link, "BPROC_SOCKET=%s", getenv("BPROC_SOCKET"));
     char where[20];
     snprintf(where, sizeof where, "%d", to);
-    char *arguments[] = {program, word, where, me, parent, NULL}, *entries[] = {"WORD=kept", link, NULL};
+    char *arguments[] = {program, word, where, me, parent, NULL};
+    char *entries[] = {"WORD=kept", "BPROC_RANK=XXXXXXX", link, NULL};
+    if (argc > 3) return everywhere(program, argc - 2, argv + 2, entries);
     // Nothing is lost when it is not there.
     CHECK(bproc_execmove(to, "/nowhere/at/all", arguments, entries) == -1 && errno == ENOENT);
     bproc_execmove(to, program, arguments, entries);

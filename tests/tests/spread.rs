@@ -145,12 +145,12 @@ fn programs_of_a_node(cluster: &Cluster) -> Result<()> {
     let path = compile(cluster, "tests/programs/carried.c", &[], true)?;
     let dir = cluster.dir().join("log/mine");
     std::fs::create_dir_all(&dir)?;
-    for node in ["1", "master"] {
+    for (nodes, said) in [("1", "there\n"), ("master", "there\n"), ("1 master 0 2 1 7", "everywhere\n")] {
         let mut command = Command::new(&path);
-        let program = Traveller::start(cluster.environment(command.arg(&dir).arg(node)))?;
+        let program = Traveller::start(cluster.environment(command.arg(&dir).args(nodes.split(' '))))?;
         let (text, status) = program.end()?;
-        ensure!(text == "there\n" && status == 42 << 8, "{node}: {text}, status {status:#x}");
-        cluster.quiet().context(node)?;
+        ensure!(text == said && status == 42 << 8, "{nodes}: {text}, status {status:#x}");
+        cluster.quiet().context(nodes)?;
     }
     Ok(())
 }

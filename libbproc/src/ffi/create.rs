@@ -17,6 +17,9 @@ use crate::{Client, Prepared, SpawnRequest, sys};
 
 pub(super) type Strings = *const *const c_char;
 
+/// The entry of an environment that gets a rank in its place.
+const RANKED: &[u8] = b"BPROC_RANK=XXXXXXX";
+
 /// A program with its arguments and environment.
 pub(super) struct Program {
     path: Vec<u8>,
@@ -60,10 +63,24 @@ impl Program {
     /// Its environment as number `rank`.
     fn environment(&self, rank: Option<usize>) -> Vec<Vec<u8>> {
         let ranked = |entry: &Vec<u8>| match rank {
-            Some(rank) if entry == b"BPROC_RANK=XXXXXXX" => format!("BPROC_RANK={rank:07}").into_bytes(),
+            Some(rank) if entry == RANKED => format!("BPROC_RANK={rank:07}").into_bytes(),
             _ => entry.clone(),
         };
         self.envp.iter().map(ranked).collect()
+    }
+
+    /// What differs in the environment of number `rank`, and how far from its beginning, when the entries lie one after the
+    /// other.
+    pub(super) fn digits(&self, rank: usize) -> Vec<(u64, u8)> {
+        let mut start = 0;
+        let mut digits = Vec::new();
+        for (entry, ranked) in self.envp.iter().zip(self.environment(Some(rank))) {
+            if entry == RANKED {
+                digits.extend((start..).zip(ranked));
+            }
+            start += entry.len() as u64 + 1;
+        }
+        digits
     }
 
     /// As it goes to a node as number `rank`.
@@ -130,7 +147,7 @@ fn take_place(node: c_int, program: &Program, setup: Setup) -> Number {
     if node != here {
         // The file is where the caller is. Others of its threads would have to end first, as by exec.
         let image = match program.travels && vmadump::inside::one_thread().is_ok() {
-            true => image::of_program(program).map(Some),
+            true => image::of_program(program, image::Kept::own()).map(Some),
             false => Ok(None),
         };
         let gone = image.and_then(|image| {
@@ -297,15 +314,21 @@ fn become_ranked(mut program: Program, rank: usize) -> ! {
     sys::exit_with(program.exec())
 }
 
-/// From a node: each child goes there, and executes the program.
+/// From a node: each child goes there, and executes the program where that has the same, or becomes it.
 fn spread_from_node(nodes: &[c_int], pids: &mut [c_int], program: Program, setup: Setup) -> Result<()> {
+    // The file is where the caller is.
+    let image = image::of_program(&program, image::Kept::of_child())?;
     let setup = setup.is_listed().then_some(setup);
     match moving::fork(nodes, pids, moving::FLAGS, setup.as_ref())? {
         Side::Parent => Ok(()),
         Side::Child(rank, _) => {
             // What a list holds open is not there any more.
             std::mem::forget(setup);
-            become_ranked(program, rank)
+            if image::is_here(&image) {
+                become_ranked(program, rank);
+            }
+            let ranked = image::ranked(&image, &program, rank);
+            sys::exit_with(ranked.map_or_else(|number| number, |image| image::become_program(&image)))
         }
     }
 }

@@ -14,6 +14,7 @@ use super::create::{Program, Strings, pipe};
 use super::{Number, Result, answer, errno, export};
 use crate::sys;
 use vmadump::capture::{Begun, DUMP_ALL, FdPolicy, Options};
+use vmadump::image::{Reader, Writer};
 
 /// The caller's descriptor as a file that is not closed.
 fn file(fd: c_int) -> Result<ManuallyDrop<File>> {
@@ -45,14 +46,33 @@ unsafe extern "C" fn bproc_undump(fd: c_int) -> c_int {
 fn dump_program(fd: c_int, flags: c_int, program: &Program) -> Result<Number> {
     let (out, flags) = (file(fd)?, known(flags)?);
     vmadump::inside::one_thread().map_err(|e| e.errno())?;
-    Between::start(&out, flags, program, None)?.end()?;
+    Between::start(&out, flags, program, None, None)?.end()?;
     sys::exit_with(0)
 }
 
+/// What exec keeps of who executes, and fork does not hand on.
+#[derive(Clone, Copy)]
+pub(super) struct Kept {
+    pdeathsig: c_int,
+    subreaper: bool,
+}
+
+impl Kept {
+    /// Of the caller.
+    pub(super) fn own() -> Kept {
+        Kept { pdeathsig: sys::pdeathsig(), subreaper: sys::is_subreaper() }
+    }
+
+    /// Of a child that was just forked.
+    pub(super) fn of_child() -> Kept {
+        Kept { pdeathsig: 0, subreaper: false }
+    }
+}
+
 /// The program as it begins, with all that is mapped of it, to become it elsewhere.
-pub(super) fn of_program(program: &Program) -> Result<Vec<u8>> {
+pub(super) fn of_program(program: &Program, kept: Kept) -> Result<Vec<u8>> {
     let (reader, writer) = pipe()?;
-    let between = Between::start(&File::from(writer), DUMP_ALL, program, Some(reader.as_raw_fd()))?;
+    let between = Between::start(&File::from(writer), DUMP_ALL, program, Some(kept), Some(reader.as_raw_fd()))?;
     let mut image = Vec::new();
     let read = File::from(reader).read_to_end(&mut image).map_err(|e| e.raw_os_error().unwrap_or(libc::EIO));
     between.end().and(read).map(|_| image)
@@ -60,9 +80,35 @@ pub(super) fn of_program(program: &Program) -> Result<Vec<u8>> {
 
 /// Has the machine where the caller is the same program? Then it is executed there.
 pub(super) fn is_here(image: &[u8]) -> bool {
-    let image = vmadump::image::Reader::new(image).map(|reader| reader.into_parts().0);
+    let image = Reader::new(image).map(|reader| reader.into_parts().0);
     let program = |image: &vmadump::image::Image| image.files.get(image.mm.exe? as usize).cloned();
     image.ok().and_then(|image| program(&image)).is_some_and(|file| vmadump::inside::is_here(&file))
+}
+
+/// The image of [`of_program`] with a rank where the environment has room for one.
+pub(super) fn ranked(image: &[u8], program: &Program, rank: usize) -> Result<Vec<u8>> {
+    /// Of the memory's marks: where the environment begins, entry after entry.
+    const ENV_START: usize = 9;
+    let mut from = Reader::new(image).map_err(|_| libc::EIO)?;
+    let mut into = Vec::with_capacity(image.len());
+    let mut writer = Writer::new(&mut into, from.image()).map_err(|_| libc::EIO)?;
+    let start = from.image().mm.marks[ENV_START];
+    let (digits, mut data) = (program.digits(rank), Vec::new());
+    while let Some(block) = from.block().map_err(|_| libc::EIO)? {
+        from.data(&block, &mut data).map_err(|_| libc::EIO)?;
+        let mut at = 0;
+        for run in &block.runs {
+            let bytes = data.get_mut(at..at + run.len() as usize).ok_or(libc::EIO)?;
+            at += bytes.len();
+            for (offset, digit) in &digits {
+                let place = (start + offset).checked_sub(run.start).and_then(|place| bytes.get_mut(place as usize));
+                place.into_iter().for_each(|place| *place = *digit);
+            }
+        }
+        writer.block(&block.runs, &data).map_err(|_| libc::EIO)?;
+    }
+    writer.finish().map_err(|_| libc::EIO)?;
+    Ok(into)
 }
 
 /// The caller becomes what [`of_program`] has made, and loses what it would lose by executing it; the number that says why
@@ -80,10 +126,8 @@ struct Between {
 
 impl Between {
     /// It writes the image. `not_its` is the caller's only.
-    fn start(out: &File, flags: u32, program: &Program, not_its: Option<RawFd>) -> Result<Between> {
+    fn start(out: &File, flags: u32, program: &Program, kept: Option<Kept>, not_its: Option<RawFd>) -> Result<Between> {
         let (hear, tell) = pipe()?;
-        // Whoever becomes it is this very process.
-        let kept = not_its.map(|_| (sys::pdeathsig(), sys::is_subreaper()));
         let blocked = AllBlocked::new();
         match sys::fork_without_signal() {
             Ok(0) => {
@@ -115,7 +159,7 @@ impl Between {
 }
 
 /// A child that is about to execute the program, with the caller's signals, and what it would keep.
-fn begin(program: &Program, blocked: AllBlocked, kept: Option<(c_int, bool)>) -> Result<(Begun, PidFd)> {
+fn begin(program: &Program, blocked: AllBlocked, kept: Option<Kept>) -> Result<(Begun, PidFd)> {
     let (wait, go) = pipe()?;
     let child = match sys::fork_without_signal() {
         Ok(0) => {
@@ -124,7 +168,7 @@ fn begin(program: &Program, blocked: AllBlocked, kept: Option<(c_int, bool)>) ->
             let number = match sys::hear::<u8>(wait.as_raw_fd()) {
                 Some(_) => {
                     drop(blocked);
-                    kept.into_iter().for_each(|(death, reaper)| sys::keep_as_parent(death, reaper));
+                    kept.into_iter().for_each(|kept| sys::keep_as_parent(kept.pdeathsig, kept.subreaper));
                     program.exec()
                 }
                 None => libc::EINTR,
