@@ -41,6 +41,8 @@ pub fn resolve() -> Result<Offsets> {
         task_stime: task("stime")?,
         task_exit_code: task("exit_code")?,
         task_nsproxy: task("nsproxy")?,
+        task_nvcsw: task("nvcsw")?,
+        task_nivcsw: task("nivcsw")?,
         signal_live: signal("live")?,
         signal_flags: signal("flags")?,
         signal_group_exit_code: signal("group_exit_code")?,

@@ -61,7 +61,7 @@ pub const USAGE_MAX_RSS: usize = 4;
 record! {
     /// Where the running kernel keeps what the eBPF programs read: byte offsets
     /// (of single bits: in bits) that user space takes from the kernel's BTF and sets before the load.
-    pub struct Offsets : 156 {
+    pub struct Offsets : 164 {
         /// `task_struct.pid`: the thread's number in the initial namespace.
         pub task_pid: u32,
         /// `task_struct.tgid`.
@@ -90,6 +90,10 @@ record! {
         pub task_exit_code: u32,
         /// `task_struct.nsproxy`.
         pub task_nsproxy: u32,
+        /// `task_struct.nvcsw`: how often it gave its processor away.
+        pub task_nvcsw: u32,
+        /// `task_struct.nivcsw`: how often that was taken away.
+        pub task_nivcsw: u32,
         /// `signal_struct.live`.
         pub signal_live: u32,
         /// `signal_struct.flags`.

@@ -26,8 +26,11 @@ const NODE: usize = 16;
 const BEFORE: u64 = 8;
 /// Members that one looks over, at most, for the one that was reached before.
 const LOOKS: u32 = 128;
-/// What may pass between two members that one system call reaches, nanoseconds.
-const MOST_NS: u64 = 5_000_000;
+/// What may pass between two members that one system call reaches, nanoseconds: the caller keeps its processor, which a
+/// machine below may take away.
+const MOST_NS: u64 = 1_000_000_000;
+/// Where it does not keep it (PREEMPT_RT).
+const MOST_PREEMPTED_NS: u64 = 5_000_000;
 
 /// The name of the system call by which `task` is sent this signal with the rest of its group; `None` when it is not.
 ///
@@ -40,21 +43,25 @@ pub(crate) unsafe fn call(sig: i32, info: u64, task: Ptr) -> Option<u64> {
     }
     // SAFETY: the caller's promise; what is read is the kernel's, which holds the lock of all groups meanwhile.
     unsafe {
-        let sender: u32 = task::load(current(), off!(task_pid));
+        let thread = current();
+        let sender: u32 = task::load(thread, off!(task_pid));
+        let left = task::load::<u64>(thread, off!(task_nvcsw)).wrapping_add(task::load(thread, off!(task_nivcsw)));
         let node = task as u64 + (off!(task_pid_links) + PIDTYPE_PGID * NODE) as u64;
         let signal = task::follow(task, off!(task_signal))?;
         let group = task::follow(signal, off!(signal_pids) + PIDTYPE_PGID * size_of::<Ptr>())?;
         let head = group as u64 + (off!(pid_tasks) + PIDTYPE_PGID * size_of::<Ptr>()) as u64;
         let now = bpf_ktime_get_ns();
         let call = match CALLS.get_ptr(sender) {
-            // The memory of one that was reached long ago may be another member's by now.
-            Some(former) if now.wrapping_sub((*former)[2]) < MOST_NS => {
-                let [before, call, _] = *former;
-                if comes_before(before, node, head).unwrap_or(true) { call } else { now }
+            Some(former) => {
+                let [before, call, then, left_then] = *former;
+                // The memory of one that was reached long ago may be another member's by now.
+                let most = if left == left_then { MOST_NS } else { MOST_PREEMPTED_NS };
+                let may_be = now.wrapping_sub(then) < most;
+                if may_be && comes_before(before, node, head).unwrap_or(true) { call } else { now }
             }
-            _ => now,
+            None => now,
         };
-        CALLS.insert(sender, [node, call, now], u64::from(BPF_ANY)).ok()?;
+        CALLS.insert(sender, [node, call, now, left], u64::from(BPF_ANY)).ok()?;
         Some(call)
     }
 }

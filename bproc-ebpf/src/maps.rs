@@ -30,6 +30,8 @@ static OFFSETS: Offsets = Offsets {
     task_stime: 0,
     task_exit_code: 0,
     task_nsproxy: 0,
+    task_nvcsw: 0,
+    task_nivcsw: 0,
     signal_live: 0,
     signal_flags: 0,
     signal_group_exit_code: 0,
@@ -92,9 +94,10 @@ pub(crate) static GHOSTS: HashMap<u32, u8> = HashMap::with_max_entries(PIDS, BPF
 #[map]
 pub(crate) static KEEPERS: HashMap<u32, u8> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 
-/// By the thread that signals a group: the list node of the last member that it reached, the name of its system call, and when it was.
+/// By the thread that signals a group: the list node of the last member that it reached, the name of its system call, when it was, and
+/// how often the thread had left its processor.
 #[map]
-pub(crate) static CALLS: LruHashMap<u32, [u64; 3]> = LruHashMap::with_max_entries(1024, 0);
+pub(crate) static CALLS: LruHashMap<u32, [u64; 4]> = LruHashMap::with_max_entries(1024, 0);
 
 /// Pids that a namespace may hand out: first in the low half, last in the high half.
 #[map]
