@@ -35,6 +35,7 @@ fn try_exec(ghost: &mut Ghost, fds: &Fds) -> sys::Result<Errno> {
     };
     let mut block = Block::map(*memfd)?;
     sys::close(*memfd);
+    settings(&block)?;
     let files = match files {
         [mounts, files @ ..] if block.head.flags & flag::MOUNTS != 0 => {
             sys::enter_mounts(*mounts)?;
@@ -112,6 +113,36 @@ impl Block {
         }
         Ok(())
     }
+}
+
+/// What a local fork and exec would take over besides. While this has init's rights and /proc: the master saw that the caller has
+/// all this, and whoever may not raise a thing natively inherits it raised. What the machine refuses is left.
+fn settings(block: &Block) -> sys::Result<()> {
+    const AS_IT_IS: u32 = u32::MAX;
+    let head = &block.head;
+    let processors = block.table(head.processors_at, u64::from(head.nprocessors), 1)?;
+    if head.flags & flag::SETTINGS == 0 {
+        return Ok(());
+    }
+    let _ = sys::write_number(c"/proc/self/oom_score_adj", head.oom_score_adj.into());
+    if head.core_filter != AS_IT_IS {
+        let _ = sys::write_number(c"/proc/self/coredump_filter", head.core_filter.into());
+    }
+    sys::set_personality(head.personality);
+    if head.io_priority != 0 {
+        let _ = sys::set_io_priority(head.io_priority);
+    }
+    if !processors.is_empty() {
+        let _ = sys::set_processors(processors);
+    }
+    // Before the policy: real-time ones have none.
+    if head.timer_slack != 0 {
+        let _ = sys::prctl(Prctl::SetTimerslack, head.timer_slack as usize, 0);
+    }
+    if head.policy != 0 {
+        let _ = sys::set_scheduler(head.policy, head.priority);
+    }
+    Ok(())
 }
 
 fn word(bytes: &[u8]) -> u64 {
@@ -253,6 +284,13 @@ fn identity(head: &Head, groups: &[u8]) -> sys::Result<()> {
     sys::prctl(Prctl::Ambient, ambient::CLEAR_ALL, 0)?;
     for capability in (0..64).filter(|c| head.cap_ambient >> c & 1 != 0) {
         sys::prctl(Prctl::Ambient, ambient::RAISE, capability)?;
+    }
+    // After the ambient set, which they may close, and the ids, which they may untie from the capabilities.
+    if head.securebits != 0 {
+        // Without those that an older kernel does not know.
+        const RIGHTS: u32 = 0xff;
+        sys::prctl(Prctl::SetSecurebits, head.securebits as usize, 0)
+            .or_else(|_| sys::prctl(Prctl::SetSecurebits, (head.securebits & RIGHTS) as usize, 0))?;
     }
     if head.euid != 0 {
         let left = head.cap_ambient;

@@ -192,6 +192,7 @@ impl<'fd> Prepared<'fd> {
             pdeathsig: request.pdeathsig,
             blocked: signals.blocked,
             ignored: signals.ignored,
+            securebits: sys::securebits(),
             ..Default::default()
         };
         let spawn = wire::Spawn {

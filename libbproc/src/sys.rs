@@ -69,6 +69,12 @@ pub(crate) fn pdeathsig() -> i32 {
     signal
 }
 
+/// The calling thread's secure bits of capabilities(7).
+pub(crate) fn securebits() -> u32 {
+    // SAFETY: no pointers. It cannot fail.
+    unsafe { libc::prctl(libc::PR_GET_SECUREBITS) as u32 }
+}
+
 /// A child as fork(2) makes it, 0 in the child, but its parent gets no signal when it ends, unless it has executed
 /// a program meanwhile: exec makes it an ordinary child. libc knows nothing of it: the child must not take memory.
 pub(crate) fn clone_without_signal() -> io::Result<i32> {

@@ -6,6 +6,7 @@ use bproc_common::id::Pid;
 use bproc_proto as proto;
 use bproc_sys::process::{Process, Status};
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 
 /// Ancestors at most that get skeletons for the sake of a subreaper.
 const LONGEST: usize = 8;
@@ -28,11 +29,29 @@ pub struct Caller {
     pub relatives: Vec<Pid>,
 }
 
+/// A process that asks, and its status, which is long to read.
+pub struct Asking {
+    process: Process,
+    status: Status,
+}
+
+impl Asking {
+    /// By its number.
+    ///
+    /// # Errors
+    /// When its status cannot be read.
+    pub fn look(pid: Pid) -> bproc_sys::Result<Asking> {
+        let process = Process::open(pid)?;
+        let status = process.status()?;
+        Ok(Asking { process, status })
+    }
+}
+
 /// Fills what the agent decides in the spec (credentials, limits, numbers) and returns what the caller is.
-pub fn complete(pid: Pid, spec: &mut proto::SpawnSpec, kin: &Kin) -> bproc_sys::Result<Caller> {
+pub fn complete(asking: &Asking, spec: &mut proto::SpawnSpec, kin: &Kin) -> bproc_sys::Result<Caller> {
     use std::os::unix::ffi::OsStrExt;
-    let process = Process::open(pid)?;
-    let (stat, status) = (process.stat()?, process.status()?);
+    let Asking { process, status } = asking;
+    let (pid, stat) = (process.pid(), process.stat()?);
     if spec.cwd.is_empty() {
         // A directory that was removed or cannot be named: the node takes "/".
         spec.cwd = process.cwd().map_or_else(|_| b"/".to_vec(), |d| d.as_os_str().as_bytes().to_vec());
@@ -79,14 +98,39 @@ pub fn complete(pid: Pid, spec: &mut proto::SpawnSpec, kin: &Kin) -> bproc_sys::
     })
 }
 
+/// What a start takes over of its caller beyond what [`complete`] fills.
+///
+/// # Errors
+/// When the caller is gone.
+pub fn settings(asking: &Asking) -> bproc_sys::Result<proto::Settings> {
+    let s = asking.process.settings()?;
+    Ok(proto::Settings {
+        processors: s.processors,
+        policy: s.policy,
+        priority: s.priority,
+        io_priority: s.io_priority,
+        personality: s.personality,
+        core_filter: s.core_filter,
+        oom_score_adj: s.oom_score_adj,
+        timer_slack_ns: s.timer_slack_ns,
+    })
+}
+
 /// Why a process may not go on as a program on a node: something holds it that would not go along.
 ///
 /// # Errors
-/// When its status, or the agent's own, cannot be read.
-pub fn refusal(pid: Pid) -> bproc_sys::Result<Option<String>> {
-    let status = |pid| Process::open(pid).and_then(|process| process.status());
-    let own = Pid::new(std::process::id() as i32).map(status).transpose()?.unwrap_or_default();
-    Ok(held_by(&status(pid)?, &own).map(|why| format!("process {pid} {why}")))
+/// When the agent's own status cannot be read.
+pub fn refusal(asking: &Asking) -> bproc_sys::Result<Option<String>> {
+    // Its namespaces and filters stay what they are.
+    static OWN: OnceLock<Status> = OnceLock::new();
+    let own = match OWN.get() {
+        Some(own) => own,
+        None => {
+            let own = Pid::new(std::process::id() as i32).map(Asking::look).transpose()?;
+            OWN.get_or_init(|| own.map_or_else(Status::default, |own| own.status))
+        }
+    };
+    Ok(held_by(&asking.status, own).map(|why| format!("process {} {why}", asking.process.pid())))
 }
 
 fn held_by(status: &Status, own: &Status) -> Option<&'static str> {

@@ -339,10 +339,12 @@ async fn start(
         number: error.errno(),
         message: format!("process {pid} cannot be read: {error}"),
     };
-    if let Some(message) = caller::refusal(pid).map_err(unreadable)? {
+    let asking = caller::Asking::look(pid).map_err(unreadable)?;
+    if let Some(message) = caller::refusal(&asking).map_err(unreadable)? {
         return Err(Failure { number: libc::EPERM, message });
     }
-    let caller = caller::complete(pid, &mut spec, &desk.kin).map_err(unreadable)?;
+    let caller = caller::complete(&asking, &mut spec, &desk.kin).map_err(unreadable)?;
+    spec.settings = Some(caller::settings(&asking).map_err(unreadable)?);
     let forwarded: Vec<(i32, bool)> =
         spec.streams.iter().filter(|s| s.kind() == Kind::Forward).map(|s| (s.fd, s.input)).collect();
     let report = if spawn.report { fds.pop() } else { None };
