@@ -2,7 +2,8 @@
 //! heap) can use it in place after mapping the memfd privately.
 //!
 //! The block is a [`Head`], then strings and tables; every `*_at` is an offset from the start of the block.
-//! `argv_at` and `envp_at` point to arrays of u64 offsets ended by 0; the ghost adds its base address to each.
+//! `argv_at` and `envp_at` point to arrays of u64 offsets ended by 0; the ghost adds its base address to each. Before the
+//! arguments is room for one more, the name of a shell.
 
 use crate::record;
 
@@ -27,6 +28,8 @@ pub mod flag {
     pub const MOUNTS: u32 = 32;
     /// The settings beyond those that a process always has are told: processors, scheduling and the like.
     pub const SETTINGS: u32 = 64;
+    /// What the kernel takes for no program is given to a shell, as execvp(3) does.
+    pub const SHELL: u32 = 128;
 }
 
 record! {
@@ -153,7 +156,7 @@ impl Builder<'_> {
         if texts().any(|t| t.contains(&0)) {
             return None;
         }
-        let tables = 8 * (self.argv.len() + self.envp.len() + 2)
+        let tables = 8 * (1 + self.argv.len() + self.envp.len() + 2)
             + 4 * (self.groups.len() + self.fds.len())
             + 16 * self.rlimits.len()
             + self.processors.len();
@@ -170,7 +173,7 @@ impl Builder<'_> {
         head.envc = self.envp.len() as u32;
         head.nrlimits = self.rlimits.len() as u32;
         head.nprocessors = self.processors.len() as u32;
-        head.argv_at = Head::SIZE as u64;
+        head.argv_at = Head::SIZE as u64 + 8;
         head.envp_at = head.argv_at + 8 * (self.argv.len() as u64 + 1);
         head.rlimits_at = head.envp_at + 8 * (self.envp.len() as u64 + 1);
         head.groups_at = head.rlimits_at + 16 * self.rlimits.len() as u64;
@@ -178,7 +181,7 @@ impl Builder<'_> {
         head.processors_at = head.fds_at + 4 * self.fds.len() as u64;
         let mut at = head.processors_at + self.processors.len() as u64;
         let mut out = Vec::with_capacity(size);
-        out.resize(Head::SIZE, 0);
+        out.resize(head.argv_at as usize, 0);
         let mut text_at = |len: usize| {
             let here = at;
             at += len as u64 + 1;

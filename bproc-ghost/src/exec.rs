@@ -14,6 +14,8 @@ use bproc_common::ghost::{Msg, Role};
 use bproc_common::wire::Record;
 use core::ffi::CStr;
 
+/// Who runs what the kernel takes for no program.
+const SHELL: &CStr = c"/bin/sh";
 /// Exit code of a process that could not become the program, as shells have it.
 const EXIT_NO_PROGRAM: i32 = 127;
 
@@ -55,7 +57,12 @@ fn try_exec(ghost: &mut Ghost, fds: &Fds) -> sys::Result<Errno> {
     let path = block.text(block.head.path_at)?.as_ptr().cast();
     sys::set_mask(block.head.blocked);
     // SAFETY: make_pointers has made both tables arrays of pointers to texts in the block, ended by null.
-    let error = unsafe { sys::execve(path, argv, envp) };
+    let mut error = unsafe { sys::execve(path, argv, envp) };
+    if error == Errno(errno::ENOEXEC) && block.head.flags & flag::SHELL != 0 {
+        let argv = block.give_to_shell()?;
+        // SAFETY: as above, and give_to_shell has put two texts before the rest of the arguments.
+        error = unsafe { sys::execve(SHELL.as_ptr().cast(), argv, envp) };
+    }
     sys::set_mask(u64::MAX);
     Ok(error)
 }
@@ -143,6 +150,18 @@ fn settings(block: &Block) -> sys::Result<()> {
         let _ = sys::set_scheduler(head.policy, head.priority);
     }
     Ok(())
+}
+
+impl Block {
+    /// The arguments for a shell: its name and the program's path instead of the zeroth.
+    fn give_to_shell(&mut self) -> sys::Result<*const u64> {
+        let path = self.text(self.head.path_at)?.as_ptr() as u64;
+        let at = self.head.argv_at.checked_sub(8).filter(|at| *at >= Head::SIZE as u64).ok_or(INVALID)? as usize;
+        let room = self.bytes.get_mut(at..at + 16).filter(|_| self.head.argc > 0).ok_or(INVALID)?;
+        room[..8].copy_from_slice(&(SHELL.as_ptr() as u64).to_ne_bytes());
+        room[8..].copy_from_slice(&path.to_ne_bytes());
+        Ok(room.as_ptr().cast())
+    }
 }
 
 fn word(bytes: &[u8]) -> u64 {

@@ -78,6 +78,7 @@ impl Program {
             pdeathsig: sys::pdeathsig(),
             die_with_parent: false,
             travel: self.travels,
+            shell: false,
             report: None,
             signals: None,
         })?)
