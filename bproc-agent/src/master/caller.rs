@@ -3,6 +3,7 @@
 
 use crate::kernel::Kin;
 use bproc_common::id::Pid;
+use bproc_core::master::Starter;
 use bproc_proto as proto;
 use bproc_sys::process::{Process, Status};
 use std::collections::BTreeSet;
@@ -184,6 +185,14 @@ pub fn relative(number: i32) -> Option<proto::Relative> {
         comm: stat.comm,
         ..proto::Relative::default()
     })
+}
+
+/// The `bpsh` that has this number now; none if it is gone, and with it what it starts.
+pub fn starter(number: i32) -> Option<Starter> {
+    /// Pids are below 2 to this power.
+    const PID_BITS: u32 = 22;
+    let stat = Process::open(Pid::new(number)?).ok()?.stat().ok()?;
+    Some(Starter(stat.starttime << PID_BITS | number as u64))
 }
 
 /// A child, and what its parent knows of how it is.

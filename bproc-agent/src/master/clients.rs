@@ -9,6 +9,7 @@ use crate::local::{self, Counter, fail};
 use crate::stdio::Iod;
 use anyhow::Result;
 use bproc_common::id::{NodeId, Pid};
+use bproc_core::master::Starter;
 use bproc_proto::client::{self as wire, Reply, reply, request};
 use bproc_proto::link::{Answer, Ask};
 use bproc_proto::stream::Kind;
@@ -33,6 +34,8 @@ pub enum ClientFact {
         spec: Box<SpawnSpec>,
         /// Who asks.
         caller: Caller,
+        /// Its parent, if that is a `bpsh`.
+        starter: Option<Starter>,
         /// Answered once.
         answer: oneshot::Sender<Result<(), Failure>>,
     },
@@ -365,11 +368,15 @@ async fn start(
     let pty = spec.pty;
     let mut environment =
         vec![format!("{}={}", bproc_common::ghost::ENV_SOCKET, desk.ghost_socket.display()).into_bytes()];
+    let starter = if spawn.die_with_parent { caller::starter(spec.ppid) } else { None };
     if spawn.die_with_parent {
         environment.push(format!("{}={}", bproc_common::ghost::ENV_PDEATH, spec.ppid).into_bytes());
     }
+    if let Some(Starter(number)) = starter {
+        environment.push(format!("{}={number}", bproc_common::ghost::ENV_STARTER).into_bytes());
+    }
     let (answer, receiver) = oneshot::channel();
-    let fact = ClientFact::Spawn { node: NodeId(spawn.node), spec: Box::new(spec), caller, answer };
+    let fact = ClientFact::Spawn { node: NodeId(spawn.node), spec: Box::new(spec), caller, starter, answer };
     desk.facts.send(Fact::Client(fact)).await.ok();
     // Beside each other: the service waits for a node's call as the node's call waits for it.
     let expected = async {

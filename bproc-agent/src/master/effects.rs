@@ -124,6 +124,7 @@ impl Actor {
             GhostCommand::Group(pgid) => ghost.tell(op::SETPGID, 0, pgid.into(), vec![]),
             GhostCommand::Session => ghost.tell(op::SETSID, 0, 0, vec![]),
             GhostCommand::Owner(uid, gid) => ghost.tell(op::CREDS, uid.into(), gid.into(), vec![]),
+            GhostCommand::Starter(starter) => ghost.tell(op::STARTER, starter.0 as i64, 0, vec![]),
             GhostCommand::Name(name) => ghost.tell(op::NAME, 0, 0, name),
             GhostCommand::CommandLine(bytes) => {
                 if let Some((op, payload)) = ghosts::command_line(&bytes) {

@@ -11,6 +11,7 @@ impl World {
             uid: 0,
             gids: [0].into(),
             relatives: vec![],
+            starter: None,
         };
         self.asked.insert(self.next_ask, p);
         self.next_ask += 1;
