@@ -84,7 +84,7 @@ impl Signals {
     }
 }
 
-/// What to run and where. Credentials, limits, working directory, umask and nice value are the calling process's.
+/// What to run and where. Credentials, limits, working directory, umask, processors, scheduling and the like are the calling process's.
 #[derive(Clone, Debug)]
 pub struct SpawnRequest<'fd> {
     /// Number of the node.

@@ -209,7 +209,7 @@ fn failures_come_back_with_their_reason_and_end_the_process() {
     let good = Builder { head: root_head(), path: b"/bin/true", cwd: b"/", argv: &argv, ..Builder::default() };
     let good = good.build().expect("a good block");
     // Every 8 bytes of head and tables in turn made absurd: refused or harmless, never a crash.
-    for at in (16..224 + 32).step_by(8).filter(|at| (16..80).contains(at) || *at >= 224) {
+    for at in (16..232 + 32).step_by(8).filter(|at| (16..80).contains(at) || *at >= 232) {
         let mut bad = good.clone();
         bad[at..at + 8].copy_from_slice(&(u64::MAX - 3).to_ne_bytes());
         fails(&memfd(&bad), libc::EINVAL);
