@@ -67,6 +67,7 @@ static void set(const char *word) {
     if (!strcmp(word, "slack")) need(word, prctl(PR_SET_TIMERSLACK, 77777));
     if (!strcmp(word, "core")) put("/proc/self/coredump_filter", "0x11");
     if (!strcmp(word, "bits")) need(word, prctl(PR_SET_SECUREBITS, SECBIT_NO_CAP_AMBIENT_RAISE | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED));
+    if (!strcmp(word, "no-root")) need(word, prctl(PR_SET_SECUREBITS, SECBIT_NOROOT));
     if (!strcmp(word, "privileges")) need(word, prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
     if (!strcmp(word, "umask")) umask(027);
     if (!strcmp(word, "limits")) {

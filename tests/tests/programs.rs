@@ -186,6 +186,9 @@ fn inherited(cluster: &Cluster) -> Result<()> {
     const REFUSED: i32 = 77;
     let program = compile(cluster, "tests/programs/inherited.c", &[], false)?;
     let program = program.display();
+    // That a set-user-id program of the node gets no rights is not taken off silently.
+    let jailed = cluster.shell(&format!("{program} set no-root user -- bpsh 1 {program}"))?;
+    ensure!(jailed.status != 0 && jailed.err().contains("secure bits"), "{jailed:?}");
     for words in [
         "",
         "processor batch nice io personality oom slack core",

@@ -117,11 +117,12 @@ pub fn settings(asking: &Asking) -> bproc_sys::Result<proto::Settings> {
     })
 }
 
-/// Why a process may not go on as a program on a node: something holds it that would not go along.
+/// Why a process may not go on as a program on a node: something holds it that would not go along. Its secure bits are told by
+/// itself.
 ///
 /// # Errors
 /// When the agent's own status cannot be read.
-pub fn refusal(asking: &Asking) -> bproc_sys::Result<Option<String>> {
+pub fn refusal(asking: &Asking, securebits: u32) -> bproc_sys::Result<Option<String>> {
     // Its namespaces and filters stay what they are.
     static OWN: OnceLock<Status> = OnceLock::new();
     let own = match OWN.get() {
@@ -131,7 +132,8 @@ pub fn refusal(asking: &Asking) -> bproc_sys::Result<Option<String>> {
             OWN.get_or_init(|| own.map_or_else(Status::default, |own| own.status))
         }
     };
-    Ok(held_by(&asking.status, own).map(|why| format!("process {} {why}", asking.process.pid())))
+    let why = held_by(&asking.status, own).or_else(|| bits_of(&asking.status, securebits));
+    Ok(why.map(|why| format!("process {} {why}", asking.process.pid())))
 }
 
 fn held_by(status: &Status, own: &Status) -> Option<&'static str> {
@@ -151,6 +153,16 @@ fn held_by(status: &Status, own: &Status) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// Secure bits change what a set-user-id program can do that is not made for them. So who could not have set them is not believed.
+fn bits_of(status: &Status, securebits: u32) -> Option<&'static str> {
+    /// Those that only take rights away, or that anybody may set: no raising of ambient capabilities, and the like for files.
+    const HARMLESS: u32 = 0xfc0;
+    const CAP_SETPCAP: u64 = 1 << 8;
+    (securebits & !HARMLESS != 0 && status.caps.permitted & CAP_SETPCAP == 0).then_some(
+        "has secure bits that it may not set, which a start on a node would take off: start it without them, or with CAP_SETPCAP",
+    )
 }
 
 /// A parent and its ancestors up to the subreaper, whose stand-ins get orphans as they themselves do. None where that is in another
@@ -221,5 +233,9 @@ mod tests {
         assert!(why("Seccomp:\t1\n").contains("seccomp"));
         assert!(why("Seccomp:\t2\nSeccomp_filters:\t2\n").contains("seccomp"));
         assert!(why("CapPrm:\t1\n").contains("root's rights"));
+        let bits = |lines, bits| bits_of(&status(lines), bits).is_none();
+        let (no_root, no_raise) = (1, 0xc0);
+        assert!(bits("CapPrm:\t100\n", no_root) && bits("CapPrm:\t0\n", no_raise));
+        assert!(!bits("CapPrm:\tff\n", no_root) && !bits("CapPrm:\t0\n", no_root | no_raise));
     }
 }
