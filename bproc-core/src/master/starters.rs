@@ -66,13 +66,12 @@ impl Master {
     pub fn ghost_started_by(&mut self, pid: Pid, told: Option<Starter>, out: &mut Out) {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         match (told, process.starter) {
-            (Some(told), None) => {
-                process.starter = Some(told);
-                self.kill_condemned(pid, out);
-            }
+            (Some(told), None) => process.starter = Some(told),
             // Made by the nursery, or again.
             (None, Some(starter)) => process.tell(pid, GhostCommand::Starter(starter), out),
             _ => {}
         }
+        // Perhaps it was not made when its process was killed.
+        self.kill_condemned(pid, out);
     }
 }
