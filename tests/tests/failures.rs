@@ -157,13 +157,13 @@ fn sleepers(cluster: &Cluster) -> std::result::Result<Vec<String>, String> {
         let line = std::fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
         String::from_utf8_lossy(&line).replace('\0', " ").trim().strip_prefix("sleep ").map(str::to_owned)
     };
-    let sorted = |processes: &[Proc]| {
-        let mut all: Vec<String> = processes.iter().filter_map(told).collect();
-        all.sort();
-        all
-    };
-    let (here, there) = (sorted(&ghosts), sorted(&programs));
-    if here == there && ghosts.len() == programs.len() { Ok(here) } else { Err(format!("{programs:?} {ghosts:?}")) }
+    let mut here: Vec<i32> = ghosts.iter().map(|ghost| ghost.pid).collect();
+    let mut there: Vec<i32> = programs.iter().map(Proc::inner).collect();
+    here.sort_unstable();
+    there.sort_unstable();
+    let mut all: Vec<String> = programs.iter().filter_map(told).collect();
+    all.sort();
+    if here == there { Ok(all) } else { Err(format!("{programs:?} {ghosts:?}")) }
 }
 
 /// A bpsh that is killed takes all along that its programs have started, and nothing else, also when agents are gone just then.
