@@ -31,6 +31,8 @@ const MAX_HANDSHAKES: usize = 256;
 pub struct PeerInfo {
     /// Address of the other end.
     pub address: SocketAddr,
+    /// Address of this end.
+    pub local: SocketAddr,
     /// Whom its certificate names. `None` on a plaintext connection (loop-back only).
     pub peer: Option<Peer>,
 }
@@ -193,11 +195,12 @@ pub fn incoming(listener: TcpListener, gate: Gate) -> ReceiverStream<io::Result<
 
 async fn accept(tcp: TcpStream, address: SocketAddr, gate: &Gate) -> io::Result<Conn> {
     tcp.set_nodelay(true)?;
+    let local = tcp.local_addr()?;
     let Some(credentials) = gate.credentials() else {
         if !address.ip().is_loopback() {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "plaintext is for loop-back only"));
         }
-        return Ok(Conn { io: Io::Plain(tcp), info: PeerInfo { address, peer: None } });
+        return Ok(Conn { io: Io::Plain(tcp), info: PeerInfo { address, local, peer: None } });
     };
     let tls = TlsAcceptor::from(credentials.server.clone()).accept(tcp).await?;
     let certs = tls.get_ref().1.peer_certificates().unwrap_or_default();
@@ -206,7 +209,7 @@ async fn accept(tcp: TcpStream, address: SocketAddr, gate: &Gate) -> io::Result<
         let why = format!("its certificate names nobody in cluster {}", credentials.cluster());
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     };
-    Ok(Conn { io: Io::Tls(Box::new(tls.into())), info: PeerInfo { address, peer: Some(peer) } })
+    Ok(Conn { io: Io::Tls(Box::new(tls.into())), info: PeerInfo { address, local, peer: Some(peer) } })
 }
 
 /// Connects to `peer` at `address` (`HOST:PORT`), from the local address `from` if one is said. The other end must
@@ -236,15 +239,16 @@ async fn connect_once(gate: &Gate, address: &str, peer: Peer, from: Option<Socke
         return Err(last);
     };
     tcp.set_nodelay(true)?;
+    let local = tcp.local_addr()?;
     let Some(credentials) = gate.credentials() else {
         if !target.ip().is_loopback() {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "plaintext is for loop-back only"));
         }
-        return Ok(Conn { io: Io::Plain(tcp), info: PeerInfo { address: target, peer: None } });
+        return Ok(Conn { io: Io::Plain(tcp), info: PeerInfo { address: target, local, peer: None } });
     };
     let name = credentials.server_name(peer)?;
     let tls = TlsConnector::from(credentials.client.clone()).connect(name, tcp).await?;
-    Ok(Conn { io: Io::Tls(Box::new(tls.into())), info: PeerInfo { address: target, peer: Some(peer) } })
+    Ok(Conn { io: Io::Tls(Box::new(tls.into())), info: PeerInfo { address: target, local, peer: Some(peer) } })
 }
 
 async fn connect_tcp(target: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStream> {

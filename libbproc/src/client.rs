@@ -36,7 +36,7 @@ pub struct Identity {
     pub node: NodeId,
     /// Version of the agent.
     pub version: String,
-    /// Address of the master as text; empty when the agent has none to tell.
+    /// Address of the master as text, as the caller's machine reaches it; empty when none is known yet.
     pub master_address: Vec<u8>,
 }
 

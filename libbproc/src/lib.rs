@@ -1,10 +1,12 @@
 //! Client of the machine's agent: a small synchronous interface over its local socket.
 //!
-//! Meant to live inside anybody's process: no threads, no signal handlers, no hidden state, descriptors closed on
-//! exec. One [`Client`] is one connection; what must happen between fork and exec is prepared before ([`Prepared`]).
+//! Meant to live inside anybody's process: no threads, no signal handlers but one while it forks (`sys/fork.rs`), no hidden
+//! state, descriptors closed on exec. One [`Client`] is one connection; what must happen between fork and exec is prepared
+//! before ([`Prepared`]).
 //!
 //! [`frame`] is the format of the packets; the agent uses the same module.
 
+mod calls;
 mod client;
 pub mod error;
 mod ffi;

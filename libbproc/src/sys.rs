@@ -1,9 +1,18 @@
 //! The few system calls of the client that belong to the caller's own process: what it blocks and ignores, and exec.
 
+mod fork;
+
 use std::ffi::{CStr, CString, c_char};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+pub(crate) use fork::fork_without_signal;
+
+const FUTEX_WAIT: i32 = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+const FUTEX_WAKE: i32 = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
 
 /// Bit of a signal in a mask: signal 1 is bit 0.
 fn bit(signal: i32) -> u64 {
@@ -87,29 +96,6 @@ pub(crate) fn clone_without_signal() -> io::Result<i32> {
     }
 }
 
-/// As [`clone_without_signal`], for a child that goes on in its caller's code: libc finds the child's thread id where
-/// it looks for it, and the kernel its robust mutexes.
-pub(crate) fn fork_without_signal() -> io::Result<i32> {
-    let (mut tid_at, mut robust, mut robust_size) = (0usize, 0usize, 0usize);
-    // SAFETY: the kernel writes one word: where it clears the thread's id at its end, which is where libc keeps it.
-    if unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut tid_at) } < 0 {
-        tid_at = 0;
-    }
-    // SAFETY: the kernel writes two words.
-    unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut robust, &raw mut robust_size) };
-    let flags = if tid_at == 0 { 0 } else { libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID };
-    // SAFETY: no stack: a copy of the process, as fork makes it, with the id written where libc's own fork has it written.
-    match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, tid_at, 0) } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => {
-            // SAFETY: the list of the parent's thread, which is this one's now.
-            unsafe { libc::syscall(libc::SYS_set_robust_list, robust, robust_size) };
-            Ok(0)
-        }
-        pid => Ok(pid as i32),
-    }
-}
-
 /// A number above this one that no descriptor of the process has, held by one on `/dev/null`.
 pub(crate) fn reserve(above: i32) -> io::Result<OwnedFd> {
     use std::os::fd::FromRawFd;
@@ -162,6 +148,24 @@ pub(crate) fn hear<T: Copy + Default>(pipe: RawFd) -> Option<T> {
         }
         return (n == size_of::<T>() as isize).then_some(value);
     }
+}
+
+/// Waits until the lower half of the word is another one than this, somebody tells of a change, or for so long; may
+/// return without.
+pub(crate) fn wait_for_change(word: &AtomicU64, lower: u32, limit: Option<Duration>) {
+    let limit = limit.map(|limit| libc::timespec {
+        tv_sec: limit.as_secs() as libc::time_t,
+        tv_nsec: libc::c_long::from(limit.subsec_nanos()),
+    });
+    let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the word is there for ever or as long as the call, and its lower half lies first; null, or a time.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), FUTEX_WAIT, lower, limit) };
+}
+
+/// Wakes all who wait for a change of the word.
+pub(crate) fn tell_of_change(word: &AtomicU64) {
+    // SAFETY: only the address matters.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), FUTEX_WAKE, libc::c_int::MAX) };
 }
 
 /// Closes a number that may be nobody's.

@@ -84,6 +84,13 @@ fn without_agent(source: &str) {
     }
 }
 
+fn with_a_stand_in(source: &str) {
+    let fake = fake::Fake::start(source);
+    for (compiler, link) in [(C11, Link::Shared), (CXX, Link::Shared), (C11, Link::Static)] {
+        passes(&compile(source, compiler, link), &fake.dir.join("agent.sock"), &fake.dir);
+    }
+}
+
 #[test]
 fn layout_of_structures_and_numbers() {
     without_agent("layout.c");
@@ -105,10 +112,17 @@ fn calls_without_an_agent() {
 
 #[test]
 fn calls_with_a_stand_in_for_the_agent() {
-    let fake = fake::Fake::start();
-    for (compiler, link) in [(C11, Link::Shared), (CXX, Link::Shared), (C11, Link::Static)] {
-        passes(&compile("fake.c", compiler, link), &fake.dir.join("agent.sock"), &fake.dir);
-    }
+    with_a_stand_in("fake.c");
+}
+
+#[test]
+fn forks_of_processes_with_threads() {
+    with_a_stand_in("forks.c");
+}
+
+#[test]
+fn calls_of_several_threads() {
+    with_a_stand_in("threads.c");
 }
 
 #[test]

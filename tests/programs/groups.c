@@ -1,7 +1,7 @@
 // A group that is signalled as a whole.
 //
 // `bomb`: chains of processes that fork all the time and end, fork and exec, fork and wait. Says "under way", and nobody of it ends but
-// by a signal, or after two minutes.
+// by a signal, or after two minutes. PACE_US: how long one lives.
 // `count`: counts SIGRTMIN, says so at SIGRTMIN + 1, and ends.
 #include <errno.h>
 #include <signal.h>
@@ -15,7 +15,8 @@
 static time_t until;
 
 static int goes_on(void) {
-    usleep(50000);
+    const char *pace = getenv("PACE_US");
+    usleep(pace ? atoi(pace) : 50000);
     return time(0) < until;
 }
 

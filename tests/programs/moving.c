@@ -1,6 +1,7 @@
 // Moves itself and its children by the library, and checks what it sees.
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,11 +34,25 @@ static int ended_at(int line, int pid) {
 }
 #define ended(pid) ended_at(__LINE__, pid)
 
+// The master's address is told here, in both ways.
+static void master_has_an_address(void) {
+    struct sockaddr_in one, other;
+    struct bproc_node_info_t info;
+    int size = sizeof one, none = 4;
+    CHECK(bproc_masteraddr((struct sockaddr *)&one, &size) == 0 && size == sizeof one);
+    CHECK(one.sin_family == AF_INET && one.sin_addr.s_addr == htonl(INADDR_LOOPBACK));
+    CHECK(bproc_nodeaddr(BPROC_NODE_MASTER, (struct sockaddr *)&other, &size) == 0);
+    CHECK(memcmp(&one, &other, sizeof one) == 0);
+    CHECK(bproc_nodeinfo(BPROC_NODE_MASTER, &info) == 0 && memcmp(&info.addr, &one, sizeof one) == 0);
+    CHECK(bproc_masteraddr((struct sockaddr *)&one, &none) == -1 && errno == EINVAL);
+}
+
 int main(void) {
     int me = getpid(), parent = getppid(), status, pid, pids[3], nodes[3] = {0, 1, 7};
     signal(SIGCHLD, on_child);
     alarm(60);
     CHECK(bproc_currnode() == BPROC_NODE_MASTER);
+    master_has_an_address();
 
     // Failures leave everything as it is.
     int fd = open("/etc/passwd", O_RDONLY);
@@ -58,6 +73,7 @@ int main(void) {
     CHECK(bproc_currnode() == 0 && getpid() == me && getppid() == parent);
     CHECK(fcntl(fd, F_GETFD) == -1 && errno == EBADF);
     CHECK(bproc_move(0) == 0);
+    master_has_an_address();
     CHECK(bproc_move(1, BPROC_DUMP_ALL) == 0);
     CHECK(bproc_currnode() == 1);
     // One that ends while its parent is on its way may be told at both ends.

@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use bproc_tests::cluster::{Cluster, Role, eventually};
 use bproc_tests::procs::Proc;
 use bproc_tests::pty::{INTERRUPT, PROMPT, QUIT, Session};
+use bproc_tests::run::patience;
 use bproc_tests::runner::{self, Test};
 use bproc_tests::traveller::{Traveller, compile};
 
@@ -48,6 +49,12 @@ fn are_answered(cluster: &Cluster, count: usize) -> Result<()> {
     })
 }
 
+/// How long a process of a bomb lives. An emulated processor makes ghosts for a few dozen a second only, and what is started
+/// then waits behind thousands.
+fn pace() -> String {
+    patience(Duration::from_millis(50)).as_micros().to_string()
+}
+
 fn bombs(cluster: &Cluster, signal: i32) -> Result<()> {
     let program = compile(cluster, PROGRAM, &[], false)?;
     let bomb = |nodes: Option<&str>| match nodes {
@@ -60,7 +67,7 @@ fn bombs(cluster: &Cluster, signal: i32) -> Result<()> {
     };
     for (on, nodes, rounds) in [(None, 1, 2), (Some("0"), 1, ROUNDS), (Some("0-2"), 3, ROUNDS)] {
         for round in 0..rounds {
-            let mut bomb = Traveller::start(bomb(on).arg("bomb"))?;
+            let mut bomb = Traveller::start(bomb(on).arg("bomb").env("PACE_US", pace()))?;
             for _ in 0..nodes {
                 bomb.until("under way")?;
             }
@@ -78,7 +85,7 @@ fn bombs(cluster: &Cluster, signal: i32) -> Result<()> {
 
 fn keys(cluster: &Cluster) -> Result<()> {
     let program = compile(cluster, PROGRAM, &[], false)?;
-    let mut person = Session::start(&mut cluster.command("bash"))?;
+    let mut person = Session::start(cluster.command("bash").env("PACE_US", pace()))?;
     person.line("ulimit -c 0")?;
     for round in 0..ROUNDS {
         let key = if round % 2 == 0 { INTERRUPT } else { QUIT };

@@ -131,6 +131,13 @@ fn calls(cluster: &Cluster) -> Result<()> {
     ensure!(listed == finish(&mut cluster.command("bpstat"), b"", LIMIT)?.out(), "{listed}");
     let listed = said(cluster, &["1", "bpstat", "-p"])?;
     ensure!(listed.lines().any(|line| line.split_whitespace().eq([&pid.to_string(), "2"])), "{listed}");
+    // The master's address, which each of them reaches.
+    let addresses = finish(cluster.command("bpstat").args(["--address", "master"]), b"", LIMIT)?.out();
+    ensure!(addresses.trim().parse::<std::net::Ipv4Addr>().is_ok_and(|ip| !ip.is_loopback()), "{addresses:?}");
+    for node in ["0", "2"] {
+        let listed = said(cluster, &[node, "bpstat", "--address", "master"])?;
+        ensure!(listed == addresses, "{listed:?}, not {addresses:?}");
+    }
     // From a third machine, between two others, home, and out.
     for node in ["1", "master", "0"] {
         said(cluster, &["0", "bpmove", &pid.to_string(), node])?;
@@ -166,6 +173,17 @@ fn calls(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// Processes on nodes that lead a session, a group, or are another user's since a moment, and shells with a job: they move at once, and
+/// where they come to they are what they have become.
+fn what_they_became(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, "tests/programs/becomes.c", &[], true)?;
+    for node in ["1", "0"] {
+        let done = cluster.bpsh(&[node, &program.to_string_lossy(), "5", "0", "1", "2", "-1"])?;
+        ensure!((done.out().as_str(), done.status) == ("done\n", 0), "from {node}: {done:?}");
+    }
+    cluster.quiet()
+}
+
 /// One process on all of them at once: its image goes from machine to machine, sealed.
 fn many_at_once(cluster: &Cluster) -> Result<()> {
     let program = compile(cluster, "tests/programs/spread.c", &["-std=c11"], true)?;
@@ -191,6 +209,7 @@ fn main() -> ExitCode {
         Test::new("threads_ten_times_around", threads),
         Test::new("a_user_other_than_root", a_user),
         Test::new("calls_from_nodes", calls),
+        Test::new("what_they_became", what_they_became),
         Test::new("root_of_a_node", root_of_a_node),
     ];
     if !std::env::args().any(|word| word == "--list") && !matches!(apart::leave(), Ok(true)) {

@@ -449,7 +449,7 @@ fn input(cluster: &Cluster) -> Result<()> {
 /// The calls by C programs that check themselves, as C11, as GNU C and as C++.
 fn library(cluster: &Cluster) -> Result<()> {
     let dir = cluster.dir().join("log");
-    for (name, arguments) in [("moving.c", &[][..]), ("moving_io.c", &[dir])] {
+    for (name, arguments) in [("moving.c", &[][..]), ("moving_io.c", &[dir]), ("forks.c", &[]), ("callers.c", &[])] {
         for dialect in ["-std=c11", "-std=gnu17", "-xc++"] {
             let source = format!("tests/programs/{name}");
             let program = compile(cluster, &source, &[dialect], true)?;

@@ -155,6 +155,17 @@ fn programs_of_a_node(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// Processes on nodes that lead a session, a group, or are another user's since a moment, and shells with a job: they move at once, and
+/// where they come to they are what they have become.
+fn what_they_became(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, "tests/programs/becomes.c", &[], true)?;
+    for node in ["1", "0"] {
+        let done = cluster.bpsh(&[node, &program.to_string_lossy(), "5", "0", "1", "2", "-1"])?;
+        ensure!((done.out().as_str(), done.status) == ("done\n", 0), "from {node}: {done:?}");
+    }
+    cluster.quiet()
+}
+
 fn down(cluster: &Cluster, node: i32) -> Result<()> {
     let is_down = |states: &[String]| states.get(node as usize).is_some_and(|s| s == "down");
     cluster.wait_states("the node is down", is_down)
@@ -319,6 +330,7 @@ fn main() -> ExitCode {
         Test::new("programs", programs),
         Test::new("from_anywhere", from_anywhere),
         Test::new("programs_of_a_node", programs_of_a_node),
+        Test::new("what_they_became", what_they_became),
         Test::new("one_is_down", one_is_down),
         Test::new("one_dies", one_dies),
         Test::new("one_hangs", one_hangs),

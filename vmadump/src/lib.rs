@@ -33,6 +33,7 @@ pub mod wire;
 pub use error::{Error, Refusal, Uncarried};
 pub use inject::Program;
 pub use sys::SysError;
+pub use sys::signals::Proxy;
 pub use tracee::Tracee;
 
 /// Waits for the end of a child: its wait status.

@@ -98,7 +98,10 @@ fn a_sleep_goes_on_to_its_end() {
 fn an_image_goes_where_its_name_leads() {
     in_namespace("an_image_goes_where_its_name_leads", LIMIT, || {
         let program = counting();
-        let path = |name: &str| dir().join(name);
+        let place = dir().join("names");
+        let _ = std::fs::remove_dir_all(&place);
+        std::fs::create_dir(&place).unwrap();
+        let path = |name: &str| place.join(name);
         let dump = |name: &str| {
             let mut tool = Command::new(env!("CARGO_BIN_EXE_vmadump"));
             tool.arg("dump").arg(program.pid.to_string()).arg(path(name)).output().unwrap()

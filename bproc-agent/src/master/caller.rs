@@ -87,16 +87,25 @@ pub fn complete(asking: &Asking, spec: &mut proto::SpawnSpec, kin: &Kin) -> bpro
     let relatives = numbers.into_iter().filter_map(Pid::new).collect();
     let mut gids: BTreeSet<u32> = status.groups.iter().copied().collect();
     gids.insert(status.gids.effective);
-    let uids = &status.uids;
-    let same = uids.real == uids.effective && uids.real == uids.saved;
     Ok(Caller {
-        uid: uids.effective,
+        uid: status.uids.effective,
         gids,
         parent: Pid::new(stat.ppid),
-        owner: if same { uids.real } else { 0 },
+        owner: owner_by(status),
         comm: stat.comm,
         relatives,
     })
+}
+
+fn owner_by(status: &Status) -> u32 {
+    let uids = &status.uids;
+    let same = uids.real == uids.effective && uids.real == uids.saved;
+    if same { uids.real } else { 0 }
+}
+
+/// Whose process somebody on this machine is: [`Caller::owner`].
+pub fn owner(pid: i32) -> Option<u32> {
+    Some(owner_by(&Process::open(Pid::new(pid)?).ok()?.status().ok()?))
 }
 
 /// What a start takes over of its caller beyond what [`complete`] fills.

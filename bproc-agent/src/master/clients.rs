@@ -1,7 +1,9 @@
 //! What users' processes ask, here and on nodes. Converts; the master decides.
 
 use super::Fact;
+use super::address::Address;
 use super::caller::{self, Caller};
+use super::following::Following;
 use super::machines::Machines;
 use super::travel::Travel;
 use crate::kernel::Kin;
@@ -105,8 +107,12 @@ pub struct Desk {
     pub travel: Arc<Travel>,
     /// What the machines of nodes have.
     pub machines: Machines,
+    /// Of the master.
+    pub address: Address,
     /// Knows parents and children.
     pub kin: Kin,
+    /// Whose numbers in /proc are not true yet.
+    pub following: Following,
 }
 
 /// Serves clients for ever.
@@ -241,7 +247,8 @@ pub(super) async fn answer(request: request::Body, asker: &Asker, fds: Vec<Owned
                 Some(node) if who.pid == 0 => node.0,
                 _ => super::places::whereabouts(who.pid, asker, desk).await.map_or(-1, |n| n.0),
             };
-            reply::Body::Self_(wire::Self_ { node, version: env!("CARGO_PKG_VERSION").into(), master_address: vec![] })
+            let master_address = desk.address.tell(asker.node()).into_bytes();
+            reply::Body::Self_(wire::Self_ { node, version: env!("CARGO_PKG_VERSION").into(), master_address })
         }
         request::Body::Move(request) => match super::moving::ask(request, asker, fds, desk).await {
             Ok(moved) => reply::Body::Moved(moved),

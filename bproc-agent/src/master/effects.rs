@@ -121,9 +121,9 @@ impl Actor {
             GhostCommand::Exit(code) => ghost.tell(op::EXIT, code.into(), 0, vec![]),
             GhostCommand::Die(signal) => ghost.tell(op::DIE, signal.into(), 0, vec![]),
             GhostCommand::Stop(signal) => ghost.tell(op::STOP, signal.into(), 0, vec![]),
-            GhostCommand::Group(pgid) => ghost.tell(op::SETPGID, 0, pgid.into(), vec![]),
-            GhostCommand::Session => ghost.tell(op::SETSID, 0, 0, vec![]),
-            GhostCommand::Owner(uid, gid) => ghost.tell(op::CREDS, uid.into(), gid.into(), vec![]),
+            GhostCommand::Group(pgid) => self.desk.following.join(pid, ghost, pgid),
+            GhostCommand::Session => self.desk.following.follow(pid, ghost, op::SETSID, 0, 0),
+            GhostCommand::Owner(uid, gid) => self.desk.following.follow(pid, ghost, op::CREDS, uid.into(), gid.into()),
             GhostCommand::Starter(starter) => ghost.tell(op::STARTER, starter.0 as i64, 0, vec![]),
             GhostCommand::Name(name) => ghost.tell(op::NAME, 0, 0, name),
             GhostCommand::CommandLine(bytes) => {

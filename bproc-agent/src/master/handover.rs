@@ -3,7 +3,7 @@
 
 use super::Actor;
 use super::Fact;
-use super::moving::Going;
+use super::going::Going;
 use crate::checked;
 use crate::former::{self, Caller};
 use crate::mover::Mover;
@@ -92,6 +92,7 @@ impl Going {
             ready: false,
             moved: Default::default(),
             taken_over: true,
+            again: false,
         }
     }
 }

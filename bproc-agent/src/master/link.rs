@@ -1,6 +1,7 @@
 //! The master's end of the links: gRPC server, one stream a node. Converts; decides nothing.
 
 use super::Fact;
+use super::address::Address;
 use bproc_common::id::{Epoch, NodeId, Pid};
 use bproc_config::net::PeerInfo;
 use bproc_core::lease::Block;
@@ -60,6 +61,8 @@ pub struct Links {
     pub facts: mpsc::Sender<Fact>,
     /// Who is it?
     pub identify: Box<Identify>,
+    /// Where nodes reach the master.
+    pub address: Address,
 }
 
 #[tonic::async_trait]
@@ -82,6 +85,7 @@ impl Link for Links {
             tracing::warn!(peer = %peer.address, %why, "a link was refused");
             Status::permission_denied(why)
         })?;
+        self.address.reached(node, peer.local.ip());
         let mut stream = request.into_inner();
         let first = tokio::time::timeout(std::time::Duration::from_secs(10), stream.next())
             .await

@@ -3,15 +3,18 @@
 //!
 //! - this file: facts of ghosts, keeper and kernel, and the clocks · [`run`]: start-up
 //! - [`clients`]: the local socket · [`caller`]: who asks · `office`: what clients ask
-//! - [`link`]: the gRPC service for nodes · `nodes`: what they say
+//! - [`link`]: the gRPC service for nodes · `nodes`: what they say · `address`: where they reach it
 //! - `shown`: what `/proc` shows of ghosts
 //! - [`travel`]: programs that travel · `effects`: performs what the core decided · `moving`: its part in moves · `streams`: of processes that move
 
+mod address;
 mod api;
 mod attributes;
 pub mod caller;
 pub mod clients;
 mod effects;
+mod following;
+mod going;
 mod handover;
 pub mod link;
 mod machines;
@@ -158,7 +161,7 @@ pub struct Actor {
     asks: HashMap<Ask, Waiting>,
     next_ask: u64,
     specs: HashMap<Pid, SpawnSpec>,
-    moving: HashMap<Pid, moving::Going>,
+    moving: HashMap<Pid, going::Going>,
     vouched: crate::rights::Vouched,
     /// Movers of a former agent.
     former: Former,

@@ -3,9 +3,8 @@
 
 use super::clients::{Asker, ClientFact, Desk};
 use super::effects;
-use super::link::named;
-use super::machines::Machines;
-use super::places::{settled, speaker};
+use super::going::Going;
+use super::places::{self, settled, speaker};
 use super::spread::Joining;
 use super::streams::{Streams, carry_streams, listed_streams, own_streams};
 use super::{Actor, Fact, Waiting, Waits, caller};
@@ -16,10 +15,10 @@ use crate::survey::{self, Survey, Wishes};
 use bproc_common::ghost::{ENV_COUNT, Role, left, op};
 use bproc_common::id::{NodeId, Pid};
 use bproc_core::master::moving::{Departed, MoveFacts, MoveId};
-use bproc_core::master::{Action, Ask, Order, Refusal};
+use bproc_core::master::{Action, Ask, Refusal};
 use bproc_mover::wire::{Empty, Line, Receive, Report, Send, Task};
 use bproc_proto::client::{self as wire, Moved};
-use bproc_proto::link::{self, ToNode, event, order, to_node};
+use bproc_proto::link::{self, event};
 use bproc_proto::{Failure, SpawnSpec};
 use bproc_stdio::wire::Token;
 use bproc_sys::pidfd::PidFd;
@@ -27,7 +26,7 @@ use bproc_sys::process::Process;
 use std::os::fd::OwnedFd;
 use tokio::sync::oneshot;
 
-/// How often a move is tried of a process that changes its files meanwhile.
+/// How often a move is tried of a process that changes its files or groups meanwhile.
 const TRIES: u32 = 5;
 
 /// A move that is asked for.
@@ -42,91 +41,8 @@ pub struct Asked {
     survey: Option<Survey>,
     request: wire::Move,
     handle: PidFd,
+    again: bool,
     answer: oneshot::Sender<Result<Moved, Failure>>,
-}
-
-/// What the agent keeps of a move.
-pub struct Going {
-    /// What 0 to 2 of the process led to when its streams were prepared; for one of the master's own.
-    pub(super) stdio: Vec<Vec<u8>>,
-    pub(super) spec: SpawnSpec,
-    pub(super) children: Vec<bproc_proto::Relative>,
-    /// Whether one of the master's own can move at all.
-    pub(super) survey: Option<Survey>,
-    pub(super) request: wire::Move,
-    /// The process, or its ghost: it keeps its number, and this it, wherever it goes.
-    pub(super) handle: PidFd,
-    pub(super) from: Option<NodeId>,
-    pub(super) to: Option<NodeId>,
-    /// Where the target listens.
-    pub(super) address: String,
-    /// The first bytes on the connection.
-    pub(super) token: Vec<u8>,
-    /// See [`Streams::successor`].
-    pub(super) successor: Vec<u8>,
-    pub(super) mover: Option<Mover>,
-    pub(super) fds: Vec<(i32, OwnedFd)>,
-    /// Its image is another process's, that others get too: this one's number.
-    pub(super) image: Option<Pid>,
-    /// From whom the target gets it, and to whom it passes it on.
-    pub(super) relay: link::Relay,
-    /// The process dies with the mover of the master's own that sends it.
-    pub(super) leaving: bool,
-    /// It is built into its ghost, and may go on as soon as the source says so.
-    pub(super) ready: bool,
-    pub(super) moved: Moved,
-    /// A former agent began it: nobody waits for the answer.
-    pub(super) taken_over: bool,
-}
-
-impl Going {
-    /// It goes on reading where it read before.
-    fn keeps_input(&self) -> bool {
-        self.request.socket == 0 && !self.request.listed
-    }
-
-    /// An order of a move in the wire's words.
-    pub fn order(&self, number: u64, order: &Order, pid: Pid, id: MoveId, machines: &Machines) -> Option<ToNode> {
-        let (files, flags) = (self.request.files as u32, self.request.flags);
-        let r#move = Some(named(pid, id));
-        let body = match order {
-            Order::Survey(..) => order::Body::Survey(link::Survey {
-                r#move,
-                files,
-                flags,
-                target: machines.of(self.to),
-                rights: self.spec.rights.clone(),
-            }),
-            Order::Receive(..) => order::Body::Receive(link::Receive {
-                r#move,
-                spec: Some(self.spec.clone()),
-                children: self.children.clone(),
-                token: self.token.clone(),
-                socket: self.request.socket,
-                drop_files: self.request.files != 0,
-                from: self.from.map_or(-1, |node| node.0),
-                only_streams: self.request.listed,
-                image: self.image.map_or(0, Pid::get),
-                rank: self.request.rank,
-            }),
-            Order::Relay(..) => order::Body::Relay(link::Relay { r#move, ..self.relay.clone() }),
-            Order::Depart(..) => order::Body::Depart(link::Depart {
-                r#move,
-                address: self.address.clone(),
-                token: self.token.clone(),
-                files,
-                flags,
-                to: self.to.map_or(-1, |node| node.0),
-                children: self.children.iter().map(|c| c.pid).collect(),
-                recall: self.keeps_input(),
-                successor: self.successor.clone(),
-                spread: self.request.spread,
-            }),
-            Order::Children(..) => order::Body::Children(link::Children { r#move, children: self.children.clone() }),
-            _ => return None,
-        };
-        Some(ToNode { body: Some(to_node::Body::Order(link::Order { number, body: Some(body) })) })
-    }
 }
 
 /// All its children, as far as they can be seen. What it knows of how they are is told by where it is, `here` or elsewhere.
@@ -157,20 +73,38 @@ pub async fn ask(request: wire::Move, asker: &Asker, fds: Vec<OwnedFd>, desk: &D
 async fn ask_until(request: wire::Move, asker: &Asker, fds: Vec<OwnedFd>, desk: &Desk) -> Result<Moved, Failure> {
     let mut left = TRIES;
     loop {
-        match ask_once(request.clone(), asker, &fds, desk).await {
-            // It opened or closed files while it was asked what it has.
-            Err(failure) if failure.number == libc::EAGAIN && left > 1 => left -= 1,
+        match ask_once(request.clone(), asker, &fds, left > 1, desk).await {
+            // It opened or closed files, or changed its group, while it was asked what it has.
+            Err(failure) if failure.number == libc::EAGAIN && left > 1 => {
+                left -= 1;
+                if let Some(pid) = moving(&request, asker) {
+                    places::settled_around(pid, desk).await;
+                }
+            }
             done => return done,
         }
     }
 }
 
-async fn ask_once(request: wire::Move, asker: &Asker, fds: &[OwnedFd], desk: &Desk) -> Result<Moved, Failure> {
+fn moving(request: &wire::Move, asker: &Asker) -> Option<Pid> {
+    let number = if request.pid == 0 { asker.number().unwrap_or(asker.pid) } else { request.pid };
+    Pid::new(number).filter(|pid| pid.get() > 1)
+}
+
+/// `again`: it is, when something has changed meanwhile.
+async fn ask_once(
+    request: wire::Move,
+    asker: &Asker,
+    fds: &[OwnedFd],
+    again: bool,
+    desk: &Desk,
+) -> Result<Moved, Failure> {
     let remote = asker.number();
-    let number = if request.pid == 0 { remote.unwrap_or(asker.pid) } else { request.pid };
-    let pid = Pid::new(number).filter(|p| p.get() > 1);
-    let pid = pid.ok_or_else(|| failure(libc::EINVAL, format!("{number} is no process that can move")))?;
+    let pid = moving(&request, asker);
+    let pid = pid.ok_or_else(|| failure(libc::EINVAL, format!("{} is no process that can move", request.pid)))?;
+    let number = pid.get();
     let place = settled(pid, remote == Some(number), desk).await;
+    desk.following.settle(pid).await;
     let local = place.is_none();
     // A node speaks for its own processes only.
     let its_own = asker.node().is_none_or(|node| place == Some(node));
@@ -196,6 +130,7 @@ async fn ask_once(request: wire::Move, asker: &Asker, fds: &[OwnedFd], desk: &De
     }
     let children = children_of(&process, local).map_err(unreadable)?;
     let speaker = speaker(asker, desk).await;
+    let itself = (remote == Some(number) && speaker.is_none()).then_some(asker.pid);
     let facts = MoveFacts {
         pid,
         parent: caller.parent,
@@ -203,7 +138,8 @@ async fn ask_once(request: wire::Move, asker: &Asker, fds: &[OwnedFd], desk: &De
         uid: asker.uid,
         gids: if speaker.is_some() { caller.gids } else { asker.gids() },
         speaker,
-        owner: caller.owner,
+        // Its ghost follows it into another owner later.
+        owner: itself.and_then(caller::owner).unwrap_or(caller.owner),
         comm: caller.comm,
         relatives: caller.relatives,
         children: children.iter().filter_map(|r| Pid::new(r.pid)).collect(),
@@ -226,7 +162,7 @@ async fn ask_once(request: wire::Move, asker: &Asker, fds: &[OwnedFd], desk: &De
         (spec.streams, spec.stdio_token, stdio) = (streams.streams, streams.token, streams.stdio);
     }
     let (answer, receiver) = oneshot::channel();
-    let asked = Asked { facts, spec, stdio, home, children, survey, request, handle, answer };
+    let asked = Asked { facts, spec, stdio, home, children, survey, request, handle, again, answer };
     desk.facts.send(Fact::Client(ClientFact::Move(Box::new(asked)))).await.ok();
     receiver.await.map_err(ending).and_then(|r| r)
 }
@@ -277,6 +213,7 @@ impl Actor {
             ready: false,
             moved: Moved::default(),
             taken_over: false,
+            again: asked.again,
         };
         let stays = from == asked.facts.to;
         self.moving.insert(pid, going);
@@ -321,6 +258,10 @@ impl Actor {
             Body::Surveyed(said) => match said.failure {
                 Some(f) => {
                     self.core.surveyed(pid, id, Err(Refusal::Failed(node, f.number, f.message)), out);
+                }
+                None if self.moving.get(&pid).is_some_and(|going| going.again && !going.agrees(&said.groups)) => {
+                    let message = format!("process {pid} has just changed its group, session or owner; try again");
+                    self.core.surveyed(pid, id, Err(Refusal::Failed(node, libc::EAGAIN, message)), out);
                 }
                 None => self.prepare_streams(pid, id, said.streams, out),
             },

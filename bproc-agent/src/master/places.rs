@@ -1,7 +1,7 @@
 //! Where processes are, when nothing of it is under way.
 
 use super::clients::{Asker, ClientFact, Desk};
-use super::{Actor, Fact};
+use super::{Actor, Fact, following};
 use bproc_common::id::{NodeId, Pid};
 use bproc_core::master::moving::Speaker;
 use bproc_sys::process::Process;
@@ -51,12 +51,24 @@ pub async fn settled(pid: Pid, on_node: bool, desk: &Desk) -> Option<NodeId> {
     }
 }
 
+/// Waits until those around a ghost have ghosts, which have followed.
+pub async fn settled_around(pid: Pid, desk: &Desk) {
+    for pid in following::around(pid).into_iter().filter_map(Pid::new) {
+        settled(pid, false, desk).await;
+    }
+    desk.following.settle(pid).await;
+}
+
 /// The node that speaks for the asker, and what is known here of him: his ghost, if his number is one's there.
 pub async fn speaker(asker: &Asker, desk: &Desk) -> Option<Speaker> {
     let node = asker.node()?;
     let pid = asker.number().and_then(Pid::new).filter(|pid| pid.get() > 1);
     let there = match pid {
-        Some(pid) => settled(pid, true, desk).await == Some(node),
+        Some(pid) => {
+            let place = settled(pid, true, desk).await;
+            desk.following.settle(pid).await;
+            place == Some(node)
+        }
         None => false,
     };
     let ghost = pid.filter(|_| there).and_then(|pid| Process::open(pid).ok()?.status().ok());

@@ -1,6 +1,8 @@
 //! Start of the master role.
 
+use super::address::Address;
 use super::clients::{self, Desk};
+use super::following::Following;
 use super::link::Links;
 use super::machines::Machines;
 use super::travel::Travel;
@@ -91,7 +93,8 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         let number = move |peer: &PeerInfo| identify(peer).ok().map(|node| node.0);
         Travel::start(&config, gate.clone(), Arc::new(number)).await?
     };
-    let links = Links { facts: facts.clone(), identify: identify(addresses.clone()) };
+    let address = Address::new(&config);
+    let links = Links { facts: facts.clone(), identify: identify(addresses.clone()), address: address.clone() };
     let service = LinkServer::new(links).max_decoding_message_size(crate::MAX_MESSAGE);
     tokio::spawn(
         tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming(listener, gate.clone())),
@@ -108,7 +111,9 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         ghost_socket,
         travel: travel.clone(),
         machines: machines.clone(),
+        address,
         kin: kernel.kin(),
+        following: Following::default(),
     };
     api::serve(&bproc_config::paths::api_socket_in(&dir), desk.clone())?;
     clients::serve(&bproc_config::paths::agent_socket_in(&dir), desk.clone())?;

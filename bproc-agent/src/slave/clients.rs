@@ -91,13 +91,15 @@ impl Actor {
     }
 
     pub(super) fn ask(&mut self, ask: Ask, answer: oneshot::Sender<reply::Body>) {
-        let Some(to) = &self.to_master else {
+        let Some(to) = self.to_master.clone() else {
             let _ = answer.send(fail(libc::EAGAIN, "the node is cut off from its master at the moment; try again"));
             return;
         };
         self.asks.last += 1;
         let number = self.asks.last;
         let pid = in_space(ask.pid, self.space.record.pid_ns).unwrap_or(0);
+        // What it may do depends on who it is now.
+        self.look_at([pid]);
         let _ = to.send(FromNode { body: Some(from_node::Body::Ask(Box::new(Ask { number, pid, ..ask }))) });
         self.asks.open.insert(number, answer);
     }

@@ -2,6 +2,9 @@
 //! after it was forked or started, once more a little later, and then now and then.
 
 use super::{Actor, space};
+use bproc_common::id::Pid;
+use bproc_proto::link::{Groups, event};
+use bproc_sys::process::Process;
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -63,12 +66,35 @@ impl Actor {
         }
     }
 
-    pub(super) fn look_at(&mut self, pids: Vec<i32>) {
+    /// Tells what has changed.
+    pub(super) fn look_at(&mut self, pids: impl IntoIterator<Item = i32>) {
         for pid in pids {
             if let Some(body) = self.table.look(pid) {
-                self.tell(body);
+                self.tell_of_process(body);
             }
         }
+    }
+
+    /// Tells what became of a process. Whose group it joined has made it: that is told before.
+    pub(super) fn tell_of_process(&mut self, body: event::Body) {
+        if let event::Body::Groups(groups) = &body
+            && groups.pgid != groups.pid
+            && let Some(made) = self.table.look(groups.pgid)
+        {
+            self.tell(made);
+        }
+        self.tell(body);
+    }
+
+    /// Looks at one that is to move, who leads its group, and its children. What they are, those of them that are processes.
+    pub(super) fn look_before_move(&mut self, pid: i32) -> Vec<Groups> {
+        let Some(host) = self.table.running(pid).and_then(Pid::new) else { return Vec::new() };
+        let look = |host: Pid| space::look_at(host, None, self.ghost_exe);
+        let (Some(found), Ok(process)) = (look(host), Process::open(host)) else { return Vec::new() };
+        let children = process.children().unwrap_or_default().into_iter().filter_map(look);
+        let pids: Vec<i32> = [found.pgid, pid].into_iter().chain(children.map(|child| child.pid)).collect();
+        self.look_at(pids.iter().copied());
+        pids.into_iter().filter_map(|pid| self.table.groups(pid)).collect()
     }
 
     pub(super) fn reconcile(&mut self) {

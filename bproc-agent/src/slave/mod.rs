@@ -580,7 +580,7 @@ impl Actor {
             }
         }
         for body in told.events {
-            self.tell(body);
+            self.tell_of_process(body);
         }
     }
 }

@@ -76,6 +76,7 @@ impl Actor {
     /// A process is going to go: what it writes to and reads. Whether it can go is looked at meanwhile.
     pub(super) fn survey(&mut self, order: wire::Survey) {
         let Some(r#move) = order.r#move else { return };
+        let groups = self.look_before_move(r#move.pid);
         let host_pid = self.table.running(r#move.pid);
         if let Some(host) = host_pid {
             let (flags, files, target) = (order.flags, order.files, order.target);
@@ -93,7 +94,7 @@ impl Actor {
                 Ok(found) => (None, found),
                 Err(failure) => (Some(failure), Default::default()),
             };
-            let said = wire::Surveyed { r#move: Some(r#move), failure, streams };
+            let said = wire::Surveyed { r#move: Some(r#move), failure, streams, groups };
             facts.send(Fact::Surveyed(said, stdio)).await.ok();
         });
     }

@@ -368,6 +368,13 @@ impl Table {
         Some(event::Body::Groups(wire::Groups { pid, pgid, sid, uid, gid }))
     }
 
+    /// Group, session and owner of one that runs here, as last seen.
+    pub fn groups(&self, pid: i32) -> Option<wire::Groups> {
+        let entry = self.entries.get(&pid).filter(|e| e.state == State::Running)?;
+        let (uid, gid) = (Some(entry.uid), Some(entry.gid));
+        Some(wire::Groups { pid, pgid: entry.pgid, sid: entry.sid, uid, gid })
+    }
+
     /// The next few processes after `pid` in the order of pids, from the start again after the last.
     pub fn some_after(&self, pid: i32, most: usize) -> Vec<i32> {
         let mut pids: Vec<i32> = self.entries.keys().copied().filter(|p| *p > pid).collect();

@@ -32,9 +32,10 @@ impl Table {
         self.entries.values().filter(natural).all(lives)
     }
 
-    /// A process that runs here in person.
+    /// A process that runs here in person. One that arrives may have done something before its mover has told of it.
     pub fn runs(&self, pid: i32) -> bool {
-        self.entries.get(&pid).is_some_and(|e| matches!(e.state, State::Running | State::Leaving(_)))
+        let here = |state: &State| matches!(state, State::Running | State::Leaving(_) | State::Arriving(_));
+        self.entries.get(&pid).is_some_and(|e| here(&e.state))
     }
 
     /// It is built and about to run.

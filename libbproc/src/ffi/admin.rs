@@ -7,7 +7,7 @@ use bproc_proto::client::change_libraries::How;
 use libc::{c_char, c_int, c_uint, c_void, sockaddr};
 
 use super::abi::{ADDR_XATTR, ARCH, NODE_MASTER, STATE_XATTR, Version, XATTR_MAX_NAME, XATTR_MAX_VALUE, XATTR_PREFIX};
-use super::{Number, Result, answer, done, export, nodes, text};
+use super::{Number, Result, answer, done, export, nodes, text, told};
 use crate::{Client, SetNode};
 
 /// What `bproc_version` tells: the interface, then the package.
@@ -25,15 +25,15 @@ fn change(node: c_int, fill: impl FnOnce(&mut SetNode)) -> Result<()> {
 }
 
 unsafe extern "C" fn bproc_chmod(node: c_int, mode: c_int) -> c_int {
-    done(change(node, |node| node.mode = Some(mode as c_uint & 0o111)))
+    done(|| change(node, |node| node.mode = Some(mode as c_uint & 0o111)))
 }
 
 unsafe extern "C" fn bproc_chown(node: c_int, user: c_int) -> c_int {
-    done(change(node, |node| node.user = Some(user as c_uint)))
+    done(|| change(node, |node| node.user = Some(user as c_uint)))
 }
 
 unsafe extern "C" fn bproc_chgrp(node: c_int, group: c_int) -> c_int {
-    done(change(node, |node| node.group = Some(group as c_uint)))
+    done(|| change(node, |node| node.group = Some(group as c_uint)))
 }
 
 fn set_status(node: c_int, state: String) -> Result<()> {
@@ -42,7 +42,7 @@ fn set_status(node: c_int, state: String) -> Result<()> {
 
 unsafe extern "C" fn bproc_nodesetstatus(node: c_int, state: *const c_char) -> c_int {
     // SAFETY: the caller gives a string.
-    done(unsafe { text::string(state) }.and_then(|state| set_status(node, state)))
+    done(|| unsafe { text::string(state) }.and_then(|state| set_status(node, state)))
 }
 
 /// EINVAL for a name that no attribute can have.
@@ -70,7 +70,7 @@ fn set_attribute(node: c_int, name: Vec<u8>, value: Vec<u8>) -> Result<()> {
 }
 
 unsafe extern "C" fn bproc_setnodeattr(node: c_int, name: *const c_char, value: *const c_void, size: c_int) -> c_int {
-    done((|| {
+    done(|| {
         // SAFETY: the caller gives a string.
         let name = unsafe { text::bytes(name) }?;
         let size = usize::try_from(size).map_err(|_| libc::EINVAL)?;
@@ -80,7 +80,7 @@ unsafe extern "C" fn bproc_setnodeattr(node: c_int, name: *const c_char, value: 
         // SAFETY: the caller gives `size` bytes.
         let value = (0..size).map(|i| unsafe { *value.cast::<u8>().add(i) }).collect();
         set_attribute(node, name, value)
-    })())
+    })
 }
 
 fn power(node: c_int, what: &str, wait: bool) -> c_int {
@@ -88,7 +88,7 @@ fn power(node: c_int, what: &str, wait: bool) -> c_int {
         NODE_MASTER => Err(libc::EINVAL),
         node => Ok(Client::connect()?.power(nodes::target(node)?, what.to_owned(), wait)?),
     };
-    done(end())
+    done(end)
 }
 
 macro_rules! powers {
@@ -109,7 +109,7 @@ powers! {
 
 unsafe extern "C" fn bproc_nodechroot(node: c_int, path: *const c_char) -> c_int {
     // SAFETY: the caller gives a string.
-    done(unsafe { text::bytes(path) }.and_then(|path| Ok(Client::connect()?.chroot(nodes::target(node)?, path)?)))
+    done(|| unsafe { text::bytes(path) }.and_then(|path| Ok(Client::connect()?.chroot(nodes::target(node)?, path)?)))
 }
 
 /// Address and port as text.
@@ -132,17 +132,17 @@ unsafe extern "C" fn bproc_nodereconnect(
     local: *const sockaddr,
     local_size: c_int,
 ) -> c_int {
-    done((|| {
+    done(|| {
         // SAFETY: the caller gives that many bytes of each.
         let remote = unsafe { endpoint(remote, remote_size) }?;
         // SAFETY: as above.
         let local = if local.is_null() { String::new() } else { unsafe { endpoint(local, local_size) }? };
         Ok(Client::connect()?.reconnect(nodes::target(node)?, remote, local)?)
-    })())
+    })
 }
 
 fn libraries(how: How, path: Vec<u8>) -> c_int {
-    done(Client::connect().and_then(|mut client| client.change_libraries(how, path)).map_err(Number::from))
+    done(|| Client::connect().and_then(|mut client| client.change_libraries(how, path)).map_err(Number::from))
 }
 
 unsafe extern "C" fn bproc_libclear() -> c_int {
@@ -151,16 +151,16 @@ unsafe extern "C" fn bproc_libclear() -> c_int {
 
 unsafe extern "C" fn bproc_libadd(path: *const c_char) -> c_int {
     // SAFETY: the caller gives a string.
-    unsafe { text::bytes(path) }.map_or_else(|number| answer(Err(number)), |path| libraries(How::Add, path))
+    unsafe { text::bytes(path) }.map_or_else(|number| told(Err(number)), |path| libraries(How::Add, path))
 }
 
 unsafe extern "C" fn bproc_libdel(path: *const c_char) -> c_int {
     // SAFETY: the caller gives a string.
-    unsafe { text::bytes(path) }.map_or_else(|number| answer(Err(number)), |path| libraries(How::Delete, path))
+    unsafe { text::bytes(path) }.map_or_else(|number| told(Err(number)), |path| libraries(How::Delete, path))
 }
 
 unsafe extern "C" fn bproc_liblist(list: *mut *mut c_char) -> c_int {
-    answer((|| {
+    answer(|| {
         if list.is_null() {
             return Err(libc::EFAULT);
         }
@@ -180,7 +180,7 @@ unsafe extern "C" fn bproc_liblist(list: *mut *mut c_char) -> c_int {
             *list = memory.cast();
         }
         c_int::try_from(text.len()).map_err(|_| libc::EOVERFLOW)
-    })())
+    })
 }
 
 unsafe extern "C" fn bproc_strerror(number: c_int) -> *const c_char {
@@ -198,13 +198,15 @@ unsafe extern "C" fn bproc_strerror(number: c_int) -> *const c_char {
 }
 
 unsafe extern "C" fn bproc_version(to: *mut Version) -> c_int {
-    // SAFETY: null, or the caller's struct.
-    done(unsafe { to.as_mut() }.ok_or(libc::EFAULT).map(|to| {
+    done(|| {
+        // SAFETY: null, or the caller's struct.
+        let to = unsafe { to.as_mut() }.ok_or(libc::EFAULT)?;
         to.bproc_magic = b"BPr".map(|b| b as c_char);
         to.arch = ARCH;
         to.magic = API_VERSION;
         to.version_string = text::field(VERSION.as_bytes());
-    }))
+        Ok(())
+    })
 }
 
 export!(

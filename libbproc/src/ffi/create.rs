@@ -11,7 +11,7 @@ use libc::{c_char, c_int};
 use super::abi::{Io, NODE_MASTER};
 use super::io::Setup;
 use super::moving::{self, Side};
-use super::{Number, Result, answer, errno, export, image, nodes, text};
+use super::{Number, Result, alone, answer, errno, export, image, nodes, text};
 use crate::spawn::Scratch;
 use crate::{Client, Prepared, SpawnRequest, sys};
 
@@ -158,18 +158,36 @@ fn take_place(node: c_int, program: &Program, setup: Setup) -> Number {
 
 /// # Safety
 /// As [`Program::new`].
-unsafe fn rexec(node: c_int, setup: Result<Setup>, cmd: *const c_char, argv: Strings, envp: Strings) -> c_int {
-    // SAFETY: as the caller promises.
-    let program = setup.and_then(|setup| Ok((unsafe { Program::new(cmd, argv, envp) }?, setup)));
-    answer(program.and_then(|(program, setup)| Err(replace(node, &program, setup))))
+unsafe fn rexec(
+    node: c_int,
+    setup: impl FnOnce() -> Result<Setup>,
+    cmd: *const c_char,
+    argv: Strings,
+    envp: Strings,
+) -> c_int {
+    alone(|| {
+        let setup = setup()?;
+        // SAFETY: as the caller promises.
+        let program = unsafe { Program::new(cmd, argv, envp) }?;
+        Err(replace(node, &program, setup))
+    })
 }
 
 /// # Safety
 /// As [`Program::new`].
-unsafe fn execmove(node: c_int, setup: Result<Setup>, cmd: *const c_char, argv: Strings, envp: Strings) -> c_int {
-    // SAFETY: as the caller promises.
-    let program = setup.and_then(|setup| Ok((unsafe { Program::new(cmd, argv, envp) }?.found_here()?, setup)));
-    answer(program.and_then(|(program, setup)| Err(replace(node, &program, setup))))
+unsafe fn execmove(
+    node: c_int,
+    setup: impl FnOnce() -> Result<Setup>,
+    cmd: *const c_char,
+    argv: Strings,
+    envp: Strings,
+) -> c_int {
+    alone(|| {
+        let setup = setup()?;
+        // SAFETY: as the caller promises.
+        let program = unsafe { Program::new(cmd, argv, envp) }?.found_here()?;
+        Err(replace(node, &program, setup))
+    })
 }
 
 /// On the master, or where no agent says otherwise.
@@ -184,7 +202,7 @@ fn whoami() -> Result<c_int> {
 
 unsafe extern "C" fn bproc_rexec(node: c_int, cmd: *const c_char, argv: Strings, envp: Strings) -> c_int {
     // SAFETY: as the caller promises.
-    unsafe { rexec(node, Ok(Setup::plain()), cmd, argv, envp) }
+    unsafe { rexec(node, || Ok(Setup::plain()), cmd, argv, envp) }
 }
 
 unsafe extern "C" fn bproc_rexec_io(
@@ -196,12 +214,12 @@ unsafe extern "C" fn bproc_rexec_io(
     envp: Strings,
 ) -> c_int {
     // SAFETY: as the caller promises.
-    unsafe { rexec(node, Setup::listed(io, iolen), cmd, argv, envp) }
+    unsafe { rexec(node, || Setup::listed(io, iolen), cmd, argv, envp) }
 }
 
 unsafe extern "C" fn bproc_execmove(node: c_int, cmd: *const c_char, argv: Strings, envp: Strings) -> c_int {
     // SAFETY: as the caller promises.
-    unsafe { execmove(node, Ok(Setup::plain()), cmd, argv, envp) }
+    unsafe { execmove(node, || Ok(Setup::plain()), cmd, argv, envp) }
 }
 
 unsafe extern "C" fn bproc_execmove_io(
@@ -213,13 +231,15 @@ unsafe extern "C" fn bproc_execmove_io(
     envp: Strings,
 ) -> c_int {
     // SAFETY: as the caller promises.
-    unsafe { execmove(node, Setup::listed(io, iolen), cmd, argv, envp) }
+    unsafe { execmove(node, || Setup::listed(io, iolen), cmd, argv, envp) }
 }
 
 unsafe extern "C" fn bproc_execve(cmd: *const c_char, argv: Strings, envp: Strings) -> c_int {
-    // SAFETY: as the caller promises.
-    let program = unsafe { Program::new(cmd, argv, envp) };
-    answer(program.and_then(|program| Err(exec_from_master(program))))
+    alone(|| {
+        // SAFETY: as the caller promises.
+        let program = unsafe { Program::new(cmd, argv, envp) }?;
+        Err(exec_from_master(program))
+    })
 }
 
 /// Executes the master's program where the caller is; returns only when that failed.
@@ -374,7 +394,7 @@ unsafe extern "C" fn bproc_vexecmove(
     envp: Strings,
 ) -> c_int {
     // SAFETY: as the caller promises.
-    answer(unsafe { vexecmove(n, nodes, pids, Ok(Setup::plain()), cmd, argv, envp) })
+    answer(|| unsafe { vexecmove(n, nodes, pids, Ok(Setup::plain()), cmd, argv, envp) })
 }
 
 unsafe extern "C" fn bproc_vexecmove_io(
@@ -388,7 +408,7 @@ unsafe extern "C" fn bproc_vexecmove_io(
     envp: Strings,
 ) -> c_int {
     // SAFETY: as the caller promises.
-    answer(unsafe { vexecmove(n, nodes, pids, Setup::listed(io, iolen), cmd, argv, envp) })
+    answer(|| unsafe { vexecmove(n, nodes, pids, Setup::listed(io, iolen), cmd, argv, envp) })
 }
 
 export!(

@@ -30,15 +30,15 @@ fn known(flags: c_int) -> Result<u32> {
 }
 
 unsafe extern "C" fn bproc_dump(fd: c_int, flags: c_int) -> c_int {
-    answer((|| {
+    answer(|| {
         let written = vmadump::inside::dump_self(&*file(fd)?, known(flags)?).map_err(|e| e.errno())?;
         // An image of more than 2 GiB: the most that an int tells.
         Ok(c_int::try_from(written).unwrap_or(c_int::MAX))
-    })())
+    })
 }
 
 unsafe extern "C" fn bproc_undump(fd: c_int) -> c_int {
-    answer(file(fd).and_then(|file| Err(vmadump::inside::undump_self(&*file).errno())))
+    answer(|| file(fd).and_then(|file| Err(vmadump::inside::undump_self(&*file).errno())))
 }
 
 /// Dumps the program as it begins, and ends the caller as if it had become it; returns only when that failed.
@@ -152,7 +152,7 @@ unsafe extern "C" fn bproc_execdump(
 ) -> c_int {
     // SAFETY: as the caller promises.
     let program = unsafe { Program::new(cmd, argv, envp) };
-    answer(program.and_then(|program| dump_program(fd, flags, &program)))
+    answer(|| program.and_then(|program| dump_program(fd, flags, &program)))
 }
 
 /// The name in 0.x.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use libc::c_int;
 
 use super::abi::NODE_NONE;
-use super::{Result, done, export};
+use super::{Result, beside, done, export};
 use bproc_common::errno::BE_INVALIDNODE;
 
 static MAP: AtomicPtr<Vec<c_int>> = AtomicPtr::new(std::ptr::null_mut());
@@ -54,21 +54,21 @@ fn parse(text: &str) -> Option<Vec<c_int>> {
 unsafe extern "C" fn bproc_init() {
     let Some(home) = std::env::var_os("HOME") else { return };
     let path = std::path::Path::new(&home).join(".bprocnodes");
-    if let Some(map) = std::fs::read_to_string(path).ok().and_then(|text| parse(&text)) {
+    if let Some(map) = beside(|| std::fs::read_to_string(path)).ok().and_then(|text| parse(&text)) {
         // Numbers are checked by `parse`.
         let _ = set(map);
     }
 }
 
 unsafe extern "C" fn bproc_set_node_map(map: *const c_int, numnodes: c_int) -> c_int {
-    done((|| {
+    done(|| {
         let len = usize::try_from(numnodes).map_err(|_| libc::EINVAL)?;
         if map.is_null() && len > 0 {
             return Err(libc::EFAULT);
         }
         // SAFETY: the caller gives an array of that many numbers.
         set((0..len).map(|i| unsafe { *map.add(i) }).collect())
-    })())
+    })
 }
 
 unsafe extern "C" fn bproc_clear_node_map() {

@@ -13,7 +13,8 @@
 //! | `image` | dump, undump, and dump of a program as it begins |
 //! | `moving` | the caller, or a child of its own, goes on on a node |
 //!
-//! Each call connects to the agent anew and keeps nothing, so it works in a process that has forked. Nothing here
+//! Each call connects to the agent anew and keeps nothing, so it works in a process that has forked. Those that take the
+//! process elsewhere wait for those of other threads ([`crate::calls`]). Nothing here
 //! panics on what a caller gives: a panic would end the caller.
 //!
 //! The C names are jumps to Rust functions ([`export`]): rustc hands the linker an anonymous version script with the
@@ -31,6 +32,7 @@ mod pattern;
 mod sets;
 mod text;
 
+use crate::calls::Call;
 use crate::error::Error;
 use libc::c_int;
 
@@ -53,17 +55,33 @@ fn errno() -> Number {
     std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
 }
 
+/// Makes a call beside others of the process.
+fn beside<T>(call: impl FnOnce() -> T) -> T {
+    let _call = Call::beside();
+    call()
+}
+
 /// What C gets: the number, or -1 with errno set.
-fn answer(result: Result<c_int>) -> c_int {
+fn told(result: Result<c_int>) -> c_int {
     result.unwrap_or_else(|number| {
         set_errno(number);
         -1
     })
 }
 
-/// 0, or -1 with errno set.
-fn done(result: Result<()>) -> c_int {
-    answer(result.map(|()| 0))
+/// Makes a call beside others: its number, or -1 with errno set.
+fn answer(call: impl FnOnce() -> Result<c_int>) -> c_int {
+    told(beside(call))
+}
+
+/// Makes a call beside others: 0, or -1 with errno set.
+fn done(call: impl FnOnce() -> Result<()>) -> c_int {
+    told(beside(call).map(|()| 0))
+}
+
+/// Makes a call that may take the process elsewhere, when no other is left: 0, or -1 with errno set.
+fn alone(call: impl FnOnce() -> Result<()>) -> c_int {
+    told(Call::alone().and_then(|_call| call()).map(|()| 0))
 }
 
 /// Gives Rust functions their C names.

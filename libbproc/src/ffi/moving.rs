@@ -1,8 +1,7 @@
 //! The caller goes on on a node, or a child of its own does.
 //!
 //! The agent stops the process from outside while it waits for the answer, and builds it anew at the target with a
-//! socket on the same number, in which the good answer lies: so the call returns there as it would have here. Between
-//! the question and the answer nothing takes memory, for a child that was cloned must not.
+//! socket on the same number, in which the good answer lies: so the call returns there as it would have here.
 
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -17,7 +16,7 @@ use prost::Message;
 use super::abi::{Io, NODE_MASTER};
 use super::io::Setup;
 use super::pattern::{self, Made, Pattern};
-use super::{Number, Result, answer, done, export, nodes};
+use super::{Number, Result, alone, answer, export, nodes};
 use crate::client::socket_path;
 use crate::error::Error;
 use crate::frame::{HEAD, PACKET_MAX, Packet};
@@ -77,7 +76,7 @@ impl<'s> Going<'s> {
         Ok(Going { setup, fds, packet, path: socket_path(), place, _place: own, buffer: vec![0; PACKET_MAX] })
     }
 
-    /// Goes. Takes no memory. The caller has blocked all signals: an interrupted wait could not be told from an answer.
+    /// Goes. The caller has blocked all signals: an interrupted wait could not be told from an answer.
     fn go(&mut self) -> std::result::Result<Where, Number> {
         if let Some(setup) = self.setup {
             setup.connect()?;
@@ -286,49 +285,49 @@ unsafe fn list(io: *const Io, iolen: c_int) -> Result<Option<Setup>> {
 }
 
 unsafe extern "C" fn bproc_move(node: c_int) -> c_int {
-    done(go_to(node, FLAGS, None))
+    alone(|| go_to(node, FLAGS, None))
 }
 
 unsafe extern "C" fn _bproc_move(node: c_int, flags: c_int) -> c_int {
-    done(go_to(node, flags, None))
+    alone(|| go_to(node, flags, None))
 }
 
 unsafe extern "C" fn bproc_move_io(node: c_int, io: *const Io, iolen: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    done(unsafe { list(io, iolen) }.and_then(|setup| go_to(node, FLAGS, setup)))
+    alone(|| unsafe { list(io, iolen) }.and_then(|setup| go_to(node, FLAGS, setup)))
 }
 
 unsafe extern "C" fn _bproc_move_io(node: c_int, io: *const Io, iolen: c_int, flags: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    done(unsafe { list(io, iolen) }.and_then(|setup| go_to(node, flags, setup)))
+    alone(|| unsafe { list(io, iolen) }.and_then(|setup| go_to(node, flags, setup)))
 }
 
 unsafe extern "C" fn bproc_rfork(node: c_int) -> c_int {
-    answer(rfork(node, FLAGS, None))
+    answer(|| rfork(node, FLAGS, None))
 }
 
 unsafe extern "C" fn _bproc_rfork(node: c_int, flags: c_int) -> c_int {
-    answer(rfork(node, flags, None))
+    answer(|| rfork(node, flags, None))
 }
 
 unsafe extern "C" fn bproc_rfork_io(node: c_int, io: *const Io, iolen: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    answer(unsafe { list(io, iolen) }.and_then(|setup| rfork(node, FLAGS, setup)))
+    answer(|| unsafe { list(io, iolen) }.and_then(|setup| rfork(node, FLAGS, setup)))
 }
 
 unsafe extern "C" fn _bproc_rfork_io(node: c_int, io: *const Io, iolen: c_int, flags: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    answer(unsafe { list(io, iolen) }.and_then(|setup| rfork(node, flags, setup)))
+    answer(|| unsafe { list(io, iolen) }.and_then(|setup| rfork(node, flags, setup)))
 }
 
 unsafe extern "C" fn bproc_vrfork(n: c_int, nodes: *const c_int, pids: *mut c_int) -> c_int {
     // SAFETY: as the caller promises.
-    answer(unsafe { vrfork(n, nodes, pids, FLAGS, None) })
+    answer(|| unsafe { vrfork(n, nodes, pids, FLAGS, None) })
 }
 
 unsafe extern "C" fn _bproc_vrfork(n: c_int, nodes: *const c_int, pids: *mut c_int, flags: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    answer(unsafe { vrfork(n, nodes, pids, flags, None) })
+    answer(|| unsafe { vrfork(n, nodes, pids, flags, None) })
 }
 
 unsafe extern "C" fn bproc_vrfork_io(
@@ -339,7 +338,7 @@ unsafe extern "C" fn bproc_vrfork_io(
     iolen: c_int,
 ) -> c_int {
     // SAFETY: as the caller promises.
-    answer(unsafe { list(io, iolen) }.and_then(|setup| unsafe { vrfork(n, nodes, pids, FLAGS, setup) }))
+    answer(|| unsafe { list(io, iolen) }.and_then(|setup| unsafe { vrfork(n, nodes, pids, FLAGS, setup) }))
 }
 
 unsafe extern "C" fn _bproc_vrfork_io(
@@ -351,7 +350,7 @@ unsafe extern "C" fn _bproc_vrfork_io(
     flags: c_int,
 ) -> c_int {
     // SAFETY: as the caller promises.
-    answer(unsafe { list(io, iolen) }.and_then(|setup| unsafe { vrfork(n, nodes, pids, flags, setup) }))
+    answer(|| unsafe { list(io, iolen) }.and_then(|setup| unsafe { vrfork(n, nodes, pids, flags, setup) }))
 }
 
 export!(

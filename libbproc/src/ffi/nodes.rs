@@ -9,7 +9,7 @@ use bproc_common::perm::{Access, Caller};
 use libc::{c_char, c_int, c_void, sockaddr, sockaddr_in, sockaddr_in6};
 
 use super::abi::{ADDR_XATTR, NODE_ANY, NODE_MASTER, NODE_NONE, NODE_SELF, NodeInfo, ProcInfo, STATE_XATTR, X_OK};
-use super::{Result, answer, done, export, map, text};
+use super::{Result, answer, beside, done, export, map, text};
 use crate::{Client, Node};
 
 /// The nodes by the numbers that the program knows them by, in their order.
@@ -162,18 +162,18 @@ fn groups() -> Vec<libc::gid_t> {
 }
 
 unsafe extern "C" fn bproc_numnodes() -> c_int {
-    answer(match map::current() {
+    answer(|| match map::current() {
         Some(map) => Ok(map.len() as c_int),
         None => all().map(|nodes| nodes.len() as c_int),
     })
 }
 
 unsafe extern "C" fn bproc_currnode() -> c_int {
-    answer(here())
+    answer(here)
 }
 
 unsafe extern "C" fn bproc_nodeup(node: c_int) -> c_int {
-    match one(node) {
+    match beside(|| one(node)) {
         Ok(node) => (node.state == "up").into(),
         Err(number) => {
             super::set_errno(number);
@@ -183,11 +183,13 @@ unsafe extern "C" fn bproc_nodeup(node: c_int) -> c_int {
 }
 
 unsafe extern "C" fn bproc_nodestatus(node: c_int, status: *mut c_char, len: c_int) -> c_int {
-    answer(one(node).and_then(|node| {
-        // SAFETY: the caller gives `len` bytes.
-        unsafe { text::write(node.state.as_bytes(), status, usize::try_from(len).unwrap_or(0)) }?;
-        Ok(node.state.len() as c_int)
-    }))
+    answer(|| {
+        one(node).and_then(|node| {
+            // SAFETY: the caller gives `len` bytes.
+            unsafe { text::write(node.state.as_bytes(), status, usize::try_from(len).unwrap_or(0)) }?;
+            Ok(node.state.len() as c_int)
+        })
+    })
 }
 
 /// # Safety
@@ -211,7 +213,7 @@ unsafe fn give(address: &str, to: *mut sockaddr, size: *mut c_int) -> Result<()>
 
 unsafe extern "C" fn bproc_nodeaddr(node: c_int, addr: *mut sockaddr, size: *mut c_int) -> c_int {
     // SAFETY: as the caller promises.
-    done(one(node).and_then(|node| unsafe { give(&node.address, addr, size) }))
+    done(|| one(node).and_then(|node| unsafe { give(&node.address, addr, size) }))
 }
 
 /// The form of 0.x.
@@ -222,7 +224,7 @@ unsafe extern "C" fn bproc_nodeaddr_sized(node: c_int, addr: *mut sockaddr, mut 
 
 unsafe extern "C" fn bproc_masteraddr(addr: *mut sockaddr, size: *mut c_int) -> c_int {
     // SAFETY: as the caller promises.
-    done(master().and_then(|node| unsafe { give(&node.address, addr, size) }))
+    done(|| master().and_then(|node| unsafe { give(&node.address, addr, size) }))
 }
 
 fn by_address(ip: IpAddr) -> Result<c_int> {
@@ -236,7 +238,7 @@ fn by_address(ip: IpAddr) -> Result<c_int> {
 
 unsafe extern "C" fn bproc_nodenumber(addr: *const sockaddr, size: c_int) -> c_int {
     // SAFETY: the caller gives `size` bytes.
-    let number = unsafe { ip(addr, usize::try_from(size).unwrap_or(0)) }.and_then(by_address);
+    let number = unsafe { ip(addr, usize::try_from(size).unwrap_or(0)) }.and_then(|ip| beside(|| by_address(ip)));
     number.unwrap_or_else(|number| {
         super::set_errno(number);
         NODE_NONE
@@ -265,7 +267,7 @@ fn by_name(name: &str) -> Result<c_int> {
 
 unsafe extern "C" fn bproc_getnodebyname(name: *const c_char) -> c_int {
     // SAFETY: the caller gives a string.
-    let number = unsafe { text::string(name) }.and_then(|name| by_name(&name));
+    let number = unsafe { text::string(name) }.and_then(|name| beside(|| by_name(&name)));
     number.unwrap_or_else(|number| {
         super::set_errno(number);
         NODE_NONE
@@ -273,10 +275,12 @@ unsafe extern "C" fn bproc_getnodebyname(name: *const c_char) -> c_int {
 }
 
 unsafe extern "C" fn bproc_nodeinfo(node: c_int, to: *mut NodeInfo) -> c_int {
-    done(one(node).and_then(|node| {
-        // SAFETY: null, or the caller's struct.
-        unsafe { to.as_mut() }.map(|to| *to = info(&node)).ok_or(libc::EFAULT)
-    }))
+    done(|| {
+        one(node).and_then(|node| {
+            // SAFETY: null, or the caller's struct.
+            unsafe { to.as_mut() }.map(|to| *to = info(&node)).ok_or(libc::EFAULT)
+        })
+    })
 }
 
 fn attribute(node: c_int, name: &[u8]) -> Result<Vec<u8>> {
@@ -293,8 +297,9 @@ fn attribute(node: c_int, name: &[u8]) -> Result<Vec<u8>> {
 }
 
 unsafe extern "C" fn bproc_getnodeattr(node: c_int, name: *const c_char, value: *mut c_void, size: c_int) -> c_int {
-    // SAFETY: the caller gives a string.
-    answer(unsafe { text::bytes(name) }.and_then(|name| attribute(node, &name)).and_then(|found| {
+    answer(|| {
+        // SAFETY: the caller gives a string.
+        let found = attribute(node, &unsafe { text::bytes(name) }?)?;
         let room = usize::try_from(size).map_err(|_| libc::EINVAL)?;
         if room == 0 {
             return Ok(found.len() as c_int);
@@ -313,18 +318,18 @@ unsafe extern "C" fn bproc_getnodeattr(node: c_int, name: *const c_char, value: 
             }
         }
         Ok(found.len() as c_int)
-    }))
+    })
 }
 
 unsafe extern "C" fn bproc_access(node: c_int, mode: c_int) -> c_int {
-    done((|| {
+    done(|| {
         let node = one(node)?;
         if mode & !X_OK != 0 {
             return Err(libc::EINVAL);
         }
         let access = Access { mode: node.mode, user: node.user, group: node.group };
         if mode == 0 || accessible(&access) { Ok(()) } else { Err(libc::EACCES) }
-    })())
+    })
 }
 
 fn processes(node: c_int) -> Result<Vec<ProcInfo>> {
@@ -339,26 +344,28 @@ fn processes(node: c_int) -> Result<Vec<ProcInfo>> {
 }
 
 unsafe extern "C" fn bproc_proclist(node: c_int, list: *mut *mut ProcInfo) -> c_int {
-    answer(processes(node).and_then(|found| {
-        if list.is_null() {
-            return Err(libc::EFAULT);
-        }
-        let bytes = size_of_val(found.as_slice());
-        // SAFETY: at least one byte is asked for; what comes has room for `bytes`. The caller frees it.
-        unsafe {
-            let memory = libc::malloc(bytes.max(1)).cast::<ProcInfo>();
-            if memory.is_null() {
-                return Err(libc::ENOMEM);
+    answer(|| {
+        processes(node).and_then(|found| {
+            if list.is_null() {
+                return Err(libc::EFAULT);
             }
-            memory.copy_from_nonoverlapping(found.as_ptr(), found.len());
-            *list = memory;
-        }
-        Ok(found.len() as c_int)
-    }))
+            let bytes = size_of_val(found.as_slice());
+            // SAFETY: at least one byte is asked for; what comes has room for `bytes`. The caller frees it.
+            unsafe {
+                let memory = libc::malloc(bytes.max(1)).cast::<ProcInfo>();
+                if memory.is_null() {
+                    return Err(libc::ENOMEM);
+                }
+                memory.copy_from_nonoverlapping(found.as_ptr(), found.len());
+                *list = memory;
+            }
+            Ok(found.len() as c_int)
+        })
+    })
 }
 
 unsafe extern "C" fn bproc_pidnode(pid: c_int) -> c_int {
-    let node = processes(NODE_ANY).and_then(|list| match list.iter().find(|p| p.pid == pid) {
+    let node = beside(|| processes(NODE_ANY)).and_then(|list| match list.iter().find(|p| p.pid == pid) {
         Some(found) => Ok(found.node),
         // Signal 0 to one process: a number above 0 means nobody else.
         // SAFETY: no pointers, nothing is sent.
@@ -372,11 +379,11 @@ unsafe extern "C" fn bproc_pidnode(pid: c_int) -> c_int {
 }
 
 unsafe extern "C" fn bproc_notifier() -> c_int {
-    answer((|| {
+    answer(|| {
         let watch = Client::connect()?.watch()?;
         let fd = watch.descriptor().ok_or(libc::EIO)?.as_fd().try_clone_to_owned();
         fd.map(IntoRawFd::into_raw_fd).map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))
-    })())
+    })
 }
 
 export!(

@@ -7,7 +7,7 @@ use bproc_common::perm::Access;
 use libc::{c_char, c_int};
 
 use super::abi::{NODE_MASTER, NodeInfo, NodeSet};
-use super::{Result, answer, done, export, nodes, text};
+use super::{Result, answer, done, export, nodes, text, told};
 
 /// Sets grow in steps of this many nodes.
 const STEP: usize = 128;
@@ -78,7 +78,7 @@ unsafe fn replace(set: *mut NodeSet, with: &[NodeInfo]) -> Result<c_int> {
 }
 
 unsafe extern "C" fn bproc_nodeset_init(set: *mut NodeSet, size: c_int) -> c_int {
-    done((|| {
+    done(|| {
         let size = usize::try_from(size).map_err(|_| libc::EINVAL)?;
         if set.is_null() {
             return Err(libc::EFAULT);
@@ -88,12 +88,12 @@ unsafe extern "C" fn bproc_nodeset_init(set: *mut NodeSet, size: c_int) -> c_int
             set.write(NodeSet { size: 0, alloc: 0, node: std::ptr::null_mut() });
             grow(set, size).map(drop)
         }
-    })())
+    })
 }
 
 unsafe extern "C" fn bproc_nodeset_grow(set: *mut NodeSet, size: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    done(usize::try_from(size).map_err(|_| libc::EINVAL).and_then(|size| unsafe { grow(set, size) }.map(drop)))
+    done(|| usize::try_from(size).map_err(|_| libc::EINVAL).and_then(|size| unsafe { grow(set, size) }.map(drop)))
 }
 
 unsafe extern "C" fn bproc_nodeset_free(set: *mut NodeSet) {
@@ -107,14 +107,18 @@ unsafe extern "C" fn bproc_nodeset_free(set: *mut NodeSet) {
 }
 
 unsafe extern "C" fn bproc_nodeset_add(set: *mut NodeSet, node: *const NodeInfo) -> c_int {
-    // Copied first: it may lie in the set itself, which may move.
-    // SAFETY: as the caller promises.
-    done(unsafe { node.as_ref() }.copied().ok_or(libc::EFAULT).and_then(|node| unsafe { add(set, &[node]) }.map(drop)))
+    done(|| {
+        // Copied first: it may lie in the set itself, which may move.
+        // SAFETY: as the caller promises.
+        let node = unsafe { node.as_ref() }.copied().ok_or(libc::EFAULT)?;
+        // SAFETY: as above.
+        unsafe { add(set, &[node]) }.map(drop)
+    })
 }
 
 unsafe extern "C" fn bproc_nodeset_append(set: *mut NodeSet, more: *const NodeSet) -> c_int {
     // SAFETY: as the caller promises.
-    done(unsafe { members(more) }.and_then(|more| unsafe { add(set, &more) }.map(drop)))
+    done(|| unsafe { members(more) }.and_then(|more| unsafe { add(set, &more) }.map(drop)))
 }
 
 fn infos() -> Result<Vec<NodeInfo>> {
@@ -123,7 +127,7 @@ fn infos() -> Result<Vec<NodeInfo>> {
 
 unsafe extern "C" fn bproc_nodelist(set: *mut NodeSet) -> c_int {
     // SAFETY: as the caller promises.
-    answer(infos().and_then(|list| unsafe { replace(set, &list) }))
+    answer(|| infos().and_then(|list| unsafe { replace(set, &list) }))
 }
 
 /// Takes the changes that `fd` (a notifier) tells of, so that it polls readable at the next one, then lists.
@@ -132,11 +136,11 @@ unsafe extern "C" fn bproc_nodelist_(set: *mut NodeSet, fd: c_int) -> c_int {
     loop {
         // SAFETY: `packet` has the size that is told.
         match unsafe { libc::recv(fd, packet.as_mut_ptr().cast(), packet.len(), libc::MSG_DONTWAIT) } {
-            0 => return answer(Err(libc::ENOSYS)),
+            0 => return told(Err(libc::ENOSYS)),
             n if n > 0 => {}
             _ if super::errno() == libc::EINTR => {}
             _ if super::errno() == libc::EAGAIN => break,
-            _ => return answer(Err(super::errno())),
+            _ => return told(Err(super::errno())),
         }
     }
     // SAFETY: as the caller promises.
@@ -164,7 +168,7 @@ fn select(from: &[NodeInfo], text: &str) -> Result<Vec<NodeInfo>> {
 
 unsafe extern "C" fn bproc_nodefilter(out: *mut NodeSet, from: *const NodeSet, filter: *const c_char) -> c_int {
     // SAFETY: as the caller promises.
-    done(unsafe {
+    done(|| unsafe {
         members(from)
             .and_then(|from| select(&from, &text::string(filter)?))
             .and_then(|found| replace(out, &found).map(drop))
@@ -172,7 +176,7 @@ unsafe extern "C" fn bproc_nodefilter(out: *mut NodeSet, from: *const NodeSet, f
 }
 
 unsafe extern "C" fn bproc_nodespec(out: *mut NodeSet, spec: *const c_char) -> c_int {
-    done((|| {
+    done(|| {
         // SAFETY: as the caller promises.
         let spec = unsafe { text::string(spec) }?;
         let mut all = infos()?;
@@ -182,11 +186,11 @@ unsafe extern "C" fn bproc_nodespec(out: *mut NodeSet, spec: *const c_char) -> c
         let found = select(&all, &spec)?;
         // SAFETY: as the caller promises.
         unsafe { replace(out, &found) }.map(drop)
-    })())
+    })
 }
 
 unsafe extern "C" fn bproc_nodefilteraccessible(list: *mut NodeInfo, size: *mut c_int) -> c_int {
-    done((|| {
+    done(|| {
         // SAFETY: null, or the caller's number.
         let size = unsafe { size.as_mut() }.ok_or(libc::EFAULT)?;
         let len = usize::try_from(*size).map_err(|_| libc::EINVAL)?;
@@ -207,7 +211,7 @@ unsafe extern "C" fn bproc_nodefilteraccessible(list: *mut NodeInfo, size: *mut 
         }
         *size = kept as c_int;
         Ok(())
-    })())
+    })
 }
 
 export!(

@@ -95,6 +95,8 @@ pub struct RestoreOptions<'a> {
     pub owner: Option<Owner>,
     /// Keep the restorer's credentials.
     pub keep_creds: bool,
+    /// For a new child: it is killed when the calling thread ends, unless it has a signal of its own for that.
+    pub tied: bool,
     /// Files to map in the place of the image's, by the path in the image: verified copies from a cache, not
     /// checked again.
     pub instead: Vec<(PathBuf, PathBuf)>,
@@ -173,6 +175,9 @@ impl Restorer {
         let mut image = reader.image().clone();
         if options.only_given_fds {
             image.fds.clear();
+        }
+        if let Some(first) = image.threads.first_mut().filter(|first| options.tied && first.pdeathsig == 0) {
+            first.pdeathsig = libc::SIGKILL as u32;
         }
         if target.powerless {
             let exe = image.mm.exe.and_then(|i| image.files.get(i as usize)).map(|f| f.path.0.as_slice());

@@ -12,6 +12,7 @@ pub(crate) mod own;
 pub(crate) mod process;
 pub(crate) mod ptrace;
 pub(crate) mod rights;
+pub(crate) mod signals;
 
 use std::fmt;
 use std::io;

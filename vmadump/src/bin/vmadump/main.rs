@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use vmadump::Proxy;
 use vmadump::capture::{self, DUMP_ALL, DUMP_EXEC, DUMP_LIBS, DUMP_OTHER, FdPolicy, freeze};
 use vmadump::image::{PAGE, Reader};
 use vmadump::restore::{Body, RestoreOptions, Restorer};
@@ -29,7 +30,8 @@ struct Cli {
 enum Command {
     /// Write a process to a file ("-": standard output).
     Dump(DumpArgs),
-    /// Make a process of a file ("-": standard input) and wait for its end; its exit code becomes ours.
+    /// Make a process of a file ("-": standard input) and wait for its end; its exit code becomes ours. Signals are
+    /// passed on to it, and it is killed if this ends before it.
     Undump(UndumpArgs),
     /// Show what a file holds.
     Inspect {
@@ -264,6 +266,7 @@ fn undump(args: &UndumpArgs) -> Outcome {
         fds: vec![(0, input), (1, stdout.as_fd()), (2, stderr.as_fd())],
         instead: args.instead.clone(),
         drop_missing_fds: args.drop_files,
+        tied: !args.detach,
         ..RestoreOptions::default()
     };
     let bar = bar("undump");
@@ -272,12 +275,14 @@ fn undump(args: &UndumpArgs) -> Outcome {
     for fd in prepared.dropped_fds().iter().filter(|fd| **fd > 2) {
         eprintln!("vmadump: descriptor {fd} is closed in the process");
     }
-    let pid = prepared.go().map_err(|e| fail(&e))?;
     if args.detach {
+        let pid = prepared.go().map_err(|e| fail(&e))?;
         writeln!(io::stdout(), "{pid}").map_err(|e| e.to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let status = vmadump::wait_child(pid).map_err(|e| fail(&e))?;
+    let proxy = Proxy::begin();
+    let pid = prepared.go().map_err(|e| fail(&e))?;
+    let status = proxy.wait(pid).map_err(|e| fail(&e))?;
     let code = if status & 0x7f == 0 { status >> 8 & 0xff } else { 128 + (status & 0x7f) };
     Ok(ExitCode::from(code as u8))
 }
