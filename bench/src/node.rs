@@ -105,6 +105,7 @@ pub fn spawn_sleepers(number: usize, file: &Path) -> Result<()> {
         pdeathsig: 0,
         die_with_parent: true,
         travel: true,
+        shell: false,
         report: None,
         signals: None,
     })?;

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use bproc_common::ghost::{MAX_PACKET, Msg, Role, ev, left, op};
 use bproc_common::id::Pid;
 use bproc_common::wire::Record;
+use bproc_core::master::Starter;
 use bproc_sys::process::{FileId, Process};
 use bproc_sys::seqpacket::{Conn, Listener};
 use std::collections::HashMap;
@@ -41,6 +42,8 @@ pub enum Report {
         role: Role,
         /// Number of the newest signal that it forwarded; 0 in a fresh one.
         newest: u32,
+        /// The `bpsh` that its process comes from, as far as it knows.
+        starter: Option<Starter>,
         /// To talk to it.
         ghost: Ghost,
     },
@@ -278,7 +281,8 @@ async fn attend<T: Send + 'static>(
     let (commands, mut inbox) = mpsc::unbounded_channel();
     let ghost = Ghost { id, commands };
     let newest = hello.msg.d as u32;
-    out.send(wrap(Report::Connected { pid, host_pid, parent, role, newest, ghost })).await.ok();
+    let starter = hello.payload.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes)).filter(|n| *n != 0).map(Starter);
+    out.send(wrap(Report::Connected { pid, host_pid, parent, role, newest, starter, ghost })).await.ok();
     let result = converse(&fd, &mut buffer, pid, &mut inbox, before, &out, wrap).await;
     out.send(wrap(Report::Closed { pid, id })).await.ok();
     result

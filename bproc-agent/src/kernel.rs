@@ -7,6 +7,7 @@ use bproc_common::event::{Event, Usage};
 use bproc_common::id::Pid;
 use bproc_common::shown::{Numbers, Shown};
 use bproc_core::lease::Block;
+use bproc_core::master::Starter;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -163,6 +164,22 @@ impl Kernel {
     /// Report what a ghost cannot see, and let nobody trace it.
     pub fn add_ghost(&self, pid: Pid) {
         self.noted("watching a ghost", self.control.add_ghost(pid.get() as u32));
+    }
+
+    /// Report that a `bpsh` is killed.
+    pub fn add_starter(&self, pid: Pid, starter: Starter) {
+        self.noted("watching a bpsh", self.control.add_starter(pid.get() as u32, starter.0));
+    }
+
+    /// It has ended.
+    pub fn remove_starter(&self, pid: Pid) {
+        self.noted("leaving a bpsh", self.control.remove_starter(pid.get() as u32));
+    }
+
+    /// Each `bpsh` that a former agent told of.
+    pub fn starters(&self) -> Vec<(Pid, Starter)> {
+        let all = self.control.starters().unwrap_or_default();
+        all.into_iter().filter_map(|(pid, name)| Some((Pid::new(pid as i32)?, Starter(name)))).collect()
     }
 
     /// No more.

@@ -10,9 +10,9 @@ use bproc_common::shown::{SHOWN, Shown};
 use crate::{Error, Result, error::chain, misses, subreaper};
 
 /// Every map that must outlive the agent.
-pub(crate) const MAPS: [&str; 14] = [
+pub(crate) const MAPS: [&str; 15] = [
     "EVENTS", "DROPPED", "SPACES", "GHOSTS", "KEEPERS", "LEASES", "SETTINGS", "EXITED", "REMOTE", "CHILDREN", "REAPED",
-    "CALLS", "REAPER", "SHOWN",
+    "CALLS", "REAPER", "SHOWN", "STARTERS",
 ];
 
 const BOUNDARY: u32 = 0;
@@ -22,6 +22,7 @@ struct Maps {
     spaces: HashMap<MapData, u32, u8>,
     ghosts: HashMap<MapData, u32, u8>,
     keepers: HashMap<MapData, u32, u8>,
+    starters: HashMap<MapData, u32, u64>,
     leases: HashMap<MapData, u32, u64>,
     settings: Array<MapData, u32>,
     dropped: PerCpuArray<MapData, u64>,
@@ -70,6 +71,7 @@ impl Control {
             spaces: open!("SPACES"),
             ghosts: open!("GHOSTS"),
             keepers: open!("KEEPERS"),
+            starters: open!("STARTERS"),
             leases: open!("LEASES"),
             settings: open!("SETTINGS"),
             dropped: open!("DROPPED"),
@@ -130,6 +132,32 @@ impl Control {
     /// As [`Control::add_space`].
     pub fn remove_ghost(&self, host_pid: u32) -> Result<()> {
         gone(self.maps().ghosts.remove(&host_pid), "GHOSTS")
+    }
+
+    /// Reports SIGKILL to a process (pid in the initial namespace) with this name.
+    ///
+    /// # Errors
+    /// As [`Control::add_space`].
+    pub fn add_starter(&self, host_pid: u32, name: u64) -> Result<()> {
+        let done = self.maps().starters.insert(host_pid, name, 0);
+        done.map_err(fault("STARTERS"))
+    }
+
+    /// Forgets one; do so soon after its end.
+    ///
+    /// # Errors
+    /// As [`Control::add_space`].
+    pub fn remove_starter(&self, host_pid: u32) -> Result<()> {
+        gone(self.maps().starters.remove(&host_pid), "STARTERS")
+    }
+
+    /// Those that are registered, and their names.
+    ///
+    /// # Errors
+    /// As [`Control::add_space`].
+    pub fn starters(&self) -> Result<Vec<(u32, u64)>> {
+        let maps = self.maps();
+        maps.starters.iter().map(|entry| entry.map_err(fault("STARTERS"))).collect()
     }
 
     /// Lets a process of ours (agent, keeper, init of a space) trace ghosts and choose pids.

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Part of the pins' name; grows when maps or events change their meaning.
-const ABI: u32 = 4;
+const ABI: u32 = 5;
 /// The ring when nothing else is asked for: 35,000 events.
 const RING_BYTES: u32 = 4 << 20;
 

@@ -8,14 +8,14 @@ use bproc_common::id::Pid;
 use bproc_common::wait::Status;
 
 /// Opens /dev/null in the place of standard streams that are closed: else a pipe would get such a number and be
-/// written to by mistake.
+/// written to by mistake. An exec closes it again.
 #[cfg_attr(test, allow(dead_code))]
 pub(crate) fn open_standard_streams() {
     for fd in 0..3 {
         // SAFETY: no pointers but a static string. A free low number is taken by open, lowest first.
         unsafe {
             if libc::fcntl(fd, libc::F_GETFD) == -1 {
-                libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
+                libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
             }
         }
     }
@@ -26,6 +26,13 @@ pub(crate) fn standard(fd: i32) -> BorrowedFd<'static> {
     debug_assert!((0..3).contains(&fd));
     // SAFETY: `open_standard_streams` has opened 0 to 2 and nothing closes them.
     unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// Was this standard stream closed when the program was started? Only what has been opened since is closed by an exec.
+pub(crate) fn was_closed(fd: i32) -> bool {
+    // SAFETY: no pointers.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    flags >= 0 && flags & libc::FD_CLOEXEC != 0
 }
 
 /// The environment as it was given, odd entries included.

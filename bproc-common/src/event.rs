@@ -47,7 +47,7 @@ record! {
         pub utime_ns: u64,
         /// CPU time used by the process, system, nanoseconds (EXIT only; 0 where unknown).
         pub stime_ns: u64,
-        /// GROUP, and SIGNAL that came by a group: the same for all whom one system call reached. Else 0.
+        /// GROUP, and SIGNAL that came by a group: the same for all whom one system call reached. STARTER: its name. Else 0.
         pub call: u64,
     }
 }
@@ -188,6 +188,8 @@ pub mod kind {
     pub const GROUP: u32 = 12;
     /// A process of the master's own was given a pid beyond the boundary of local pids.
     pub const BEYOND: u32 = 9;
+    /// SIGKILL was sent to a process of the master's own that was registered with a name: `call`.
+    pub const STARTER: u32 = 13;
     /// Someone asked to trace a ghost and was refused (LSM): `arg` is the access mode,
     /// `arg2` and `arg3` who asked (pid in the ghost's namespace, real uid).
     pub const REFUSED: u32 = 10;

@@ -2,7 +2,8 @@
 //! heap) can use it in place after mapping the memfd privately.
 //!
 //! The block is a [`Head`], then strings and tables; every `*_at` is an offset from the start of the block.
-//! `argv_at` and `envp_at` point to arrays of u64 offsets ended by 0; the ghost adds its base address to each.
+//! `argv_at` and `envp_at` point to arrays of u64 offsets ended by 0; the ghost adds its base address to each. Before the
+//! arguments is room for one more, the name of a shell.
 
 use crate::record;
 
@@ -25,11 +26,15 @@ pub mod flag {
     pub const NO_NEW_PRIVS: u32 = 16;
     /// The descriptor after the block is a mount namespace to enter first; it has no number in the process.
     pub const MOUNTS: u32 = 32;
+    /// The settings beyond those that a process always has are told: processors, scheduling and the like.
+    pub const SETTINGS: u32 = 64;
+    /// What the kernel takes for no program is given to a shell, as execvp(3) does.
+    pub const SHELL: u32 = 128;
 }
 
 record! {
     /// Head of an exec block.
-    pub struct Head : 176 {
+    pub struct Head : 224 {
         /// [`MAGIC`].
         pub magic: u32,
         /// [`flag`] bits.
@@ -51,6 +56,8 @@ record! {
         /// Offset of the resource limits: pairs of u64 (soft, hard) by RLIMIT number; u64::MAX is infinity. A hard
         /// limit that may not be raised is left where it is.
         pub rlimits_at: u64,
+        /// Offset of the processors that it may run on: bit by number. No bytes, or none of this machine's: all.
+        pub processors_at: u64,
         /// Number of groups.
         pub ngroups: u32,
         /// Number of descriptors.
@@ -91,6 +98,25 @@ record! {
         pub cap_ambient: u64,
         /// Entries in the limit table.
         pub nrlimits: u32,
+        /// Bytes of the set of processors.
+        pub nprocessors: u32,
+        /// Scheduling policy with SCHED_RESET_ON_FORK; like all below only with [`flag::SETTINGS`]. What the machine does not
+        /// allow is left as it is.
+        pub policy: u32,
+        /// Real-time priority.
+        pub priority: u32,
+        /// Class and data of ioprio_set(2), 0: none.
+        pub io_priority: u32,
+        /// personality(2); u32::MAX: as it is.
+        pub personality: u32,
+        /// What a core dump has, bits of /proc/PID/coredump_filter; u32::MAX: as it is.
+        pub core_filter: u32,
+        /// oom_score_adj.
+        pub oom_score_adj: i32,
+        /// Timer slack in nanoseconds, 0: as it is.
+        pub timer_slack: u64,
+        /// Secure bits of capabilities(7).
+        pub securebits: u32,
         /// Always 0.
         pub zero: u32,
     }
@@ -116,6 +142,8 @@ pub struct Builder<'a> {
     pub fds: &'a [i32],
     /// Resource limits, soft and hard.
     pub rlimits: &'a [(u64, u64)],
+    /// Processors, bit by number.
+    pub processors: &'a [u8],
 }
 
 #[cfg(feature = "alloc")]
@@ -128,9 +156,10 @@ impl Builder<'_> {
         if texts().any(|t| t.contains(&0)) {
             return None;
         }
-        let tables = 8 * (self.argv.len() + self.envp.len() + 2)
+        let tables = 8 * (1 + self.argv.len() + self.envp.len() + 2)
             + 4 * (self.groups.len() + self.fds.len())
-            + 16 * self.rlimits.len();
+            + 16 * self.rlimits.len()
+            + self.processors.len();
         let size = Head::SIZE + tables + 8 + texts().map(|t| t.len() + 1).sum::<usize>();
         if size as u64 > MAX_BLOCK {
             return None;
@@ -143,14 +172,16 @@ impl Builder<'_> {
         head.argc = self.argv.len() as u32;
         head.envc = self.envp.len() as u32;
         head.nrlimits = self.rlimits.len() as u32;
-        head.argv_at = Head::SIZE as u64;
+        head.nprocessors = self.processors.len() as u32;
+        head.argv_at = Head::SIZE as u64 + 8;
         head.envp_at = head.argv_at + 8 * (self.argv.len() as u64 + 1);
         head.rlimits_at = head.envp_at + 8 * (self.envp.len() as u64 + 1);
         head.groups_at = head.rlimits_at + 16 * self.rlimits.len() as u64;
         head.fds_at = head.groups_at + 4 * self.groups.len() as u64;
-        let mut at = head.fds_at + 4 * self.fds.len() as u64;
+        head.processors_at = head.fds_at + 4 * self.fds.len() as u64;
+        let mut at = head.processors_at + self.processors.len() as u64;
         let mut out = Vec::with_capacity(size);
-        out.resize(Head::SIZE, 0);
+        out.resize(head.argv_at as usize, 0);
         let mut text_at = |len: usize| {
             let here = at;
             at += len as u64 + 1;
@@ -174,6 +205,7 @@ impl Builder<'_> {
         for fd in self.fds {
             out.extend(fd.to_ne_bytes());
         }
+        out.extend(self.processors);
         for t in texts() {
             out.extend(t);
             out.push(0);
@@ -207,6 +239,7 @@ mod tests {
             groups: &[4, 5],
             fds: &[0, 1, 2],
             rlimits: &[(1, 2)],
+            processors: &[5, 6, 7],
             ..Builder::default()
         }
         .build()
@@ -223,6 +256,7 @@ mod tests {
         assert_eq!(word(head.rlimits_at + 8), 2);
         assert_eq!(block[head.groups_at as usize], 4);
         assert_eq!(block[head.fds_at as usize + 8], 2);
+        assert_eq!(block[head.processors_at as usize..][..head.nprocessors as usize], [5, 6, 7]);
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub const ENV_PDEATH: &str = "BPROC_PDEATH";
 pub const ENV_LEASE: &str = "BPROC_LEASE";
 /// Environment entry `BPROC_COUNT=N`: signals are numbered from N + 1 on, for one that was a ghost before and is one again.
 pub const ENV_COUNT: &str = "BPROC_COUNT";
+/// Environment entry `BPROC_STARTER=N`: names the `bpsh` that the process comes from. Clones inherit it.
+pub const ENV_STARTER: &str = "BPROC_STARTER";
 /// Lower half of the value of a SIGCONT by which root wakes a stopped ghost, which does not forward it: "bprc". The upper
 /// half counts as `b` of [`op::STOP`] does.
 pub const WAKE: u32 = 0x6270_7263;
@@ -116,6 +118,8 @@ pub mod op {
     pub const HOLD: u32 = 19;
     /// Lives `a` milliseconds more unless told again; 0: for ever (init only).
     pub const LEASE: u32 = 20;
+    /// It comes from the `bpsh` `a` (ghosts only).
+    pub const STARTER: u32 = 21;
     /// Children: from now on report changes of child state (CHILD), with `a` = 1 stops and continues only. Skeletons and init
     /// do from the start.
     pub const WATCH_CHILDREN: u32 = 16;
@@ -134,7 +138,8 @@ pub mod left {
 /// Reports of the ghost.
 pub mod ev {
     /// First packet of a connection: `a` = own pid in its namespace, `b` = [`super::Role`], `c` = parent pid,
-    /// `d` = number of the newest signal forwarded so far (0: none).
+    /// `d` = number of the newest signal forwarded so far (0: none). Payload of 8 bytes: the `bpsh` that its process comes from, 0
+    /// for none.
     pub const HELLO: u32 = 101;
     /// A signal that was sent to the ghost: tag = its number, `a` = signal, payload = siginfo (128 bytes).
     /// Sent again after a reconnect until acknowledged.

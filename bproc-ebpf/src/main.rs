@@ -27,7 +27,7 @@ use aya_ebpf::{
 use bproc_common::event::{Event, kind};
 
 use crate::{
-    maps::{EXITED, GHOSTS, KEEPERS, Note, SETTINGS, SPACES, count_loss, emit, off},
+    maps::{EXITED, GHOSTS, KEEPERS, Note, SETTINGS, SPACES, STARTERS, count_loss, emit, off},
     task::{Ptr, Space},
 };
 
@@ -317,7 +317,8 @@ unsafe fn on_deliver(sig: i32, action: Ptr) -> Option<()> {
     }
 }
 
-/// CONT in a space; SIGNAL and UNREAD to a ghost for what a ghost cannot see itself, GROUP for what it cannot tell apart.
+/// CONT in a space; SIGNAL and UNREAD to a ghost for what a ghost cannot see itself, GROUP for what it cannot tell apart; STARTER of
+/// one that is killed.
 #[btf_tracepoint(function = "signal_generate")]
 pub fn signal_generate(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: arguments of the tracepoint: signal, info, task, whether to all threads, result. `info` may be a
@@ -341,6 +342,9 @@ unsafe fn on_generate(sig: i32, info: u64, task: Ptr, result: i32) -> Option<()>
     // SAFETY: task is a pointer from the tracepoint.
     unsafe {
         let ghost = is_ghost(task::host_pid(task));
+        if sig == SIGKILL && !ghost {
+            return tell_starter(task);
+        }
         if sig != SIGCONT && !ghost {
             return None;
         }
@@ -376,6 +380,24 @@ unsafe fn on_generate(sig: i32, info: u64, task: Ptr, result: i32) -> Option<()>
                 tell(kind::UNREAD);
             }
         }
+    }
+    Some(())
+}
+
+/// STARTER of one that is registered.
+///
+/// # Safety
+/// `task` is a task that is being killed.
+#[inline(always)]
+unsafe fn tell_starter(task: Ptr) -> Option<()> {
+    // SAFETY: as the caller's promise; a value of the map is copied at once.
+    unsafe {
+        let name = *STARTERS.get_ptr(task::host_pid(task))?;
+        let space = task::space_of_task(task)?;
+        emit(|event| {
+            task::describe(event, kind::STARTER, task, &space);
+            event.call = name;
+        });
     }
     Some(())
 }

@@ -90,6 +90,10 @@ pub(crate) static SPACES: HashMap<u32, u8> = HashMap::with_max_entries(4096, BPF
 #[map]
 pub(crate) static GHOSTS: HashMap<u32, u8> = HashMap::with_max_entries(PIDS, BPF_F_NO_PREALLOC);
 
+/// Processes of the master's own of which SIGKILL is told, by their process number in the initial namespace, and their names.
+#[map]
+pub(crate) static STARTERS: HashMap<u32, u64> = HashMap::with_max_entries(1 << 14, BPF_F_NO_PREALLOC);
+
 /// Our own processes that may trace ghosts and choose pids: agent, keeper, init of a space.
 #[map]
 pub(crate) static KEEPERS: HashMap<u32, u8> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);

@@ -39,11 +39,15 @@ pub(crate) mod nr {
     pub(crate) const RT_SIGTIMEDWAIT: usize = 128;
     pub(crate) const RT_SIGQUEUEINFO: usize = 129;
     pub(crate) const SETPRIORITY: usize = 141;
+    pub(crate) const PERSONALITY: usize = 135;
+    pub(crate) const SCHED_SETSCHEDULER: usize = 144;
     pub(crate) const PRCTL: usize = 157;
     pub(crate) const MOUNT: usize = 165;
+    pub(crate) const SCHED_SETAFFINITY: usize = 203;
     pub(crate) const EXIT_GROUP: usize = 231;
     pub(crate) const TGKILL: usize = 234;
     pub(crate) const WAITID: usize = 247;
+    pub(crate) const IOPRIO_SET: usize = 251;
     pub(crate) const OPENAT: usize = 257;
     pub(crate) const PPOLL: usize = 271;
     pub(crate) const TIMERFD_CREATE: usize = 283;
@@ -62,6 +66,7 @@ pub(crate) mod errno {
     pub(crate) const EPERM: i32 = 1;
     pub(crate) const ENOENT: i32 = 2;
     pub(crate) const EINTR: i32 = 4;
+    pub(crate) const ENOEXEC: i32 = 8;
     pub(crate) const EAGAIN: i32 = 11;
     pub(crate) const EEXIST: i32 = 17;
     pub(crate) const EXDEV: i32 = 18;
@@ -119,6 +124,8 @@ pub(crate) enum Prctl {
     SetKeepCaps = 8,
     BoundingRead = 23,
     BoundingDrop = 24,
+    SetSecurebits = 28,
+    SetTimerslack = 29,
     SetChildSubreaper = 36,
     SetNoNewPrivs = 38,
     Ambient = 47,

@@ -149,6 +149,10 @@ fn obey(ghost: &mut Ghost, msg: &Msg, payload: &[u8], fds: &mut Fds) -> sys::Res
         }
         op::NICE => sys::set_nice(int(msg.a)?).map(Answer::from),
         op::SUBREAPER => sys::prctl(Prctl::SetChildSubreaper, usize::from(msg.a != 0), 0).map(|_| ().into()),
+        op::STARTER if ghost.role == Role::Ghost => {
+            ghost.starter = msg.a as u64;
+            Ok(().into())
+        }
         op::WATCH_CHILDREN => {
             ghost.children.watch(if msg.a == 1 { Interest::Stops } else { Interest::All });
             Ok(().into())

@@ -4,7 +4,7 @@
 use crate::abi::{Action, Prctl, sig};
 use crate::ghost::{Ghost, Start};
 use crate::{command, sys};
-use bproc_common::ghost::{ENV_COUNT, ENV_LEASE, ENV_PDEATH, ENV_ROLE, ENV_SOCKET, Role};
+use bproc_common::ghost::{ENV_COUNT, ENV_LEASE, ENV_PDEATH, ENV_ROLE, ENV_SOCKET, ENV_STARTER, Role};
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_char};
 
@@ -85,6 +85,7 @@ fn read_environment(entries: impl Iterator<Item = &'static [u8]>) -> Option<Star
     let mut role = Role::Ghost;
     let mut lease_s = 0;
     let mut count = 0;
+    let mut starter = 0;
     // What the process that was here had asked for comes to it where it is: this one would pass it on a second time.
     let _ = sys::prctl(Prctl::SetParentDeathSignal, 0, 0);
     for entry in entries {
@@ -96,11 +97,13 @@ fn read_environment(entries: impl Iterator<Item = &'static [u8]>) -> Option<Star
             lease_s = u32::try_from(number(text)?).ok()?;
         } else if let Some(text) = value(entry, ENV_COUNT) {
             count = u32::try_from(number(text)?).ok()?;
+        } else if let Some(text) = value(entry, ENV_STARTER) {
+            starter = number(text)?;
         } else if let Some(text) = value(entry, ENV_PDEATH) {
             die_with(i32::try_from(number(text)?).ok()?);
         }
     }
-    Some(Start { socket: socket?, role, lease_s, count })
+    Some(Start { socket: socket?, role, lease_s, count, starter })
 }
 
 fn value(entry: &'static [u8], name: &str) -> Option<&'static [u8]> {

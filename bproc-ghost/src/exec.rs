@@ -14,6 +14,8 @@ use bproc_common::ghost::{Msg, Role};
 use bproc_common::wire::Record;
 use core::ffi::CStr;
 
+/// Who runs what the kernel takes for no program.
+const SHELL: &CStr = c"/bin/sh";
 /// Exit code of a process that could not become the program, as shells have it.
 const EXIT_NO_PROGRAM: i32 = 127;
 
@@ -35,6 +37,7 @@ fn try_exec(ghost: &mut Ghost, fds: &Fds) -> sys::Result<Errno> {
     };
     let mut block = Block::map(*memfd)?;
     sys::close(*memfd);
+    settings(&block)?;
     let files = match files {
         [mounts, files @ ..] if block.head.flags & flag::MOUNTS != 0 => {
             sys::enter_mounts(*mounts)?;
@@ -54,7 +57,12 @@ fn try_exec(ghost: &mut Ghost, fds: &Fds) -> sys::Result<Errno> {
     let path = block.text(block.head.path_at)?.as_ptr().cast();
     sys::set_mask(block.head.blocked);
     // SAFETY: make_pointers has made both tables arrays of pointers to texts in the block, ended by null.
-    let error = unsafe { sys::execve(path, argv, envp) };
+    let mut error = unsafe { sys::execve(path, argv, envp) };
+    if error == Errno(errno::ENOEXEC) && block.head.flags & flag::SHELL != 0 {
+        let argv = block.give_to_shell()?;
+        // SAFETY: as above, and give_to_shell has put two texts before the rest of the arguments.
+        error = unsafe { sys::execve(SHELL.as_ptr().cast(), argv, envp) };
+    }
     sys::set_mask(u64::MAX);
     Ok(error)
 }
@@ -111,6 +119,48 @@ impl Block {
             }
         }
         Ok(())
+    }
+}
+
+/// What a local fork and exec would take over besides. While this has init's rights and /proc: the master saw that the caller has
+/// all this, and whoever may not raise a thing natively inherits it raised. What the machine refuses is left.
+fn settings(block: &Block) -> sys::Result<()> {
+    const AS_IT_IS: u32 = u32::MAX;
+    let head = &block.head;
+    let processors = block.table(head.processors_at, u64::from(head.nprocessors), 1)?;
+    if head.flags & flag::SETTINGS == 0 {
+        return Ok(());
+    }
+    let _ = sys::write_number(c"/proc/self/oom_score_adj", head.oom_score_adj.into());
+    if head.core_filter != AS_IT_IS {
+        let _ = sys::write_number(c"/proc/self/coredump_filter", head.core_filter.into());
+    }
+    sys::set_personality(head.personality);
+    if head.io_priority != 0 {
+        let _ = sys::set_io_priority(head.io_priority);
+    }
+    if !processors.is_empty() {
+        let _ = sys::set_processors(processors);
+    }
+    // Before the policy: real-time ones have none.
+    if head.timer_slack != 0 {
+        let _ = sys::prctl(Prctl::SetTimerslack, head.timer_slack as usize, 0);
+    }
+    if head.policy != 0 {
+        let _ = sys::set_scheduler(head.policy, head.priority);
+    }
+    Ok(())
+}
+
+impl Block {
+    /// The arguments for a shell: its name and the program's path instead of the zeroth.
+    fn give_to_shell(&mut self) -> sys::Result<*const u64> {
+        let path = self.text(self.head.path_at)?.as_ptr() as u64;
+        let at = self.head.argv_at.checked_sub(8).filter(|at| *at >= Head::SIZE as u64).ok_or(INVALID)? as usize;
+        let room = self.bytes.get_mut(at..at + 16).filter(|_| self.head.argc > 0).ok_or(INVALID)?;
+        room[..8].copy_from_slice(&(SHELL.as_ptr() as u64).to_ne_bytes());
+        room[8..].copy_from_slice(&path.to_ne_bytes());
+        Ok(room.as_ptr().cast())
     }
 }
 
@@ -253,6 +303,13 @@ fn identity(head: &Head, groups: &[u8]) -> sys::Result<()> {
     sys::prctl(Prctl::Ambient, ambient::CLEAR_ALL, 0)?;
     for capability in (0..64).filter(|c| head.cap_ambient >> c & 1 != 0) {
         sys::prctl(Prctl::Ambient, ambient::RAISE, capability)?;
+    }
+    // After the ambient set, which they may close, and the ids, which they may untie from the capabilities.
+    if head.securebits != 0 {
+        // Without those that an older kernel does not know.
+        const RIGHTS: u32 = 0xff;
+        sys::prctl(Prctl::SetSecurebits, head.securebits as usize, 0)
+            .or_else(|_| sys::prctl(Prctl::SetSecurebits, (head.securebits & RIGHTS) as usize, 0))?;
     }
     if head.euid != 0 {
         let left = head.cap_ambient;

@@ -31,6 +31,8 @@ pub(crate) struct Start {
     pub(crate) lease_s: u32,
     /// Signals that were numbered before.
     pub(crate) count: u32,
+    /// The `bpsh` that it comes from; 0: none.
+    pub(crate) starter: u64,
 }
 
 pub(crate) struct Ghost {
@@ -51,6 +53,8 @@ pub(crate) struct Ghost {
     pub(crate) delivered: Delivered,
     /// Count of the newest wake-up call.
     pub(crate) woken: u32,
+    /// The `bpsh` that it comes from, as all its clones do; 0: none, or not known.
+    pub(crate) starter: u64,
     /// The set of signals that are left in the kernel.
     left: u64,
 }
@@ -70,6 +74,7 @@ impl Ghost {
             lease: Lease::new(),
             delivered: Delivered::new(),
             woken: 0,
+            starter: 0,
             left: 0,
         }
     }
@@ -78,6 +83,7 @@ impl Ghost {
         self.signals = sys::signalfd(u64::MAX)?;
         self.link.set_path(start.socket);
         self.queue.count_from(start.count);
+        self.starter = start.starter;
         if start.role == Role::Init {
             self.delivered.share();
             self.lease.renew(start.lease_s.saturating_mul(1000))?;
@@ -133,7 +139,7 @@ impl Ghost {
             d: i64::from(self.queue.newest()),
             ..Msg::default()
         };
-        self.link.send(hello, &[]);
+        self.link.send(hello, &self.starter.to_ne_bytes());
         for (number, info) in self.queue.unacknowledged() {
             self.link.send(signal_message(number, info), &info.0);
         }

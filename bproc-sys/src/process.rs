@@ -4,6 +4,7 @@
 //! used again meanwhile. The parsers ([`Stat`], [`Status`]) take bytes; whatever they are, nothing panics.
 
 mod parse;
+mod settings;
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -18,6 +19,7 @@ use crate::error::{Error, Result, check};
 use crate::pod::Zeroable;
 
 pub use parse::{Caps, Ids, Malformed, Stat, Status};
+pub use settings::Settings;
 
 /// Largest `/proc` file that is read in bytes: a command line can be that long.
 const MAX_FILE: u64 = 16 << 20;

@@ -13,6 +13,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+/// Who is given what the kernel takes for no program.
+const SHELL: &str = "/bin/sh";
 /// Interpreters of interpreters that are followed, as in the kernel.
 const MAX_INTERPRETERS: usize = 5;
 /// Libraries of one program.
@@ -122,7 +124,13 @@ impl Gather<'_> {
         if let Some(elf) = elf {
             return self.dynamic(path, elf);
         }
-        let Some((interpreter, argument)) = script(&line).filter(|_| depth < MAX_INTERPRETERS) else { return Ok(()) };
+        let Some((interpreter, argument)) = script(&line).filter(|_| depth < MAX_INTERPRETERS) else {
+            if depth == 0 {
+                // No program to the kernel: a shell may be given it. Without one here it does without one there.
+                let _ = self.program(Path::new(SHELL), depth + 1);
+            }
+            return Ok(());
+        };
         let interpreter = self.absolute(&interpreter);
         self.program(&interpreter, depth + 1)?;
         // `#!/usr/bin/env python3`: what env will look for goes too. If it is not found, env will say so.

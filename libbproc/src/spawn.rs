@@ -84,7 +84,7 @@ impl Signals {
     }
 }
 
-/// What to run and where. Credentials, limits, working directory, umask and nice value are the calling process's.
+/// What to run and where. Credentials, limits, working directory, umask, processors, scheduling and the like are the calling process's.
 #[derive(Clone, Debug)]
 pub struct SpawnRequest<'fd> {
     /// Number of the node.
@@ -105,6 +105,8 @@ pub struct SpawnRequest<'fd> {
     pub die_with_parent: bool,
     /// The program is this machine's and travels with its libraries; else the node's own is run.
     pub travel: bool,
+    /// What the kernel takes for no program is given to a shell, as execvp(3) does.
+    pub shell: bool,
     /// A pipe to be told on of streams that are lost with their connection: pid and number of the descriptor, two `int`
     /// for each.
     pub report: Option<BorrowedFd<'fd>>,
@@ -192,6 +194,8 @@ impl<'fd> Prepared<'fd> {
             pdeathsig: request.pdeathsig,
             blocked: signals.blocked,
             ignored: signals.ignored,
+            securebits: sys::securebits(),
+            shell: request.shell,
             ..Default::default()
         };
         let spawn = wire::Spawn {

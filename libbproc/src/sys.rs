@@ -78,6 +78,14 @@ pub(crate) fn pdeathsig() -> i32 {
     signal
 }
 
+/// The calling thread's secure bits of capabilities(7), without the one that exec clears.
+pub(crate) fn securebits() -> u32 {
+    const KEEP_CAPS: u32 = 16;
+    // SAFETY: no pointers. It cannot fail.
+    let bits = unsafe { libc::prctl(libc::PR_GET_SECUREBITS) };
+    bits as u32 & !KEEP_CAPS
+}
+
 /// A child as fork(2) makes it, 0 in the child, but its parent gets no signal when it ends, unless it has executed
 /// a program meanwhile: exec makes it an ordinary child. libc knows nothing of it: the child must not take memory.
 pub(crate) fn clone_without_signal() -> io::Result<i32> {

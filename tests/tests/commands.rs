@@ -258,10 +258,7 @@ fn ghosts_look_like_their_processes(cluster: &Cluster) -> Result<()> {
     let ghosts = result?;
     let child = ghosts.iter().find(|ghost| looks(ghost) == b"sleep\x0088\0").context("the child's ghost")?;
     ensure!(ghosts.iter().any(|ghost| ghost.pid == child.ppid), "the tree is another: {ghosts:?}");
-    // bpsh takes its processes along, and what they left is told here.
-    for ghost in cluster.ghosts() {
-        let _ = bproc_tests::cluster::signal_to(ghost.pid, libc::SIGKILL);
-    }
+    // bpsh takes all along.
     cluster.quiet()
 }
 
@@ -352,7 +349,32 @@ fn scripts(cluster: &Cluster) -> Result<()> {
     fs::write(&path, "#!/bin/sh\necho \"$0 $1 $#\"\n")?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     let path = path.to_str().context("path")?;
-    same(cluster, &format!("bpsh 0 {path} 'a b' c"), &format!("{path} 'a b' c"))
+    same(cluster, &format!("bpsh 0 {path} 'a b' c"), &format!("{path} 'a b' c"))?;
+    // Without the line that names it, what runs it is a shell.
+    let plain = format!("{path}-plain");
+    fs::write(&plain, "echo \"$0 $1 $#\"; (exit 9)\n")?;
+    fs::set_permissions(&plain, fs::Permissions::from_mode(0o755))?;
+    for node in ["0", "master"] {
+        same(cluster, &format!("bpsh {node} {plain} 'a b' c"), &format!("env {plain} 'a b' c"))?;
+    }
+    Ok(())
+}
+
+/// Standard streams that bpsh was started without are closed to the program, too.
+fn closed_streams(cluster: &Cluster) -> Result<()> {
+    let file = cluster.dir().join("log/closed");
+    for closed in ["", "<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"] {
+        let script =
+            format!("s=; for n in 0 1 2; do [ -e /proc/$$/fd/$n ] && s=$s$n; done; echo \"$s\" >{}", file.display());
+        let of = |how: &str| -> Result<String> {
+            let done = cluster.shell(&format!("{how} sh -c '{script}' {closed}"))?;
+            ensure!(done.status == 0, "{how} {closed}: {done:?}");
+            Ok(fs::read_to_string(&file)?)
+        };
+        let (native, through, master) = (of("env")?, of("bpsh 0")?, of("bpsh master")?);
+        ensure!(native == through && native == master, "{closed}: {native:?}, {through:?}, {master:?} are open");
+    }
+    Ok(())
 }
 
 fn time_option(cluster: &Cluster) -> Result<()> {
@@ -407,6 +429,7 @@ fn main() -> ExitCode {
         Test::new("ghosts_are_guarded", ghosts_are_guarded),
         Test::new("time_of_children", time_of_children),
         Test::new("scripts", scripts),
+        Test::new("closed_streams", closed_streams),
         Test::new("time_option", time_option),
         Test::new("attributes_of_nodes", attributes_of_nodes),
         Test::new("many_at_once", many_at_once),

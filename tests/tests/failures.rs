@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bproc_tests::case::parent::Child;
 use bproc_tests::cluster::{Cluster, Role, eventually, signal_to};
+use bproc_tests::procs::Proc;
 use bproc_tests::run;
 use bproc_tests::runner::{self, Test};
 use bproc_tests::traveller::{Traveller, go};
@@ -146,6 +147,63 @@ fn bpsh_dies(cluster: &Cluster) -> Result<()> {
     bpsh.kill()?;
     bpsh.wait()?;
     started?;
+    cluster.quiet()
+}
+
+/// What the sleepers on nodes are told, if each has its ghost and nobody else has one.
+fn sleepers(cluster: &Cluster) -> std::result::Result<Vec<String>, String> {
+    let (programs, ghosts) = (cluster.programs(), cluster.ghosts());
+    let told = |process: &Proc| {
+        let line = std::fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
+        String::from_utf8_lossy(&line).replace('\0', " ").trim().strip_prefix("sleep ").map(str::to_owned)
+    };
+    let mut here: Vec<i32> = ghosts.iter().map(|ghost| ghost.pid).collect();
+    let mut there: Vec<i32> = programs.iter().map(Proc::inner).collect();
+    here.sort_unstable();
+    there.sort_unstable();
+    let mut all: Vec<String> = programs.iter().filter_map(told).collect();
+    all.sort();
+    if here == there { Ok(all) } else { Err(format!("{programs:?} {ghosts:?}")) }
+}
+
+/// A bpsh that is killed takes all along that its programs have started, and nothing else, also when agents are gone just then.
+fn offspring(cluster: &Cluster, roles: &[Role]) -> Result<()> {
+    let start = |line: &str| -> Result<Process> {
+        let mut command = cluster.command("bpsh");
+        Ok(run::tie(command.args(["0", "sh", "-c", line])).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?)
+    };
+    let these = |wanted: &[&str]| {
+        eventually("the right ones sleep", SOON, || {
+            let now = sleepers(cluster);
+            Ok(if now.as_ref().is_ok_and(|now| now == wanted) { Ok(()) } else { Err(format!("{now:?}")) })
+        })
+    };
+    let in_its_own_time = cluster.bpsh(&["0", "sh", "-c", "sleep 2000 </dev/null >/dev/null 2>&1 &"])?;
+    ensure!(in_its_own_time.status == 0, "{in_its_own_time:?}");
+    let lines = [
+        "sleep 2001 & (setsid sleep 2002 &); sh -c 'sleep 2003 & exec sleep 2004' & exec sleep 2005",
+        // It has ended, and bpsh reads the output of what it left behind.
+        "sleep 2006 &",
+        "(sleep 2010 &); exec sleep 2011",
+    ];
+    let mut all = lines.into_iter().map(start).collect::<Result<Vec<_>>>()?;
+    let result = (|| {
+        these(&["2000", "2001", "2002", "2003", "2004", "2005", "2006", "2010", "2011"])?;
+        crash(cluster, roles)?;
+        all[..2].iter_mut().try_for_each(Process::kill)?;
+        revive(cluster, roles)?;
+        these(&["2000", "2010", "2011"])?;
+        all[2].kill()?;
+        these(&["2000"])
+    })();
+    for bpsh in &mut all {
+        bpsh.kill()?;
+        bpsh.wait()?;
+    }
+    result?;
+    for ghost in cluster.ghosts() {
+        signal_to(ghost.pid, libc::SIGKILL)?;
+    }
     cluster.quiet()
 }
 
@@ -458,6 +516,7 @@ fn main() -> ExitCode {
     const BOTH: &[Role] = &[Role::Master, NODE];
     let mut tests = vec![
         Test::new("bpsh_is_killed", bpsh_dies),
+        Test::new("bpsh_is_killed_with_offspring", |c: &Cluster| offspring(c, &[])),
         Test::new("ghosts_are_killed", ghosts_die),
         Test::new("the_keeper_is_killed", keeper_dies),
         Test::new("a_stopped_one_forks", stopped_one_forks),
@@ -467,6 +526,7 @@ fn main() -> ExitCode {
         tests.push(Test::new(format!("{name}_restarts_statuses"), move |c: &Cluster| statuses_between(c, roles)));
         tests.push(Test::new(format!("{name}_restarts_kills"), move |c: &Cluster| kills_between(c, roles)));
         tests.push(Test::new(format!("{name}_restarts_output"), move |c: &Cluster| output_between(c, roles)));
+        tests.push(Test::new(format!("{name}_restarts_offspring"), move |c: &Cluster| offspring(c, roles)));
         tests.push(Test::new(format!("{name}_restarts_starts"), move |c: &Cluster| starts_between(c, roles)));
     }
     tests.extend([

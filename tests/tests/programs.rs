@@ -180,6 +180,49 @@ fn settings(cluster: &Cluster) -> Result<()> {
     around(cluster, Command::new(&program).arg("65534"), &AROUND).context("another user")
 }
 
+/// What a fork and exec hands on, as natively: scheduling, processors, and all else that comes from who starts a program.
+fn inherited(cluster: &Cluster) -> Result<()> {
+    // What it says of itself when it may not set something natively.
+    const REFUSED: i32 = 77;
+    let program = compile(cluster, "tests/programs/inherited.c", &[], false)?;
+    let program = program.display();
+    // That a set-user-id program of the node gets no rights is not taken off silently.
+    let jailed = cluster.shell(&format!("{program} set no-root user -- bpsh 1 {program}"))?;
+    ensure!(jailed.status != 0 && jailed.err().contains("secure bits"), "{jailed:?}");
+    for words in [
+        "",
+        "processor batch nice io personality oom slack core",
+        "idle umask limits signals",
+        "fifo slack",
+        "rr io-idle",
+        "reset",
+        "spared",
+        "bits privileges",
+    ] {
+        for user in ["", "user"] {
+            let start = |how: &str| {
+                let line = format!("{program} set {words} {user} {how} {program}");
+                finish(cluster.command("sh").args(["-c", &line]), b"", LIMIT)
+            };
+            let native = start("fork --")?;
+            if native.status == REFUSED {
+                println!("skipped: {}", native.err().trim());
+                continue;
+            }
+            let through = start("-- bpsh 1")?;
+            ensure!(native.status == 0 && !native.stdout.is_empty(), "{words} {user}: natively {native:?}");
+            ensure!(
+                through == native,
+                "{words} {user}:\n{}{}instead of\n{}",
+                through.err(),
+                through.out(),
+                native.out()
+            );
+        }
+    }
+    cluster.quiet()
+}
+
 fn rights(cluster: &Cluster) -> Result<()> {
     let program = compile(cluster, "tests/programs/rights.c", &[], false)?;
     for words in [
@@ -311,6 +354,7 @@ fn main() -> ExitCode {
         Test::new("sixty_four_threads", sixty_four_threads),
         Test::new("sparse", sparse),
         Test::new("settings", settings),
+        Test::new("inherited", inherited),
         Test::new("rights", rights),
         Test::new("rights_beyond_the_user", rights_beyond_the_user),
         Test::new("rights_and_a_new_agent", rights_and_a_new_agent),

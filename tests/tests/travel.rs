@@ -378,8 +378,13 @@ fn what_cannot_travel(place: &Place) -> Result<()> {
     let done = place.cluster.bpsh(&["0", &dir.join("lost").display().to_string()])?;
     ensure!(done.status == 127 && done.err().contains("/no/such/interpreter"), "{done:?}");
     executable(&dir.join("nothing"), "")?;
+    // A script without a line, to a shell.
     let done = place.cluster.bpsh(&["0", &dir.join("nothing").display().to_string()])?;
-    ensure!(done.status == 126, "{done:?}");
+    ensure!(done.status == 0 && done.err().is_empty(), "{done:?}");
+    executable(&dir.join("plain"), "echo $0 $#\n")?;
+    let plain = dir.join("plain").display().to_string();
+    let done = place.cluster.bpsh(&["0", &plain, "a b"])?;
+    ensure!(done.status == 0 && done.out().trim_end().ends_with("wrong/plain 1"), "{done:?}");
     // A directory of the node where a file should be.
     let path = place.here("wrong")?.join("blocked");
     executable(&path, "#!/bin/bash\n")?;

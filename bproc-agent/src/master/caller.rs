@@ -3,9 +3,11 @@
 
 use crate::kernel::Kin;
 use bproc_common::id::Pid;
+use bproc_core::master::Starter;
 use bproc_proto as proto;
 use bproc_sys::process::{Process, Status};
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 
 /// Ancestors at most that get skeletons for the sake of a subreaper.
 const LONGEST: usize = 8;
@@ -28,11 +30,29 @@ pub struct Caller {
     pub relatives: Vec<Pid>,
 }
 
+/// A process that asks, and its status, which is long to read.
+pub struct Asking {
+    process: Process,
+    status: Status,
+}
+
+impl Asking {
+    /// By its number.
+    ///
+    /// # Errors
+    /// When its status cannot be read.
+    pub fn look(pid: Pid) -> bproc_sys::Result<Asking> {
+        let process = Process::open(pid)?;
+        let status = process.status()?;
+        Ok(Asking { process, status })
+    }
+}
+
 /// Fills what the agent decides in the spec (credentials, limits, numbers) and returns what the caller is.
-pub fn complete(pid: Pid, spec: &mut proto::SpawnSpec, kin: &Kin) -> bproc_sys::Result<Caller> {
+pub fn complete(asking: &Asking, spec: &mut proto::SpawnSpec, kin: &Kin) -> bproc_sys::Result<Caller> {
     use std::os::unix::ffi::OsStrExt;
-    let process = Process::open(pid)?;
-    let (stat, status) = (process.stat()?, process.status()?);
+    let Asking { process, status } = asking;
+    let (pid, stat) = (process.pid(), process.stat()?);
     if spec.cwd.is_empty() {
         // A directory that was removed or cannot be named: the node takes "/".
         spec.cwd = process.cwd().map_or_else(|_| b"/".to_vec(), |d| d.as_os_str().as_bytes().to_vec());
@@ -71,7 +91,7 @@ pub fn complete(pid: Pid, spec: &mut proto::SpawnSpec, kin: &Kin) -> bproc_sys::
         uid: status.uids.effective,
         gids,
         parent: Pid::new(stat.ppid),
-        owner: owner_by(&status),
+        owner: owner_by(status),
         comm: stat.comm,
         relatives,
     })
@@ -88,14 +108,41 @@ pub fn owner(pid: i32) -> Option<u32> {
     Some(owner_by(&Process::open(Pid::new(pid)?).ok()?.status().ok()?))
 }
 
-/// Why a process may not go on as a program on a node: something holds it that would not go along.
+/// What a start takes over of its caller beyond what [`complete`] fills.
 ///
 /// # Errors
-/// When its status, or the agent's own, cannot be read.
-pub fn refusal(pid: Pid) -> bproc_sys::Result<Option<String>> {
-    let status = |pid| Process::open(pid).and_then(|process| process.status());
-    let own = Pid::new(std::process::id() as i32).map(status).transpose()?.unwrap_or_default();
-    Ok(held_by(&status(pid)?, &own).map(|why| format!("process {pid} {why}")))
+/// When the caller is gone.
+pub fn settings(asking: &Asking) -> bproc_sys::Result<proto::Settings> {
+    let s = asking.process.settings()?;
+    Ok(proto::Settings {
+        processors: s.processors,
+        policy: s.policy,
+        priority: s.priority,
+        io_priority: s.io_priority,
+        personality: s.personality,
+        core_filter: s.core_filter,
+        oom_score_adj: s.oom_score_adj,
+        timer_slack_ns: s.timer_slack_ns,
+    })
+}
+
+/// Why a process may not go on as a program on a node: something holds it that would not go along. Its secure bits are told by
+/// itself.
+///
+/// # Errors
+/// When the agent's own status cannot be read.
+pub fn refusal(asking: &Asking, securebits: u32) -> bproc_sys::Result<Option<String>> {
+    // Its namespaces and filters stay what they are.
+    static OWN: OnceLock<Status> = OnceLock::new();
+    let own = match OWN.get() {
+        Some(own) => own,
+        None => {
+            let own = Pid::new(std::process::id() as i32).map(Asking::look).transpose()?;
+            OWN.get_or_init(|| own.map_or_else(Status::default, |own| own.status))
+        }
+    };
+    let why = held_by(&asking.status, own).or_else(|| bits_of(&asking.status, securebits));
+    Ok(why.map(|why| format!("process {} {why}", asking.process.pid())))
 }
 
 fn held_by(status: &Status, own: &Status) -> Option<&'static str> {
@@ -115,6 +162,16 @@ fn held_by(status: &Status, own: &Status) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// Secure bits change what a set-user-id program can do that is not made for them. So who could not have set them is not believed.
+fn bits_of(status: &Status, securebits: u32) -> Option<&'static str> {
+    /// Those that only take rights away, or that anybody may set: no raising of ambient capabilities, and the like for files.
+    const HARMLESS: u32 = 0xfc0;
+    const CAP_SETPCAP: u64 = 1 << 8;
+    (securebits & !HARMLESS != 0 && status.caps.permitted & CAP_SETPCAP == 0).then_some(
+        "has secure bits that it may not set, which a start on a node would take off: start it without them, or with CAP_SETPCAP",
+    )
 }
 
 /// A parent and its ancestors up to the subreaper, whose stand-ins get orphans as they themselves do. None where that is in another
@@ -151,6 +208,14 @@ pub fn relative(number: i32) -> Option<proto::Relative> {
     })
 }
 
+/// The `bpsh` that has this number now; none if it is gone, and with it what it starts.
+pub fn starter(number: i32) -> Option<Starter> {
+    /// Pids are below 2 to this power.
+    const PID_BITS: u32 = 22;
+    let stat = Process::open(Pid::new(number)?).ok()?.stat().ok()?;
+    Some(Starter(stat.starttime << PID_BITS | number as u64))
+}
+
 /// A child, and what its parent knows of how it is.
 pub fn child(number: i32) -> Option<proto::Relative> {
     let relative = relative(number)?;
@@ -177,5 +242,9 @@ mod tests {
         assert!(why("Seccomp:\t1\n").contains("seccomp"));
         assert!(why("Seccomp:\t2\nSeccomp_filters:\t2\n").contains("seccomp"));
         assert!(why("CapPrm:\t1\n").contains("root's rights"));
+        let bits = |lines, bits| bits_of(&status(lines), bits).is_none();
+        let (no_root, no_raise) = (1, 0xc0);
+        assert!(bits("CapPrm:\t100\n", no_root) && bits("CapPrm:\t0\n", no_raise));
+        assert!(!bits("CapPrm:\tff\n", no_root) && !bits("CapPrm:\t0\n", no_root | no_raise));
     }
 }

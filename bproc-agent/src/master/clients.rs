@@ -11,6 +11,7 @@ use crate::local::{self, Counter, fail};
 use crate::stdio::Iod;
 use anyhow::Result;
 use bproc_common::id::{NodeId, Pid};
+use bproc_core::master::Starter;
 use bproc_proto::client::{self as wire, Reply, reply, request};
 use bproc_proto::link::{Answer, Ask};
 use bproc_proto::stream::Kind;
@@ -35,6 +36,8 @@ pub enum ClientFact {
         spec: Box<SpawnSpec>,
         /// Who asks.
         caller: Caller,
+        /// Its parent, if that is a `bpsh`.
+        starter: Option<Starter>,
         /// Answered once.
         answer: oneshot::Sender<Result<(), Failure>>,
     },
@@ -346,10 +349,12 @@ async fn start(
         number: error.errno(),
         message: format!("process {pid} cannot be read: {error}"),
     };
-    if let Some(message) = caller::refusal(pid).map_err(unreadable)? {
+    let asking = caller::Asking::look(pid).map_err(unreadable)?;
+    if let Some(message) = caller::refusal(&asking, spec.securebits).map_err(unreadable)? {
         return Err(Failure { number: libc::EPERM, message });
     }
-    let caller = caller::complete(pid, &mut spec, &desk.kin).map_err(unreadable)?;
+    let caller = caller::complete(&asking, &mut spec, &desk.kin).map_err(unreadable)?;
+    spec.settings = Some(caller::settings(&asking).map_err(unreadable)?);
     let forwarded: Vec<(i32, bool)> =
         spec.streams.iter().filter(|s| s.kind() == Kind::Forward).map(|s| (s.fd, s.input)).collect();
     let report = if spawn.report { fds.pop() } else { None };
@@ -370,11 +375,15 @@ async fn start(
     let pty = spec.pty;
     let mut environment =
         vec![format!("{}={}", bproc_common::ghost::ENV_SOCKET, desk.ghost_socket.display()).into_bytes()];
+    let starter = if spawn.die_with_parent { caller::starter(spec.ppid) } else { None };
     if spawn.die_with_parent {
         environment.push(format!("{}={}", bproc_common::ghost::ENV_PDEATH, spec.ppid).into_bytes());
     }
+    if let Some(Starter(number)) = starter {
+        environment.push(format!("{}={number}", bproc_common::ghost::ENV_STARTER).into_bytes());
+    }
     let (answer, receiver) = oneshot::channel();
-    let fact = ClientFact::Spawn { node: NodeId(spawn.node), spec: Box::new(spec), caller, answer };
+    let fact = ClientFact::Spawn { node: NodeId(spawn.node), spec: Box::new(spec), caller, starter, answer };
     desk.facts.send(Fact::Client(fact)).await.ok();
     // Beside each other: the service waits for a node's call as the node's call waits for it.
     let expected = async {

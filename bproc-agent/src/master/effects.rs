@@ -124,6 +124,7 @@ impl Actor {
             GhostCommand::Group(pgid) => self.desk.following.join(pid, ghost, pgid),
             GhostCommand::Session => self.desk.following.follow(pid, ghost, op::SETSID, 0, 0),
             GhostCommand::Owner(uid, gid) => self.desk.following.follow(pid, ghost, op::CREDS, uid.into(), gid.into()),
+            GhostCommand::Starter(starter) => ghost.tell(op::STARTER, starter.0 as i64, 0, vec![]),
             GhostCommand::Name(name) => ghost.tell(op::NAME, 0, 0, name),
             GhostCommand::CommandLine(bytes) => {
                 if let Some((op, payload)) = ghosts::command_line(&bytes) {

@@ -43,7 +43,7 @@ use bproc_config::MachineConfig;
 use bproc_config::net::Gate;
 use bproc_core::group::Record;
 use bproc_core::master::moving::MoveId;
-use bproc_core::master::{Action, Ask, Child, Master};
+use bproc_core::master::{Action, Ask, Child, Master, Starter};
 use bproc_proto::client::Moved;
 use bproc_proto::link::{ToNode, to_node};
 use bproc_proto::{Failure, SpawnSpec};
@@ -272,6 +272,7 @@ impl Actor {
             Fact::Cloned(child, result) => self.core.cloned(child, result, out),
             Fact::RelativeGone(pid, status) => {
                 self.no_longer_watched(pid);
+                self.kernel.remove_starter(pid);
                 self.adopts(pid, out);
                 self.core.relative_gone(pid, status, out);
             }
@@ -316,7 +317,7 @@ impl Actor {
 
     fn ghost(&mut self, report: ghosts::Report, out: &mut Vec<Action>) {
         match report {
-            ghosts::Report::Connected { pid, role: Role::Ghost, newest, ghost, parent, .. } => {
+            ghosts::Report::Connected { pid, role: Role::Ghost, newest, ghost, parent, starter, .. } => {
                 if self.nursery_pid == Some(pid) {
                     ghost.tell(op::WATCH_CHILDREN, 0, 0, vec![]);
                     self.nursery = Some(ghost);
@@ -331,6 +332,7 @@ impl Actor {
                 self.ghosts.insert(pid, ghost);
                 self.core.ghost_connected(pid, parent, out);
                 self.core.ghost_counts(pid, newest);
+                self.core.ghost_started_by(pid, starter, out);
             }
             ghosts::Report::Connected { pid, .. } => {
                 tracing::warn!(%pid, "a skeleton connected to the master; ignored")
@@ -435,6 +437,7 @@ impl Actor {
                 let Some(pid) = i32::try_from(event.pid).ok().and_then(Pid::new) else { return };
                 self.core.group_signalled(pid, Record::of(&event));
             }
+            event::kind::STARTER => self.core.starter_killed(Starter(event.call), out),
             event::kind::BEYOND => run::turn_cursor_back(self.config.pids.boundary),
             _ => {}
         }

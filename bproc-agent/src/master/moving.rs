@@ -122,7 +122,8 @@ async fn ask_once(
         survey::begin(pid.get(), wishes)
     });
     let mut spec = SpawnSpec::default();
-    let caller = caller::complete(pid, &mut spec, &desk.kin).map_err(unreadable)?;
+    let asking = caller::Asking::look(pid).map_err(unreadable)?;
+    let caller = caller::complete(&asking, &mut spec, &desk.kin).map_err(unreadable)?;
     let process = Process::open(pid).map_err(unreadable)?;
     if process.stat().map_err(unreadable)?.state == b'Z' {
         return Err(failure(libc::ESRCH, format!("process {pid} has ended")));

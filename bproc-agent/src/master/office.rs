@@ -11,14 +11,17 @@ use bproc_proto::{Failure, client as wire};
 impl Actor {
     pub(super) fn client(&mut self, fact: ClientFact, out: &mut Vec<Action>) {
         match fact {
-            ClientFact::Spawn { node, spec, caller, answer } => {
+            ClientFact::Spawn { node, spec, caller, starter, answer } => {
                 let Some(pid) = Pid::new(spec.pid) else { return };
                 let ask = Ask(self.next_ask);
                 self.next_ask += 1;
                 self.asks.insert(ask, Waiting { pid, answer: Waits::Spawn(answer) });
                 self.specs.insert(pid, *spec);
                 let Caller { parent, uid, gids, relatives, .. } = caller;
-                let facts = SpawnFacts { pid, parent, node, uid, gids, relatives };
+                if let Some((parent, starter)) = parent.zip(starter) {
+                    self.kernel.add_starter(parent, starter);
+                }
+                let facts = SpawnFacts { pid, parent, node, uid, gids, relatives, starter };
                 self.core.spawn(ask, facts, out);
             }
             ClientFact::Resize { resize, caller, answer } => {

@@ -127,6 +127,12 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         facts.send(Fact::Doubt(caller)).await.ok();
     }
     former.forward(facts.clone(), Fact::Doubt);
+    for (pid, starter) in kernel.starters() {
+        match super::caller::starter(pid.get()) == Some(starter) {
+            true => core.starter_found(pid, starter),
+            false => kernel.remove_starter(pid),
+        }
+    }
     let actor = Actor {
         core,
         stdio_address,

@@ -520,6 +520,9 @@ fn block(spec: &SpawnSpec, place: Option<&Place>) -> Option<Vec<u8>> {
     flags |= if spec.pty { exec::flag::CTTY } else { 0 };
     flags |= if spec.no_new_privs { exec::flag::NO_NEW_PRIVS } else { 0 };
     flags |= if place.is_some() { exec::flag::MOUNTS } else { 0 };
+    flags |= if spec.shell { exec::flag::SHELL } else { 0 };
+    flags |= if spec.settings.is_some() { exec::flag::SETTINGS } else { 0 };
+    let settings = spec.settings.clone().unwrap_or_default();
     let path = place.and_then(|place| place.path.as_ref()).unwrap_or(&spec.path);
     let moved = place.filter(|place| !place.moved.is_empty()).map(|p| environment(&spec.envp, &p.moved));
     let head = Head {
@@ -539,6 +542,14 @@ fn block(spec: &SpawnSpec, place: Option<&Place>) -> Option<Vec<u8>> {
         cap_bounding: c.cap_bounding,
         cap_inheritable: c.cap_inheritable,
         cap_ambient: c.cap_ambient,
+        policy: settings.policy,
+        priority: settings.priority,
+        io_priority: settings.io_priority,
+        personality: settings.personality.unwrap_or(u32::MAX),
+        core_filter: settings.core_filter.unwrap_or(u32::MAX),
+        oom_score_adj: settings.oom_score_adj,
+        timer_slack: settings.timer_slack_ns,
+        securebits: spec.securebits,
         ..Head::default()
     };
     let limits: Vec<_> = spec.limits.iter().map(|l| (l.soft, l.hard)).collect();
@@ -552,6 +563,7 @@ fn block(spec: &SpawnSpec, place: Option<&Place>) -> Option<Vec<u8>> {
         groups: &c.groups,
         fds: &fds,
         rlimits: &limits,
+        processors: &settings.processors,
     }
     .build()
 }

@@ -1,6 +1,7 @@
 //! Starting: pipes and one child a node. A child becomes the ghost of its program, or says why not and ends.
 
-use std::ffi::CString;
+use std::convert::Infallible;
+use std::ffi::{CStr, CString};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -11,12 +12,16 @@ use bproc_common::errno::BE_INVALIDNODE;
 use bproc_common::id::{NodeId, Pid};
 use bproc_common::nodeset::Unknown;
 use bproc_common::wait::Status;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::outcome;
 use crate::cli::Bpsh;
 use crate::sys;
+
+/// Who runs what the kernel takes for no program.
+const SHELL: &CStr = c"/bin/sh";
 
 /// What to run.
 #[derive(Debug)]
@@ -46,6 +51,8 @@ pub(crate) struct Child {
 enum Route {
     Pipe,
     Null,
+    /// Not open, as bpsh's own.
+    Closed,
     /// Where standard output goes.
     Output,
     /// Path on the node, open(2) flags.
@@ -64,7 +71,13 @@ fn routes(options: &Bpsh) -> [Route; 3] {
     let write = OFlag::O_WRONLY | OFlag::O_CREAT | if both { OFlag::O_APPEND } else { OFlag::O_TRUNC };
     let file = |path: &Path, flags| Route::File(path.as_os_str().as_bytes().to_vec(), flags);
     // What is /dev/null here may be that of the node.
-    let other = |number| if options.no_io || (!options.pty && is_null(number)) { Route::Null } else { Route::Pipe };
+    let other = |number| match () {
+        () if options.no_io => Route::Null,
+        () if options.pty => Route::Pipe,
+        () if sys::was_closed(number) => Route::Closed,
+        () if is_null(number) => Route::Null,
+        () => Route::Pipe,
+    };
     let stdin = if options.no_stdin { Route::Null } else { other(0) };
     [
         options.stdin.as_deref().map_or(stdin, |path| file(path, OFlag::O_RDONLY)),
@@ -171,6 +184,7 @@ fn request<'fd>(
                 Source::File { path: path.clone(), flags: flags.bits() as u32, mode: 0o666, offset: 0 }
             }
             (Route::Output, _) => Source::Same(1),
+            (Route::Closed, _) => Source::Closed,
             _ => Source::Null,
         };
         Stream { fd: i as i32, input: i == 0, source }
@@ -185,6 +199,7 @@ fn request<'fd>(
         pdeathsig: 0,
         die_with_parent: true,
         travel: true,
+        shell: true,
         report: Some(report),
         signals: Some(program.signals),
     }
@@ -210,7 +225,7 @@ fn redirect(routes: &[Route; 3], theirs: &[Option<OwnedFd>; 3]) -> io::Result<()
     let open = |path: &[u8], flags| nix::fcntl::open(path, flags, nix::sys::stat::Mode::from_bits_truncate(0o666));
     for (number, (route, end)) in (0..).zip(routes.iter().zip(theirs)) {
         let file = match (route, end) {
-            (Route::Pipe, None) => continue,
+            (Route::Pipe, None) | (Route::Closed, _) => continue,
             (Route::Pipe, Some(end)) => end.try_clone()?,
             (Route::File(path, flags), _) => open(path, *flags)?,
             (Route::Output, _) => sys::standard(1).try_clone_to_owned()?,
@@ -222,18 +237,24 @@ fn redirect(routes: &[Route; 3], theirs: &[Option<OwnedFd>; 3]) -> io::Result<()
 }
 
 fn exec(program: &Program) -> bproc::Error {
-    let attempt = || -> io::Result<()> {
+    let attempt = || -> io::Result<Infallible> {
         let path = CString::new(program.path.clone())?;
         let argv = sys::c_strings(program.argv.iter().cloned())?;
         let envp = sys::c_strings(program.envp.iter().cloned())?;
         sys::restore_signals(program.signals);
-        nix::unistd::execve(&path, &argv, &envp)?;
-        Ok(())
+        let error = nix::unistd::execve(&path, &argv, &envp).err().unwrap_or(Errno::EINVAL);
+        if error != Errno::ENOEXEC {
+            return Err(error.into());
+        }
+        // No program to the kernel: a shell's, as to execvp.
+        let rest = argv.iter().skip(1).map(CString::as_c_str);
+        let argv: Vec<&CStr> = [SHELL, &path].into_iter().chain(rest).collect();
+        Err(nix::unistd::execve(SHELL, &argv, &envp).err().unwrap_or(error).into())
     };
     let path = String::from_utf8_lossy(&program.path);
     match attempt() {
         Err(error) => to_error(&path, &error),
-        Ok(()) => to_error(&path, &io::Error::from_raw_os_error(libc::EINVAL)),
+        Ok(never) => match never {},
     }
 }
 

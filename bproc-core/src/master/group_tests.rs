@@ -34,8 +34,15 @@ fn three() -> Master {
         let mut out = vec![];
         m.attach(node, attach, "up", &mut out).unwrap();
         for p in all {
-            let facts =
-                SpawnFacts { pid: pid(p), parent: None, node, uid: 0, gids: [0].into(), relatives: vec![pid(40)] };
+            let facts = SpawnFacts {
+                pid: pid(p),
+                parent: None,
+                node,
+                uid: 0,
+                gids: [0].into(),
+                relatives: vec![pid(40)],
+                starter: None,
+            };
             m.spawn(Ask(1), facts, &mut out);
             m.held(pid(p), Ok(()), &mut out);
             m.spawned(pid(p), Ok(()), &mut out);
@@ -119,7 +126,15 @@ fn each_goes_its_way_alone_where_it_is_not_certain_who_is_where() {
     alone(&both(&mut three(), 18));
     alone(&both(&mut three(), 20));
     let mut m = three();
-    let facts = SpawnFacts { pid: pid(70), parent: None, node: NodeId(1), uid: 0, gids: [0].into(), relatives: vec![] };
+    let facts = SpawnFacts {
+        pid: pid(70),
+        parent: None,
+        node: NodeId(1),
+        uid: 0,
+        gids: [0].into(),
+        relatives: vec![],
+        starter: None,
+    };
     m.spawn(Ask(2), facts, &mut vec![]);
     alone(&both(&mut m, TERM));
     // As it was decided for the first.
@@ -246,7 +261,15 @@ fn a_start_does_not_meet_it() {
     let mut m = three();
     let mut out = vec![];
     m.group_signalled(pid(51), record(3, 1));
-    let facts = SpawnFacts { pid: pid(70), parent: None, node: NodeId(1), uid: 0, gids: [0].into(), relatives: vec![] };
+    let facts = SpawnFacts {
+        pid: pid(70),
+        parent: None,
+        node: NodeId(1),
+        uid: 0,
+        gids: [0].into(),
+        relatives: vec![],
+        starter: None,
+    };
     m.spawn(Ask(2), facts, &mut out);
     let at = |out: &[Action], is: fn(&Order) -> bool| {
         out.iter().position(|a| matches!(a, Action::Send(NodeId(1), _, order) if is(order)))

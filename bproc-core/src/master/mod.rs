@@ -9,7 +9,7 @@
 //! Each call takes one fact and appends what is to be done to `out`; the agent performs it in that order.
 //! - this file: nodes, spawn, life and death of processes
 //! - [`signals`]: signals, stop and continue · `groups`: signals to whole groups
-//! - [`moving`]: processes go on elsewhere · `children`: stops of children that are elsewhere
+//! - [`moving`]: processes go on elsewhere · `children`: stops of children that are elsewhere · `starters`: what goes with its `bpsh`
 //! - [`model`]: the state
 
 mod children;
@@ -23,11 +23,15 @@ mod moving_tests;
 pub mod nodes;
 mod signals;
 #[cfg(test)]
+mod starter_tests;
+mod starters;
+#[cfg(test)]
 mod tests;
 
 pub use groups::GroupCall;
 pub use model::{Action, Ask, Child, GhostCommand, Node, Order, Refusal, SpawnFacts, View};
 use model::{Phase, Process};
+pub use starters::Starter;
 
 use crate::group::Copies;
 use crate::lease::Leases;
@@ -62,6 +66,10 @@ pub struct Master {
     cloning: HashMap<Pid, Pid>,
     /// Children that are stopped, as their parents' ghosts tell, and by which signal.
     halted: BTreeMap<Pid, i32>,
+    /// Every `bpsh` that lives.
+    starters: HashMap<Pid, Starter>,
+    /// Those that were killed last.
+    condemned: VecDeque<Starter>,
     /// Signals to groups that nodes told of.
     repeated: VecDeque<groups::Repeated>,
     /// Signals to groups here.
@@ -89,6 +97,8 @@ impl Master {
             left_behind: HashMap::new(),
             cloning: HashMap::new(),
             halted: BTreeMap::new(),
+            starters: HashMap::new(),
+            condemned: VecDeque::new(),
             repeated: VecDeque::new(),
             calls: VecDeque::new(),
             copies: Copies::default(),
@@ -108,6 +118,8 @@ impl Master {
         self.settle_calls(true, out);
         let mut process = Process::new(Some(facts.node), facts.parent);
         process.phase = Phase::Starting { ask, held: None, started: None };
+        process.starter = facts.starter;
+        self.starters.extend(facts.parent.zip(facts.starter));
         self.processes.insert(facts.pid, process);
         for relative in facts.relatives {
             self.speak_for(relative, facts.node, out);
@@ -213,8 +225,10 @@ impl Master {
         }
         let mut process = Process::new(Some(node), parent);
         process.orphan = Some(child.clone());
-        self.processes.insert(child.pid, process);
-        out.push(Action::TrackSignals(child.pid));
+        process.starter = parent.and_then(|parent| self.processes.get(&parent)?.starter);
+        let pid = child.pid;
+        self.processes.insert(pid, process);
+        out.push(Action::TrackSignals(pid));
         match parent.and_then(|p| self.processes.get_mut(&p).filter(|p| p.can_act()).map(|q| (p, q))) {
             Some((p, q)) => {
                 if q.ghost_stopped.is_some() {
@@ -225,6 +239,7 @@ impl Master {
             }
             None => out.push(Action::NurseryClone(child)),
         }
+        self.kill_condemned(pid, out);
     }
 
     /// A ghost answered the command to clone. One that ended without an answer may have carried it out: `Err(ESRCH)` is
@@ -424,6 +439,7 @@ impl Master {
     /// A process that has skeletons has ended with this wait status (0 when nobody knows).
     pub fn relative_gone(&mut self, pid: Pid, status: i32, out: &mut Out) {
         self.halted.remove(&pid);
+        self.starter_gone(pid, out);
         for node in self.relatives.remove(&pid).unwrap_or_default() {
             self.order(node, Order::RelativeGone(pid, status), out);
         }

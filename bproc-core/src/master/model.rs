@@ -1,6 +1,7 @@
 //! The master's state and its words: what it is told to do and to refuse.
 
 use super::moving::MoveId;
+use super::starters::Starter;
 use crate::session::{Inbox, Outbox};
 use bproc_common::id::{Epoch, NodeId, Pid};
 use std::collections::{BTreeSet, VecDeque};
@@ -24,6 +25,8 @@ pub struct SpawnFacts {
     pub gids: BTreeSet<u32>,
     /// Pids that the new process refers to: parent, leaders of its group and session.
     pub relatives: Vec<Pid>,
+    /// Its parent, if that is a `bpsh`, which takes it along when it is killed.
+    pub starter: Option<Starter>,
 }
 
 /// A process that was forked on a node.
@@ -95,6 +98,8 @@ pub enum GhostCommand {
     WatchChildren,
     /// It was to become the process, and left signals for that one: it takes them again.
     TakeSignals,
+    /// Know by whom its process was started.
+    Starter(Starter),
 }
 
 /// What a node is told. Orders are numbered and survive a broken link.
@@ -365,6 +370,8 @@ pub(super) struct Process {
     pub unreaped: Vec<Pid>,
     /// Whose ghost is still to be made by its parent's; the nursery makes it if that one dies first.
     pub orphan: Option<Child>,
+    /// The `bpsh` that it comes from.
+    pub starter: Option<Starter>,
 }
 
 impl Process {
@@ -396,6 +403,7 @@ impl Process {
             reap: false,
             unreaped: Vec::new(),
             orphan: None,
+            starter: None,
         }
     }
 

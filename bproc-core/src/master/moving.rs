@@ -324,7 +324,8 @@ impl Master {
         let lost = matches!(m.arrived, Some(Err(_)));
         let (to, parent) = (m.facts.to, m.facts.parent);
         if !lost {
-            self.processes.insert(pid, Process { unheld: true, ..Process::new(to, parent) });
+            let starter = parent.and_then(|parent| self.starters.get(&parent).copied());
+            self.processes.insert(pid, Process { unheld: true, starter, ..Process::new(to, parent) });
         }
         out.push(Action::ProceedHere(pid, id, !lost));
     }

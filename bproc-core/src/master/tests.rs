@@ -39,7 +39,15 @@ fn up() -> Master {
 }
 
 fn facts(p: i32) -> SpawnFacts {
-    SpawnFacts { pid: pid(p), parent: Some(pid(2)), node: NODE, uid: 5, gids: [5].into(), relatives: vec![pid(2)] }
+    SpawnFacts {
+        pid: pid(p),
+        parent: Some(pid(2)),
+        node: NODE,
+        uid: 5,
+        gids: [5].into(),
+        relatives: vec![pid(2)],
+        starter: None,
+    }
 }
 
 fn running(m: &mut Master, p: i32) {

@@ -14,6 +14,7 @@ impl World {
             let runs = self.machines.iter().any(|m| m.processes.get(p).is_some_and(|p| p.ended.is_none()));
             assert!(gone || runs, "seed {seed}: {p} is the ghost of nobody");
         }
+        self.check_starters(seed);
         for p in self.runs.keys() {
             let copies: Vec<&Process> =
                 self.machines.iter().filter_map(|m| m.processes.get(p)).chain(self.home.get(p)).collect();

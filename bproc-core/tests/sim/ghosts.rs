@@ -82,7 +82,8 @@ impl World {
     }
 
     pub(super) fn clone(&mut self, parent: i32, child: i32) {
-        self.ghosts.insert(child, Ghost { made: true, parent, ..Ghost::default() });
+        let starter = self.ghosts.get(&parent).and_then(|g| g.starter);
+        self.ghosts.insert(child, Ghost { made: true, parent, starter, ..Ghost::default() });
         self.keeper.push_back(Word::Adopted(child));
         self.report(parent, Report::Cloned(child, Ok(())));
         self.report(child, Report::Hello(parent));
@@ -108,7 +109,9 @@ impl World {
             Report::Hello(parent) if !dead && self.ghosts.contains_key(&p) => {
                 let ghost = self.ghosts.get_mut(&p).unwrap();
                 ghost.connected = true;
+                let starter = ghost.starter;
                 self.master.ghost_connected(pid(p), Pid::new(parent), out);
+                self.master.ghost_started_by(pid(p), starter, out);
             }
             Report::Hello(_) => {}
             Report::Signal(p, number, signal) => self.master.ghost_signal(pid(p), number, siginfo(signal), out),
@@ -129,6 +132,7 @@ impl World {
                     g.unacknowledged.pop_front();
                 }
             }
+            GhostCommand::Starter(starter) => g.starter = Some(starter),
             _ => {}
         }
     }

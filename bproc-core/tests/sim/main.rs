@@ -9,6 +9,8 @@ mod groups;
 mod movers;
 mod moves;
 mod nodes;
+mod play;
+mod starters;
 
 use bproc_common::id::{Epoch, NodeId, Pid};
 use bproc_common::wait::Status;
@@ -16,7 +18,7 @@ use bproc_core::group::Record;
 use bproc_core::lease::Leases;
 use bproc_core::master::moving::{Departed, Leaving, MoveFacts, MoveId};
 use bproc_core::master::nodes::Attach;
-use bproc_core::master::{Action, Ask, Child, GhostCommand, Master, Node, Order, Refusal, SpawnFacts};
+use bproc_core::master::{Action, Ask, Child, GhostCommand, Master, Node, Order, Refusal, SpawnFacts, Starter};
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 const PARENT: i32 = 2;
@@ -56,6 +58,7 @@ struct Ghost {
     late: Vec<i32>,
     /// The process was, when it became one.
     was_stopped: bool,
+    starter: Option<Starter>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -186,6 +189,12 @@ struct World {
     call: u64,
     /// Whose ghosts each reached.
     members: BTreeMap<u64, BTreeSet<i32>>,
+    /// Each start has a starter of its own, which may be killed.
+    kills: bool,
+    /// By whom processes were started, whatever the master knows.
+    started_by: BTreeMap<i32, Starter>,
+    /// Who was killed.
+    killed: BTreeSet<u64>,
     /// Who got one: it may come before one that waits in a ghost that is stopped or not connected.
     grouped: BTreeSet<i32>,
 }
@@ -239,6 +248,9 @@ impl World {
             call: 0,
             members: BTreeMap::new(),
             grouped: BTreeSet::new(),
+            kills: false,
+            started_by: BTreeMap::new(),
+            killed: BTreeSet::new(),
         };
         (0..nodes).for_each(|n| world.link(n));
         world
@@ -371,6 +383,9 @@ impl World {
                 _ => self.crash_node(node),
             };
         }
+        if self.kills && self.dice.below(12) == 0 {
+            return self.kill_starter();
+        }
         if self.moves && self.dice.below(3) == 0 {
             return self.act_on_moves();
         }
@@ -383,7 +398,8 @@ impl World {
                 let p = self.next_pid;
                 self.next_pid += 1;
                 // Nobody holds it yet.
-                self.ghosts.insert(p, Ghost { parent: PARENT, open: true, ..Ghost::default() });
+                let starter = self.starter(p);
+                self.ghosts.insert(p, Ghost { parent: PARENT, open: true, starter, ..Ghost::default() });
                 self.spawn(node, p);
             }
             2 => {
@@ -392,6 +408,7 @@ impl World {
                     let child = m.next_pid;
                     m.next_pid += 1;
                     m.processes.insert(child, Process { parent: Some(p), ..Process::default() });
+                    self.hand_on_starter(p, child);
                     self.tell(node, Event::Forked(p, child));
                 }
             }
@@ -527,72 +544,4 @@ impl World {
         self.perform(out);
         true
     }
-}
-
-/// Lets things happen until nothing more does.
-fn settle(world: &mut World, seed: u64) {
-    for node in 0..3 {
-        if !world.machines[node].linked {
-            world.link(node as i32);
-        }
-    }
-    let mut steps = 0;
-    loop {
-        while world.deliver() {
-            steps += 1;
-            assert!(steps < 100_000, "seed {seed}: no rest");
-        }
-        // As now and then: nobody is waited for any longer.
-        let mut out = vec![];
-        world.master.settle_calls(true, &mut out);
-        if out.is_empty() {
-            return;
-        }
-        world.perform(out);
-    }
-}
-
-fn play(crashes: bool, moves: bool) {
-    let runs = std::env::var("BPROC_SIM_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(3000);
-    let first = std::env::var("BPROC_SIM_FIRST").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
-    for seed in first..first + runs {
-        let _failing = check::Seed(seed);
-        let mut world = World::new(seed, 3, moves);
-        for _ in 0..60 {
-            world.act(crashes);
-            for _ in 0..world.dice.below(12) {
-                world.deliver();
-            }
-        }
-        settle(&mut world, seed);
-        if world.recovering {
-            let connected = world.ghosts.iter().filter(|(_, g)| g.connected && g.at_gate.is_none());
-            let connected = connected.map(|(p, _)| pid(*p)).collect();
-            let mut out = vec![];
-            world.master.recovered(&connected, &mut out);
-            world.perform(out);
-            settle(&mut world, seed);
-        }
-        world.check(seed);
-    }
-}
-
-#[test]
-fn promises_hold_in_every_order() {
-    play(false, false);
-}
-
-#[test]
-fn promises_hold_when_agents_are_killed() {
-    play(true, false);
-}
-
-#[test]
-fn promises_hold_while_processes_move() {
-    play(false, true);
-}
-
-#[test]
-fn promises_hold_when_agents_are_killed_while_processes_move() {
-    play(true, true);
 }

@@ -11,6 +11,7 @@ impl World {
             uid: 0,
             gids: [0].into(),
             relatives: vec![],
+            starter: self.starter(p),
         };
         self.asked.insert(self.next_ask, p);
         self.next_ask += 1;
@@ -22,6 +23,7 @@ impl World {
     /// A start has come to its exec.
     pub(super) fn runs_now(&mut self, node: usize, p: i32) {
         *self.runs.entry(p).or_default() += 1;
+        self.started_by.extend(self.starter(p).map(|starter| (p, starter)));
         self.machines[node].skeletons.remove(&p);
         self.machines[node].processes.insert(p, Process::default());
     }

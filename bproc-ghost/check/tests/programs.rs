@@ -122,6 +122,33 @@ fn identity_limits_mask_and_place() {
 }
 
 #[test]
+fn settings_are_taken_over_as_far_as_the_machine_has_them() {
+    const BATCH: u32 = 3;
+    let mut space = Space::start();
+    let script = "taskset -p $$; chrt -p $$ | head -1; cat /proc/$$/oom_score_adj /proc/$$/coredump_filter";
+    let of = |space: &mut Space, pid, processors: &'static [u8]| {
+        let mut conn = space.clone_child(pid, Role::Skeleton);
+        let head = Head {
+            flags: flag::SETTINGS,
+            policy: BATCH,
+            personality: u32::MAX,
+            core_filter: 0x15,
+            oom_score_adj: 123,
+            ..root_head()
+        };
+        let text = output(&mut conn, head, script, |b| b.processors = processors);
+        let last = |line: &str| line.rsplit(' ').next().unwrap_or_default().to_owned();
+        text.lines().map(last).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&mut space, 300, &[1]), ["1", "SCHED_BATCH", "123", "00000015"]);
+    // One that no machine has: all, as without any.
+    let mut none = vec![0; 1000];
+    none.push(128);
+    let all = of(&mut space, 301, &[]);
+    assert_eq!(of(&mut space, 302, none.leak()), all);
+}
+
+#[test]
 fn a_pending_signal_goes_over_into_the_program() {
     let mut space = Space::start();
     let mut conn = space.clone_child(300, Role::Skeleton);
@@ -182,7 +209,7 @@ fn failures_come_back_with_their_reason_and_end_the_process() {
     let good = Builder { head: root_head(), path: b"/bin/true", cwd: b"/", argv: &argv, ..Builder::default() };
     let good = good.build().expect("a good block");
     // Every 8 bytes of head and tables in turn made absurd: refused or harmless, never a crash.
-    for at in (16..176 + 32).step_by(8).filter(|at| (16..72).contains(at) || *at >= 176) {
+    for at in (16..232 + 32).step_by(8).filter(|at| (16..80).contains(at) || *at >= 232) {
         let mut bad = good.clone();
         bad[at..at + 8].copy_from_slice(&(u64::MAX - 3).to_ne_bytes());
         fails(&memfd(&bad), libc::EINVAL);

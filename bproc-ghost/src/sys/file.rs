@@ -1,7 +1,7 @@
 //! Descriptors and what is read, written and waited for through them.
 
 use super::{Result, call, padded};
-use crate::abi::{O_RDONLY, PollFd, Timespec, nr};
+use crate::abi::{O_RDONLY, O_WRONLY, PollFd, Timespec, nr};
 use core::ffi::CStr;
 use core::ptr;
 
@@ -72,6 +72,29 @@ pub(crate) fn read_file<'a>(path: &CStr, into: &'a mut [u8]) -> Result<&'a [u8]>
     };
     close(fd);
     end.map(|()| &into[..n])
+}
+
+/// Writes a number into a file of one.
+pub(crate) fn write_number(path: &CStr, number: i64) -> Result<()> {
+    let mut text = [0u8; 20];
+    let mut at = text.len();
+    let mut rest = number.unsigned_abs();
+    loop {
+        at -= 1;
+        text[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    if number < 0 {
+        at -= 1;
+        text[at] = b'-';
+    }
+    let fd = open(path, O_WRONLY)?;
+    let written = write(fd, &text[at..]);
+    close(fd);
+    written.map(|_| ())
 }
 
 /// Waits; `left` becomes what is left of it.

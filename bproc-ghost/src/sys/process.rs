@@ -75,6 +75,30 @@ pub(crate) fn set_nice(nice: i32) -> Result<()> {
     plain!(nr::SETPRIORITY, 0, 0, nice).map(|_| ())
 }
 
+/// Policy, SCHED_RESET_ON_FORK included, and real-time priority of this process.
+pub(crate) fn set_scheduler(policy: u32, priority: u32) -> Result<()> {
+    // SAFETY: struct sched_param is one number, which is live.
+    unsafe { call(nr::SCHED_SETSCHEDULER, [0, policy as usize, ptr::from_ref(&priority) as usize, 0, 0, 0]) }
+        .map(|_| ())
+}
+
+/// Processors that this process may run on, bit by number. Those that are not here do not count.
+pub(crate) fn set_processors(set: &[u8]) -> Result<()> {
+    // SAFETY: the kernel reads as many bytes as are announced, at any alignment.
+    unsafe { call(nr::SCHED_SETAFFINITY, [0, set.len(), set.as_ptr() as usize, 0, 0, 0]) }.map(|_| ())
+}
+
+/// Class and data of this process's priority of input and output.
+pub(crate) fn set_io_priority(value: u32) -> Result<()> {
+    const PROCESS: usize = 1;
+    plain!(nr::IOPRIO_SET, PROCESS, 0, value).map(|_| ())
+}
+
+/// Execution domain; u32::MAX changes nothing.
+pub(crate) fn set_personality(value: u32) {
+    let _ = plain!(nr::PERSONALITY, value);
+}
+
 pub(crate) fn set_umask(mask: u32) {
     let _ = plain!(nr::UMASK, mask);
 }

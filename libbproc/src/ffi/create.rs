@@ -95,6 +95,7 @@ impl Program {
             pdeathsig: sys::pdeathsig(),
             die_with_parent: false,
             travel: self.travels,
+            shell: false,
             report: None,
             signals: None,
         })?)

@@ -124,6 +124,7 @@ pub fn burden(bytes: usize) -> Result<i32> {
         pdeathsig: 0,
         die_with_parent: true,
         travel: false,
+        shell: false,
         report: None,
         signals: None,
     };

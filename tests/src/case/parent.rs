@@ -361,6 +361,7 @@ fn become_it(mode: Mode, program: &Program<'_>, stdin: &OwnedFd, stdout: &OwnedF
                 pdeathsig: 0,
                 die_with_parent: program.tied,
                 travel: false,
+                shell: false,
                 report: None,
                 signals: None,
             };
