@@ -73,6 +73,9 @@ impl Actor {
                 to.send(Ok(ToNode { body: Some(to_node::Body::Welcome(welcome)) })).ok();
                 self.links.insert(node, Attached { id, to, heard: Instant::now(), newest: 0, owed: Owed::default() });
                 self.away.remove(&node);
+                if events_seen == 0 {
+                    self.tell_ghosts_again(node, hello, out);
+                }
                 self.machines.note(node, hello.machine.clone());
                 self.gauges.entry(node).or_default().kernel = hello.kernel.clone();
                 tracing::info!(%node, version = %hello.version, kernel = %hello.kernel, resumed = events_seen > 0, "node attached");
@@ -96,6 +99,26 @@ impl Actor {
         tracing::warn!(%node, reason = %message, "a node was refused");
         to.send(Ok(link::refused(number, message, retry))).ok();
         false
+    }
+
+    /// What the agent before has acknowledged, and was killed before it told ghosts of it.
+    fn tell_ghosts_again(&mut self, node: NodeId, hello: &bproc_proto::link::Hello, out: &mut Vec<Action>) {
+        for told in &hello.inventory {
+            let Some(pid) = Pid::new(told.pid).filter(|pid| self.core.whereabouts(*pid) == Some(node)) else {
+                continue;
+            };
+            // One that came by a move, and has had its name ever since, is known to its node by number only.
+            if !told.comm.is_empty() {
+                self.core.execed(pid, told.comm.clone(), told.cmdline.clone(), out);
+            }
+            let Ok(ghost) = Process::open(pid) else { continue };
+            if ghost.stat().is_ok_and(|stat| (stat.pgrp, stat.session) != (told.pgid, told.sid)) {
+                self.core.grouped(pid, told.pgid, told.sid, out);
+            }
+            if ghost.status().is_ok_and(|status| (status.uids.real, status.gids.real) != (told.uid, told.gid)) {
+                self.core.owned(pid, told.uid, told.gid, out);
+            }
+        }
     }
 
     fn message(&mut self, node: NodeId, body: from_node::Body, out: &mut Vec<Action>) {
