@@ -5,6 +5,7 @@
 
 mod parse;
 mod settings;
+mod tuning;
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -20,6 +21,7 @@ use crate::pod::Zeroable;
 
 pub use parse::{Caps, Ids, Malformed, Stat, Status};
 pub use settings::Settings;
+pub use tuning::{Change, Tuning};
 
 /// Largest `/proc` file that is read in bytes: a command line can be that long.
 const MAX_FILE: u64 = 16 << 20;

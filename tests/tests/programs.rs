@@ -337,6 +337,33 @@ fn refusals(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// renice, taskset, prlimit and ionice of a ghost do to its process what they do to any other, wherever that is.
+fn what_is_done_to_ghosts(cluster: &Cluster) -> Result<()> {
+    let script = "while :; do echo $$ $(nice) $(nproc) $(ulimit -n) $(ionice); sleep 0.1; done";
+    let mut program = Traveller::start(cluster.command("bpsh").args(["0", "sh", "-c", script]))?;
+    let first = program.line()?;
+    let ghost = first.split(' ').next().context("a number")?.to_owned();
+    let done_to = |words: &str| -> Result<()> {
+        let mut words = words.split(' ');
+        let mut command = Command::new(words.next().context("a program")?);
+        let done = finish(command.args(words).arg(&ghost), b"", LIMIT)?;
+        ensure!(done.status == 0, "{done:?}");
+        Ok(())
+    };
+    for (what, shown) in [
+        (&["renice -n 7 -p", "taskset -p 1", "prlimit --nofile=77 -p", "ionice -c 3 -p"][..], "7 1 77 idle"),
+        (&["renice -n 9 -p"][..], "9 1 77 idle"),
+    ] {
+        what.iter().try_for_each(|words| done_to(words))?;
+        program.until(&format!("{ghost} {shown}"))?;
+        let moved = try_move(cluster, ghost.parse()?, "1")?;
+        ensure!(moved.status == 0, "{moved:?}");
+    }
+    done_to("kill -KILL")?;
+    ensure!(program.end()?.1 != 0, "it was killed");
+    cluster.quiet()
+}
+
 fn main() -> ExitCode {
     if let Some(dir) = std::env::var_os(BUILD) {
         let done = build_all(Path::new(&dir));
@@ -357,6 +384,7 @@ fn main() -> ExitCode {
         Test::new("inherited", inherited),
         Test::new("rights", rights),
         Test::new("rights_beyond_the_user", rights_beyond_the_user),
+        Test::new("what_is_done_to_ghosts", what_is_done_to_ghosts),
         Test::new("rights_and_a_new_agent", rights_and_a_new_agent),
         Test::new("refusals_all_at_once", refusals),
     ];

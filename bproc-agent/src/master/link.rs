@@ -11,6 +11,7 @@ use bproc_core::master::nodes::Attach;
 use bproc_proto::link::link_server::Link;
 use bproc_proto::link::{self as wire, FromNode, ToNode, from_node, order, to_node};
 use bproc_proto::{Failure, SpawnSpec};
+use prost::Message;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, oneshot};
@@ -185,6 +186,7 @@ pub fn order(number: u64, order: &Order, spec: impl FnOnce(Pid) -> Option<SpawnS
         Order::GoOn(pid, id) => order::Body::GoOn(named(*pid, *id)),
         Order::Forget(pid) => order::Body::Reap(pid.get()),
         Order::Lease(block) => order::Body::Lease(wire::Lease { start: block.start, length: block.length }),
+        Order::Tune(_, change) => order::Body::Tune(wire::Tune::decode(change.as_slice()).ok()?),
         Order::Resize(pid, winsize) => order::Body::Resize(wire::Resize { pid: pid.get(), winsize: winsize.clone() }),
         Order::Power(what) => order::Body::Power(what.clone()),
     };

@@ -27,6 +27,7 @@ mod shown;
 mod spread;
 mod streams;
 pub mod travel;
+mod tuning;
 
 use crate::former::{Caller, Former};
 use crate::ghosts::{self, Ghost};
@@ -161,6 +162,7 @@ pub struct Actor {
     asks: HashMap<Ask, Waiting>,
     next_ask: u64,
     specs: HashMap<Pid, SpawnSpec>,
+    tunings: tuning::Tunings,
     moving: HashMap<Pid, going::Going>,
     vouched: crate::rights::Vouched,
     /// Movers of a former agent.
@@ -233,6 +235,7 @@ impl Actor {
         let now = Instant::now();
         let patience = self.patience();
         self.core.settle_calls(true, out);
+        self.look_at_tunings(out);
         for (node, link) in &self.links {
             let ping = ToNode { body: Some(to_node::Body::Ping(bproc_proto::link::Ping { id: 0 })) };
             if link.to.send(Ok(ping)).is_err() {
@@ -330,6 +333,7 @@ impl Actor {
                     ghost.tell(op::CREDS, child.uid.into(), child.gid.into(), vec![]);
                 }
                 self.ghosts.insert(pid, ghost);
+                self.tunings.came(pid);
                 self.core.ghost_connected(pid, parent, out);
                 self.core.ghost_counts(pid, newest);
                 self.core.ghost_started_by(pid, starter, out);

@@ -6,6 +6,7 @@ use super::following::Following;
 use super::link::Links;
 use super::machines::Machines;
 use super::travel::Travel;
+use super::tuning::Tunings;
 use super::{Actor, Fact, api};
 use crate::former::{self, Former};
 use crate::ghosts::{self, Barrier};
@@ -154,6 +155,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         asks: HashMap::new(),
         next_ask: 1,
         specs: HashMap::new(),
+        tunings: Tunings::default(),
         moving: HashMap::new(),
         vouched: Default::default(),
         former,

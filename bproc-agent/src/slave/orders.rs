@@ -3,11 +3,13 @@
 use super::names::Naming;
 use super::{Actor, Fact, run};
 use bproc_common::ghost::op;
+use bproc_common::id::Pid;
 use bproc_core::lease::Block;
 use bproc_core::slave::Cursor;
 use bproc_mover::wire::{Empty, Task};
 use bproc_proto::link::{self as wire, event, order};
 use bproc_proto::{Failure, SpawnSpec};
+use bproc_sys::process::{Change, Limit};
 use std::collections::BTreeSet;
 
 impl Actor {
@@ -36,6 +38,7 @@ impl Actor {
                     let _ = bproc_sys::terminal::resize_of(host, size);
                 }
             }
+            Some(order::Body::Tune(order)) => self.tune(&order),
             Some(order::Body::Children(order)) => self.adopt_children(order),
             Some(order::Body::Relay(order)) => self.relay(order),
             Some(order::Body::Orphans(order)) => self.make_orphans(order),
@@ -49,6 +52,22 @@ impl Actor {
             Some(order::Body::Power(what)) => run::power(&what),
         }
         self.done(number);
+    }
+
+    /// What was done to a ghost is done to its process.
+    fn tune(&self, order: &wire::Tune) {
+        let Some(host) = self.table.running(order.pid).and_then(Pid::new) else { return };
+        let limits = order.limits.iter().map(|l| (l.resource, Limit { soft: l.soft, hard: l.hard }));
+        let change = Change {
+            nice: order.nice,
+            policy: order.policy.map(|p| (p.policy, p.priority)),
+            processors: order.processors.clone(),
+            io_priority: order.io_priority,
+            limits: limits.collect(),
+        };
+        if let Err(error) = change.apply(host) {
+            tracing::warn!(pid = order.pid, %error, "what was done to a ghost was refused for its process");
+        }
     }
 
     fn lease(&mut self, block: Block) {

@@ -461,6 +461,13 @@ impl Master {
         true
     }
 
+    /// Somebody has changed how its ghost is scheduled or limited. False while it is not known where it is and stays.
+    pub fn tune(&mut self, pid: Pid, change: Vec<u8>, out: &mut Out) -> bool {
+        let Some(node) = self.whereabouts(pid).filter(|_| self.is_settled(pid)) else { return false };
+        self.order(node, Order::Tune(pid, change), out);
+        true
+    }
+
     /// Processes that have ended and are kept until their parent, which is told beside, has reaped them there and here.
     pub fn zombies(&self) -> Vec<(Pid, Option<Pid>)> {
         self.processes.iter().filter(|(_, p)| p.end.is_some()).map(|(pid, p)| (*pid, p.parent)).collect()

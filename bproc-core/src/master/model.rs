@@ -175,6 +175,8 @@ pub enum Order {
     Forget(Pid),
     /// The terminal of this process gets another size (`struct winsize`).
     Resize(Pid, Vec<u8>),
+    /// It is scheduled or limited in another way, in the wire's words.
+    Tune(Pid, Vec<u8>),
     /// A block of pids.
     Lease(crate::lease::Block),
     /// reboot, halt, poweroff, end.

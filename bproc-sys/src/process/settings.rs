@@ -8,7 +8,7 @@ use std::str::FromStr;
 /// Bytes for a set of processors: as many as any kernel knows.
 const SET: usize = 1024;
 /// Class of a priority of input and output: the bits from here on. Class 0 is none.
-const CLASS_SHIFT: u32 = 13;
+pub(super) const CLASS_SHIFT: u32 = 13;
 
 /// What fork and exec hand on. [`Process::settings`] reads it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl Process {
 }
 
 /// Processors that a process, 0: the caller, may run on, without zeros at the end.
-fn processors(pid: i32) -> Result<Vec<u8>> {
+pub(super) fn processors(pid: i32) -> Result<Vec<u8>> {
     let mut set = [0u8; SET];
     // SAFETY: the set outlives the call, which is told its length.
     let len = unsafe { libc::syscall(libc::SYS_sched_getaffinity, pid, set.len(), set.as_mut_ptr()) };
