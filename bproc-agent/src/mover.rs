@@ -387,3 +387,9 @@ pub fn good_answer(rank: u32) -> Option<OwnedFd> {
     ours.send(packet.bytes(), &[]).ok()?;
     Some(theirs.into())
 }
+/// Says why a process that has gone has left no stand-in, when it was to leave one.
+pub fn tell_of_loss(pid: i32, done: &Done) {
+    if done.no_stand_in && done.number == 0 && !done.message.is_empty() {
+        tracing::error!(pid, why = %done.message, "a process moved and left nothing behind");
+    }
+}

@@ -99,9 +99,9 @@ pub fn send(agent: &Agent, task: &Send) -> Result<Done, Failure> {
         return Err(Failure::new(BE_SLAVEDIED, "the target was lost in the last step"));
     }
     let frozen_ns = start.elapsed().as_nanos() as u64;
-    let (no_stand_in, signal) = stand_in(frozen, task, &arguments);
+    let Left { nothing: no_stand_in, signal, why: message } = stand_in(frozen, task, &arguments);
     point("source-ends");
-    Ok(Done { frozen_ns, bytes, no_stand_in, signal, ..Done::default() })
+    Ok(Done { frozen_ns, bytes, no_stand_in, signal, message, ..Done::default() })
 }
 
 /// Does the target refuse the process before it is stopped? A file that is missing there may be closed in a moment.
@@ -255,27 +255,44 @@ fn is_over(pid: i32) -> bool {
     stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
-/// The process has gone; what is here becomes its stand-in. Whether nothing is left here, and the signal that somebody
-/// sent it meanwhile, if that cannot be read.
-fn stand_in(frozen: Frozen, task: &Send, arguments: &[Vec<u8>]) -> (bool, i32) {
+/// What a process that has gone leaves behind.
+#[derive(Debug, Default)]
+struct Left {
+    /// No stand-in.
+    nothing: bool,
+    /// That somebody sent it meanwhile, if it cannot be read.
+    signal: i32,
+    /// Why there is no stand-in, if there was to be one.
+    why: String,
+}
+
+/// The process has gone; what is here becomes its stand-in.
+fn stand_in(frozen: Frozen, task: &Send, arguments: &[Vec<u8>]) -> Left {
+    let nothing = Left { nothing: true, ..Left::default() };
     let Some(program) = &task.stand_in else {
         // Nothing shall stand here. One that was killed meanwhile is gone already.
         let _ = frozen.kill();
-        return (true, 0);
+        return nothing;
     };
     let argv: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
     let envp: Vec<&[u8]> = program.envp.iter().map(Vec::as_slice).collect();
     match frozen.become_exec(&program.path, &argv, &envp) {
         Ok(tracee) => {
             let signal = if tracee.is_owed_a_stop() { libc::SIGSTOP } else { 0 };
-            if tracee.release_or_bury() { (false, signal) } else { (true, libc::SIGKILL) }
+            match tracee.release_or_bury() {
+                true => Left { signal, ..Left::default() },
+                false => Left { signal: libc::SIGKILL, ..nothing },
+            }
         }
-        Err(NotExecuted { frozen, .. }) => {
+        Err(NotExecuted { frozen, why }) => {
             let killed = frozen.is_none() || is_over(task.pid);
             if let Some(frozen) = frozen {
                 let _ = frozen.kill();
             }
-            (true, if killed { libc::SIGKILL } else { 0 })
+            match killed {
+                true => Left { signal: libc::SIGKILL, ..nothing },
+                false => Left { why: format!("what it left cannot stand for it: {why}"), ..nothing },
+            }
         }
     }
 }

@@ -273,7 +273,7 @@ fn refusals(cluster: &Cluster) -> Result<()> {
 /// What one process queues comes in its order, also when the other is on its way home or out.
 fn queued_signals(cluster: &Cluster) -> Result<()> {
     let program = compile(cluster, "tests/programs/queue.c", &[], false)?;
-    for rest in ["0", "300"] {
+    for (rest, first) in [("0", 0), ("300", 3000)] {
         let mut program = Traveller::start(Command::new(&program).arg(rest))?;
         program.until("under way")?;
         let pid = program.pid();
@@ -288,14 +288,19 @@ fn queued_signals(cluster: &Cluster) -> Result<()> {
             Ok(())
         };
         let (over, is_over) = std::sync::mpsc::channel::<()>();
+        let (ahead, is_ahead) = std::sync::mpsc::channel::<()>();
         let sender = std::thread::spawn(move || {
-            let mut sent = 0;
+            let mut sent = first;
+            (0..first).try_for_each(queue)?;
+            ahead.send(()).ok();
             while is_over.recv_timeout(Duration::from_micros(200)) == Err(RecvTimeoutError::Timeout) {
                 queue(sent)?;
                 sent += 1;
             }
             queue(-1).map(|()| sent)
         });
+        // A queue too long for anything of a fixed size.
+        is_ahead.recv().context("the sender")?;
         let moved = ["0", "master", "1", "2", "master", "0", "1", "master"].map(|node| go(cluster, pid, node));
         drop(over);
         let sent = sender.join().map_err(|_| anyhow::anyhow!("the sender"))??;

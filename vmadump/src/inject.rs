@@ -3,6 +3,7 @@
 
 use crate::batch::{Batch, Scratch};
 use crate::error::Error;
+use crate::sys::blob::ENTRY;
 use crate::sys::memory::MemFile;
 use crate::sys::ptrace::{self as pt, Status};
 use crate::tracee::Tracee;
@@ -19,10 +20,10 @@ pub struct Program<'a> {
 }
 
 impl Program<'_> {
-    /// Bytes that the calls and their strings need.
-    pub(crate) fn room(&self) -> u64 {
+    /// Bytes that the calls and their strings need. `pending`: signals that are taken before.
+    pub(crate) fn room(&self, pending: usize) -> u64 {
         let text: usize = self.argv.iter().chain(self.envp).map(|t| t.len() + 80).sum::<usize>() + self.path.len();
-        (text as u64 + (64 << 10)).next_multiple_of(4096)
+        ((text + pending * ENTRY + (64 << 10)) as u64).next_multiple_of(4096)
     }
 }
 
@@ -57,8 +58,9 @@ pub(crate) fn exec(
     for which in 0..3 {
         batch.may(libc::SYS_setitimer, &[which, off, 0], "disarm a timer");
     }
+    let sets = batch.words(&std::array::from_fn::<u64, 64, _>(|i| 1 << i));
     for signal in pending.iter().filter(|s| (1..=64).contains(*s)) {
-        let set = batch.words(&[1 << (signal - 1)]);
+        let set = sets + 8 * (signal - 1) as u64;
         batch.may(libc::SYS_rt_sigtimedwait, &[set, 0, off, 8], "take a pending signal");
     }
     batch.may(libc::SYS_execve, &[path, argv, envp], "execute");

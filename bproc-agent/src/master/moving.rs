@@ -497,11 +497,12 @@ impl Actor {
             Said::Report(Report::Leaving(_)) => going.leaving = true,
             Said::Report(Report::InDoubt(_)) => self.core.departed(pid, id, Departed::InDoubt, out),
             Said::Report(Report::Done(done)) => {
-                let refusal = Refusal::Failed(NodeId::MASTER, done.number, done.message);
+                let refusal = Refusal::Failed(NodeId::MASTER, done.number, done.message.clone());
                 match (home, done.number) {
                     (true, 0) => self.core.arrived(pid, id, Ok(()), out),
                     (true, _) => self.core.arrived(pid, id, Err(refusal), out),
                     (false, 0) => {
+                        mover::tell_of_loss(pid.get(), &done);
                         going.moved = Moved { frozen_ns: done.frozen_ns, bytes: done.bytes, ..Moved::default() };
                         self.core.departed(pid, id, Departed::Gone { stand_in: !done.no_stand_in }, out);
                     }

@@ -229,6 +229,7 @@ impl Actor {
             Said::Report(Report::Done(done)) => {
                 // Who got no body leaves none.
                 let no_stand_in = done.no_stand_in || half.host_pid == 0;
+                mover::tell_of_loss(pid, &done);
                 self.half_done(r#move, Done { no_stand_in, ..done });
             }
             Said::Lost => {

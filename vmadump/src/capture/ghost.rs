@@ -36,16 +36,16 @@ impl Frozen {
     }
 
     fn exec(&mut self, program: &Program<'_>) -> Result<(), Error> {
-        let mut used = self.mapped.clone();
-        let size = program.room();
-        let base = find_hole(&mut used, size).ok_or(Refusal::NoRoom)?;
-        let scratch = Scratch { base, size };
         let (gate, pid) = (self.gate, self.pid);
         let memory = self.source.memory();
         let pending: Vec<i32> = (self.image.signals.pending.iter())
             .chain(&self.image.threads[0].pending)
             .filter_map(|info| info.0.first_chunk().map(|b| i32::from_ne_bytes(*b)))
             .collect();
+        let mut used = self.mapped.clone();
+        let size = program.room(pending.len());
+        let base = find_hole(&mut used, size).ok_or(Refusal::NoRoom)?;
+        let scratch = Scratch { base, size };
         let others: Vec<i32> = self.threads[1..].iter().map(Tracee::tid).collect();
         let leader = &mut self.threads[0];
         leader.lay(memory, gate, &scratch)?;

@@ -227,7 +227,7 @@ impl Target {
 
     /// Executes a program in the place of whatever there is; the only thread left is the first one, in its exec stop.
     fn execute(&mut self, program: &Program<'_>, others: &[i32]) -> Result<(), Error> {
-        let size = program.room();
+        let size = program.room(0);
         let maps = maps_of(self.pid)?;
         if !maps.iter().any(|m| m.start == self.scratch.base && m.end >= self.scratch.base + size) {
             let mut used: Vec<(u64, u64)> = maps.iter().map(|m| (m.start, m.end)).collect();
