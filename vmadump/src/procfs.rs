@@ -148,6 +148,8 @@ pub struct Status {
     pub ignored: u64,
     /// 0 none, 1 strict, 2 filter.
     pub seccomp: u32,
+    /// Signals that are queued for its user, and how many may be.
+    pub queued: (u64, u64),
 }
 
 /// Parses `/proc/PID/status`.
@@ -181,6 +183,10 @@ pub fn status(text: &[u8]) -> Status {
             b"NoNewPrivs" => s.no_new_privs = first == b"1",
             b"SigIgn" => s.ignored = hex(),
             b"Seccomp" => s.seccomp = int(first) as u32,
+            b"SigQ" => {
+                let mut numbers = first.split(|b| *b == b'/').map(|w| number(w, 10).unwrap_or(0));
+                s.queued = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+            }
             _ => {}
         }
     }

@@ -29,6 +29,16 @@ pub(crate) enum Owed {
     Continue,
 }
 
+/// What its own tgkill(2) has as `si_code`.
+const SI_TKILL: i32 = -6;
+
+/// Of a user who has as many signals queued as he may, or nearly: the kernel has no siginfo for what a batch sends then.
+fn has_full_queue(tid: i32) -> bool {
+    let status = std::fs::read(format!("/proc/{tid}/status")).unwrap_or_default();
+    let (queued, most) = crate::procfs::status(&status).queued;
+    queued >= most - most / 10
+}
+
 /// A traced thread that is stopped.
 pub struct Tracee {
     tid: i32,
@@ -152,9 +162,10 @@ impl Tracee {
 
     /// It stands at the delivery of a SIGSTOP: is that the end of a batch, or somebody else's?
     pub(crate) fn is_end_of_batch(tid: i32) -> Result<bool, Error> {
-        let (_, code, _) = pt::stop_info(tid)?;
+        let (_, code, sender) = pt::stop_info(tid)?;
         let regs = pt::regs(tid)?;
-        Ok(code == -6 && regs[reg::RAX] == 0 && regs[reg::RDX] == 19)
+        let is_own = code == SI_TKILL || (code == libc::SI_USER && sender == 0 && has_full_queue(tid));
+        Ok(is_own && regs[reg::RAX] == 0 && regs[reg::RDX] == 19)
     }
 
     /// Changes the registers that it will be given back.
