@@ -16,6 +16,7 @@ pub mod pids;
 mod pod;
 pub mod poll;
 pub mod process;
+pub mod queue_room;
 pub mod seqpacket;
 pub mod signal;
 pub mod space;

@@ -21,6 +21,7 @@ use crate::pod::Zeroable;
 
 pub use parse::{Caps, Ids, Malformed, Stat, Status};
 pub use settings::Settings;
+pub(crate) use tuning::limit_of;
 pub use tuning::{Change, Tuning};
 
 /// Largest `/proc` file that is read in bytes: a command line can be that long.

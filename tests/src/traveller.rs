@@ -189,3 +189,17 @@ pub fn compile(cluster: &Cluster, source: &str, flags: &[&str], library: bool) -
     ensure!(done.status == 0, "gcc {name}: {}", done.err());
     Ok(program)
 }
+
+/// Processes on nodes that lead a session, a group, or are another user's since a moment, and shells with a job: they move at once, and
+/// where they come to they are what they have become.
+///
+/// # Errors
+/// They are not.
+pub fn what_they_became(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, "tests/programs/becomes.c", &[], true)?;
+    for node in ["1", "0"] {
+        let done = cluster.bpsh(&[node, &program.to_string_lossy(), "5", "0", "1", "2", "-1"])?;
+        ensure!((done.out().as_str(), done.status) == ("done\n", 0), "from {node}: {done:?}");
+    }
+    cluster.quiet()
+}

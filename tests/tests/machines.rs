@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use bproc_tests::cluster::{Cluster, Options, apart, signal_to};
 use bproc_tests::run::finish;
 use bproc_tests::runner::{self, Test};
-use bproc_tests::traveller::{AROUND, Traveller, around, compile, go, place};
+use bproc_tests::traveller::{AROUND, Traveller, around, compile, go, place, what_they_became};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65534;
@@ -170,17 +170,6 @@ fn calls(cluster: &Cluster) -> Result<()> {
     ensure!(place(cluster, pid)? == "0", "it was moved");
     here.child.kill()?;
     ensure!(here.end()?.1 == libc::SIGKILL, "its end");
-    cluster.quiet()
-}
-
-/// Processes on nodes that lead a session, a group, or are another user's since a moment, and shells with a job: they move at once, and
-/// where they come to they are what they have become.
-fn what_they_became(cluster: &Cluster) -> Result<()> {
-    let program = compile(cluster, "tests/programs/becomes.c", &[], true)?;
-    for node in ["1", "0"] {
-        let done = cluster.bpsh(&[node, &program.to_string_lossy(), "5", "0", "1", "2", "-1"])?;
-        ensure!((done.out().as_str(), done.status) == ("done\n", 0), "from {node}: {done:?}");
-    }
     cluster.quiet()
 }
 

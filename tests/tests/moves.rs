@@ -274,8 +274,11 @@ fn refusals(cluster: &Cluster) -> Result<()> {
 /// What one process queues comes in its order, also when the other is on its way home or out.
 fn queued_signals(cluster: &Cluster) -> Result<()> {
     let program = compile(cluster, "tests/programs/queue.c", &[], false)?;
-    for (rest, first) in [("0", 0), ("300", 3000)] {
-        let mut program = Traveller::start(Command::new(&program).arg(rest))?;
+    // A queue too long for anything of a fixed size, and one that is full, and its sender waits.
+    for (rest, first, room) in [("0", 0, ""), ("300", 3000, ""), ("300", 3000, "--sigpending=200:9000")] {
+        let mut limited = Command::new("prlimit");
+        limited.args((!room.is_empty()).then_some(room)).arg(&program).arg(rest);
+        let mut program = Traveller::start(&mut limited)?;
         program.until("under way")?;
         let pid = program.pid();
         let queue = move |value: i32| {
@@ -300,9 +303,16 @@ fn queued_signals(cluster: &Cluster) -> Result<()> {
             }
             queue(-1).map(|()| sent)
         });
-        // A queue too long for anything of a fixed size.
         is_ahead.recv().context("the sender")?;
         let moved = ["0", "master", "1", "2", "master", "0", "1", "master"].map(|node| go(cluster, pid, node));
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+        let limit: Vec<&str> = limits
+            .lines()
+            .find_map(|l| l.strip_prefix("Max pending signals"))
+            .context("a limit")?
+            .split_whitespace()
+            .collect();
+        ensure!(room.is_empty() || limit == ["200", "9000", "signals"], "its queue may have {limit:?}");
         drop(over);
         let sent = sender.join().map_err(|_| anyhow::anyhow!("the sender"))??;
         let (rest, status) = program.end()?;

@@ -12,7 +12,7 @@ use bproc_tests::cluster::{Cluster, Options, Role, apart, eventually, signal_to}
 use bproc_tests::midway::movers;
 use bproc_tests::procs::{self, Proc};
 use bproc_tests::runner::{self, Test};
-use bproc_tests::traveller::{Traveller, compile};
+use bproc_tests::traveller::{Traveller, compile, what_they_became};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const NODES: i32 = 8;
@@ -153,17 +153,6 @@ fn programs_of_a_node(cluster: &Cluster) -> Result<()> {
         cluster.quiet().context(nodes)?;
     }
     Ok(())
-}
-
-/// Processes on nodes that lead a session, a group, or are another user's since a moment, and shells with a job: they move at once, and
-/// where they come to they are what they have become.
-fn what_they_became(cluster: &Cluster) -> Result<()> {
-    let program = compile(cluster, "tests/programs/becomes.c", &[], true)?;
-    for node in ["1", "0"] {
-        let done = cluster.bpsh(&[node, &program.to_string_lossy(), "5", "0", "1", "2", "-1"])?;
-        ensure!((done.out().as_str(), done.status) == ("done\n", 0), "from {node}: {done:?}");
-    }
-    cluster.quiet()
 }
 
 fn down(cluster: &Cluster, node: i32) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use crate::batch::{Batch, Index};
 use crate::image::{AreaKind, Creds, FileRef, Image, PosixTimer, Thread};
-use crate::plan::{MapAt, Op, TimerStep};
+use crate::plan::{MapAt, Op, SIGPENDING, TimerStep};
 use crate::wire::Bytes;
 
 const FIXED: i32 = libc::MAP_FIXED_NOREPLACE;
@@ -208,11 +208,10 @@ impl<'a> Compiler<'a> {
                 }
             }
             Op::Limits(limits) => {
-                for (which, pair) in limits.iter().enumerate() {
-                    let at = self.batch.words(pair);
-                    self.batch.may(libc::SYS_prlimit64, &[0, which as u64, at, 0], "set a limit");
-                }
+                limits.iter().enumerate().for_each(|(which, pair)| self.limit(which, *pair));
             }
+            Op::WideQueue(pairs) => pairs.iter().for_each(|pair| self.limit(SIGPENDING, *pair)),
+            Op::Queue(pair) => self.limit(SIGPENDING, *pair),
             Op::Timers(steps) => self.timers(steps),
             _ => {}
         }
@@ -371,8 +370,24 @@ impl<'a> Compiler<'a> {
         let queued = self.image.signals.pending.iter().filter(|info| only && is_queued(info));
         for info in thread.pending.iter().chain(queued) {
             let at = batch.data(info);
-            batch.may(libc::SYS_rt_tgsigqueueinfo, &[pid as u64, tid as u64, info[0].into(), at], "queue a signal");
+            let args = [pid as u64, tid as u64, info[0].into(), at];
+            batch.must(libc::SYS_rt_tgsigqueueinfo, &args, "queue a signal");
         }
+    }
+
+    /// Pending signals of the process, to the pid that it has now, but those that its only thread queues and what `comes_again`.
+    pub(crate) fn pending(&mut self, pid: i32, comes_again: impl Fn(&[u8]) -> bool) {
+        let only = self.image.threads.len() == 1;
+        for info in self.image.signals.pending.iter().filter(|info| !(comes_again(info) || only && is_queued(info))) {
+            let at = self.batch.data(info);
+            self.batch.must(libc::SYS_rt_sigqueueinfo, &[pid as u64, u64::from(info[0]), at], "queue a signal");
+        }
+    }
+
+    /// Sets a limit, soft and hard.
+    fn limit(&mut self, which: usize, pair: [u64; 2]) {
+        let at = self.batch.words(&pair);
+        self.batch.may(libc::SYS_prlimit64, &[0, which as u64, at, 0], "set a limit");
     }
 
     /// Credentials of a thread, and what changing them resets. `has`: capabilities that it may use while they are set.

@@ -10,6 +10,9 @@ use crate::image::{Area, AreaKind, Creds, FdKind, Image, PAGE, PosixTimer, Vdso,
 use crate::tracee::leave_call;
 use crate::vdso;
 
+/// Which limit that of queued signals is.
+pub(crate) const SIGPENDING: usize = libc::RLIMIT_SIGPENDING as usize;
+
 /// Whose image it is: no right beyond these may come out of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
@@ -141,6 +144,11 @@ pub enum Op {
     Fds,
     /// Limits: soft and hard by number.
     Limits(Box<[[u64; 2]; 16]>),
+    /// Until all signals are queued, as many may be as can be allowed, the last of these that the body may set: what the process
+    /// has queued counts for its user where it was, too, until it has ended there.
+    WideQueue([[u64; 2]; 2]),
+    /// The limit of queued signals, soft and hard, when all are.
+    Queue([u64; 2]),
     /// Other threads.
     Threads,
     /// Signals pending for the process.
@@ -235,13 +243,16 @@ pub fn plan(image: &Image, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refus
     finish_areas(&image.areas, &mut ops);
     ops.extend([Op::Marks, Op::Actions, Op::Surroundings, Op::Fds]);
     let rights = wishes.owner.as_ref().filter(|owner| owner.uid != 0).map(|owner| &owner.rights);
-    ops.push(Op::Limits(Box::new(limits(image, facts, rights))));
+    let limits = limits(image, facts, rights);
+    let queue = limits[SIGPENDING];
+    let most = if facts.can(cap::SYS_RESOURCE) { u64::MAX } else { facts.limits[SIGPENDING][1] };
+    ops.extend([Op::Limits(Box::new(limits)), Op::WideQueue([[queue[1]; 2], [most; 2]])]);
     ops.push(Op::Threads);
     ops.extend([Op::Pending, Op::ThreadState, Op::Timers(timers(&image.timers.posix, facts.timer_ids)?)]);
     if creds {
         ops.push(Op::Creds);
     }
-    ops.extend([Op::Filters, Op::Registers]);
+    ops.extend([Op::Queue(queue), Op::Filters, Op::Registers]);
     let size = (8 << 20) + 1024 * (image.areas.len() + image.fds.len() + image.threads.len()) as u64 + wishes.staging;
     let waiting = image.fds.iter().map(|f| match &f.kind {
         FdKind::Pipe { data, .. } | FdKind::Socket { data, .. } => data.len() as u64 + 256,

@@ -34,9 +34,10 @@ const SI_TKILL: i32 = -6;
 
 /// Of a user who has as many signals queued as he may, or nearly: the kernel has no siginfo for what a batch sends then.
 fn has_full_queue(tid: i32) -> bool {
-    let status = std::fs::read(format!("/proc/{tid}/status")).unwrap_or_default();
-    let (queued, most) = crate::procfs::status(&status).queued;
-    queued >= most - most / 10
+    std::fs::read(format!("/proc/{tid}/status")).is_ok_and(|status| {
+        let (queued, most) = crate::procfs::status(&status).queued;
+        queued >= most - most / 10
+    })
 }
 
 /// A traced thread that is stopped.

@@ -186,12 +186,21 @@ impl Actor {
     }
 
     /// A process on a node signals one of the master's own: its ghost does, with its pid and its user's rights.
-    fn signal_local(&self, target: Pid, siginfo: Vec<u8>) {
+    fn signal_local(&mut self, target: Pid, siginfo: Vec<u8>) {
         let Some(info) = siginfo.first_chunk().map(|raw| SigInfo(*raw)) else { return };
         let sender = Pid::new(info.pid()).and_then(|sender| self.ghosts.get(&sender));
         // One that has ended, or was none of the space: the kernel there has let it.
         match sender.or(self.nursery.as_ref()) {
-            Some(ghost) => ghost.tell(op::SIGNAL, target.get().into(), 0, siginfo),
+            Some(ghost) => match self.rooms.for_signal(&info, target, 0) {
+                None => ghost.tell(op::SIGNAL, target.get().into(), 0, siginfo),
+                Some(room) => {
+                    let answer = ghost.ask(op::SIGNAL, target.get().into(), 0, siginfo, Vec::new());
+                    tokio::spawn(async move {
+                        let _ = answer.await;
+                        drop(room);
+                    });
+                }
+            },
             None => tracing::warn!(%target, sender = info.pid(), "nobody is there to pass a signal on"),
         }
     }

@@ -7,7 +7,7 @@ use bproc_common::id::Pid;
 use bproc_sys::process::Process;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// A ghost that does not answer for so long is not waited for.
@@ -16,6 +16,8 @@ const WAIT: Duration = Duration::from_secs(1);
 /// Pauses before a group is tried to be joined again.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// After so long it is not tried again.
+const GIVE_UP: Duration = Duration::from_secs(60);
 
 /// Which ghosts these are, and how many orders each has yet to carry out. Clones share it.
 #[derive(Clone, Debug)]
@@ -40,13 +42,14 @@ impl Following {
         let join = move |ghost: &Ghost| ghost.ask(op::SETPGID, 0, group.into(), vec![], Vec::new());
         let (first, ghost, following) = (join(ghost), ghost.clone(), self.clone());
         self.until(pid, async move {
-            let (mut answer, mut pause) = (first.await, FIRST_PAUSE);
+            let (mut answer, mut pause, since) = (first.await, FIRST_PAUSE, Instant::now());
             while answer == Ok(-i64::from(libc::EPERM)) {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LAST_PAUSE);
                 // It may have been told of another meanwhile.
                 let newest = following.0.borrow().get(&pid.get()) == Some(&1);
-                if !newest || state(group).is_none_or(|state| matches!(state, b'Z' | b'X')) {
+                let is_gone = state(group).is_none_or(|state| matches!(state, b'Z' | b'X'));
+                if !newest || is_gone || since.elapsed() > GIVE_UP {
                     tracing::debug!(%pid, group, "the ghost does not join the group of its process");
                     return;
                 }

@@ -30,7 +30,7 @@ pub struct Going {
     pub(super) address: String,
     /// The first bytes on the connection.
     pub(super) token: Vec<u8>,
-    /// See [`Streams::successor`].
+    /// See [`super::streams::Streams::successor`].
     pub(super) successor: Vec<u8>,
     pub(super) mover: Option<Mover>,
     pub(super) fds: Vec<(i32, OwnedFd)>,
@@ -97,6 +97,7 @@ impl Going {
         };
         Some(ToNode { body: Some(to_node::Body::Order(link::Order { number, body: Some(body) })) })
     }
+
     /// What the target is going to be told of the groups, sessions and owners of the process and those around it is what
     /// they are on the node where it is.
     pub(super) fn agrees(&self, told: &[link::Groups]) -> bool {

@@ -50,6 +50,7 @@ use bproc_proto::link::{ToNode, to_node};
 use bproc_proto::{Failure, SpawnSpec};
 use bproc_sys::pidfd::PidFd;
 use bproc_sys::process::FileId;
+use bproc_sys::queue_room::QueueRooms;
 use bproc_sys::signal::SigInfo;
 use clients::ClientFact;
 use link::LinkFact;
@@ -163,6 +164,7 @@ pub struct Actor {
     next_ask: u64,
     specs: HashMap<Pid, SpawnSpec>,
     tunings: tuning::Tunings,
+    rooms: QueueRooms,
     moving: HashMap<Pid, going::Going>,
     vouched: crate::rights::Vouched,
     /// Movers of a former agent.

@@ -51,11 +51,14 @@ pub async fn settled(pid: Pid, on_node: bool, desk: &Desk) -> Option<NodeId> {
     }
 }
 
-/// Waits until those around a ghost have ghosts, which have followed.
+/// Waits until those around a ghost have ghosts, which have followed, or for so long as for one.
 pub async fn settled_around(pid: Pid, desk: &Desk) {
-    for pid in following::around(pid).into_iter().filter_map(Pid::new) {
-        settled(pid, false, desk).await;
-    }
+    let all = async {
+        for pid in following::around(pid).into_iter().filter_map(Pid::new) {
+            settled(pid, false, desk).await;
+        }
+    };
+    let _ = tokio::time::timeout(SETTLE, all).await;
     desk.following.settle(pid).await;
 }
 

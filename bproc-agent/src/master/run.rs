@@ -27,6 +27,7 @@ use bproc_proto::link::link_server::LinkServer;
 use bproc_stdio::Role;
 use bproc_sys::daemon::{Helper, Life, spawn_detached};
 use bproc_sys::process::{FileId, Process};
+use bproc_sys::queue_room::QueueRooms;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -156,6 +157,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         next_ask: 1,
         specs: HashMap::new(),
         tunings: Tunings::default(),
+        rooms: QueueRooms::default(),
         moving: HashMap::new(),
         vouched: Default::default(),
         former,

@@ -7,6 +7,7 @@ use crate::ghosts::Ghost;
 use bproc_common::ghost::{Msg, op};
 use bproc_common::id::Pid;
 use bproc_proto::link::{self as wire, event};
+use bproc_sys::queue_room::{QueueRoom, QueueRooms};
 use bproc_sys::signal::SigInfo;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub struct Delivery {
     pub siginfo: Vec<u8>,
     /// How it is noted in the space.
     pub note: Note,
+    /// Number of its receiver on the machine, where that is one process.
+    pub host: Option<Pid>,
 }
 
 /// How a signal is noted in the space, for an agent that takes over from this one.
@@ -41,6 +44,8 @@ pub struct Note {
 struct Open {
     asked: Delivery,
     answer: oneshot::Receiver<i64>,
+    /// Who sent it has been told that it is queued.
+    _room: Option<Arc<QueueRoom>>,
 }
 
 fn ask(what: &Delivery, note: Note) -> oneshot::Receiver<i64> {
@@ -50,7 +55,7 @@ fn ask(what: &Delivery, note: Note) -> oneshot::Receiver<i64> {
 
 /// Sends what comes, and tells when each is done. Ends with its senders.
 pub async fn serve(mut inbox: mpsc::UnboundedReceiver<Delivery>, family: Arc<Family>, facts: mpsc::Sender<Fact>) {
-    let mut by = 0;
+    let (mut by, mut rooms) = (0, QueueRooms::default());
     let mut open: VecDeque<Open> = VecDeque::new();
     loop {
         tokio::select! {
@@ -69,8 +74,10 @@ pub async fn serve(mut inbox: mpsc::UnboundedReceiver<Delivery>, family: Arc<Fam
                         finish(before, answer, &family, &facts).await;
                     }
                 }
+                let info = SigInfo(*next.siginfo.first_chunk().unwrap_or(&[0; 128]));
+                let _room = next.host.and_then(|receiver| rooms.for_signal(&info, receiver, open.len()));
                 let answer = ask(&next, next.note);
-                open.push_back(Open { asked: next, answer });
+                open.push_back(Open { asked: next, answer, _room });
             }
         }
     }
@@ -157,6 +164,7 @@ impl Actor {
 
     pub(super) fn deliver(&self, by: Ghost, order: u64, pid: i32, note: Note, siginfo: Vec<u8>) {
         // It ends with the agent only.
-        let _ = self.deliveries.send(Delivery { order, by, pid, siginfo, note });
+        let host = self.table.running(pid).and_then(Pid::new);
+        let _ = self.deliveries.send(Delivery { order, by, pid, siginfo, note, host });
     }
 }

@@ -136,6 +136,8 @@ pub struct Status {
     pub ns_sids: Vec<i32>,
     /// umask.
     pub umask: u32,
+    /// Signals that are queued for its user, and its limit of these.
+    pub queued: (u64, u64),
     /// Threads.
     pub threads: u32,
     /// Pending for the thread.
@@ -184,6 +186,10 @@ impl TryFrom<&[u8]> for Status {
                 b"NSsid" => out.ns_sids = words(value).map(number).collect::<Result<_, _>>()?,
                 b"Umask" => out.umask = radix(value, 8)? as u32,
                 b"Threads" => out.threads = number(value)?,
+                b"SigQ" => {
+                    let (queued, most) = value.split_at(value.iter().position(|b| *b == b'/').ok_or(Malformed)?);
+                    out.queued = (number(queued)?, number(most.get(1..).unwrap_or_default())?);
+                }
                 b"SigPnd" => out.sig_pending = radix(value, 16)?,
                 b"ShdPnd" => out.sig_shared_pending = radix(value, 16)?,
                 b"SigBlk" => out.sig_blocked = radix(value, 16)?,
@@ -258,7 +264,7 @@ mod tests {
     #[test]
     fn status_fields_land_where_they_belong() {
         let text = b"Name:\tx\nUmask:\t0027\nTgid:\t9\nTracerPid:\t3\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t10 20 \n\
-            NSpid:\t900\t9\nThreads:\t2\nSigPnd:\t0000000000000001\nShdPnd:\t0000000000000002\nSigBlk:\t0000000000010000\n\
+            NSpid:\t900\t9\nThreads:\t2\nSigQ:\t17/31000\nSigPnd:\t0000000000000001\nShdPnd:\t0000000000000002\nSigBlk:\t0000000000010000\n\
             SigIgn:\t0000000000001000\nCapInh:\t0\nCapPrm:\t000001ffffffffff\nCapEff:\t1\nCapBnd:\t2\nCapAmb:\t3\n\
             NoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t3\n";
         let s = Status::try_from(&text[..]).unwrap();

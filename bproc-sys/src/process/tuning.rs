@@ -121,7 +121,7 @@ impl Change {
 }
 
 /// A limit as it was; sets it if there is a new one.
-fn limit_of(pid: Pid, resource: u32, new: Option<Limit>) -> Result<Limit> {
+pub(crate) fn limit_of(pid: Pid, resource: u32, new: Option<Limit>) -> Result<Limit> {
     let new = new.map(|limit| [limit.soft, limit.hard]);
     let mut old = [0u64; 2];
     let at = new.as_ref().map_or(std::ptr::null(), |new| new.as_ptr());

@@ -234,6 +234,7 @@ fn everything(
                 );
                 compiler.after_creds(image.leader());
             }
+            Op::Pending => compiler.pending(pid, |_| false),
             Op::Clear | Op::Fds | Op::Threads | Op::Creds | Op::Filters | Op::Registers => {}
             op => {
                 compiler.memory(op);

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use super::RestoreOptions;
 use super::target::Target;
 use crate::batch::{Batch, Results};
-use crate::compile::{Compiler, as_root, as_user, is_queued};
+use crate::compile::{Compiler, as_root, as_user};
 use crate::error::{Error, Refusal};
 use crate::image::{FdKind, Image};
 use crate::sys::process;
@@ -315,21 +315,11 @@ impl Compiler<'_> {
         }
         true
     }
-
-    /// Pending signals, to the pid that the process has now, but those that its only thread queues. `alive`: children of the body
-    /// that have not ended.
-    pub(super) fn pending(&mut self, pid: i32, alive: &[i32]) {
-        let only = self.image.threads.len() == 1;
-        let elsewhere = |info: &[u8]| comes_again(info, alive) || (only && is_queued(info));
-        for info in self.image.signals.pending.iter().filter(|info| !elsewhere(info)) {
-            let at = self.batch.data(info);
-            self.batch.may(libc::SYS_rt_sigqueueinfo, &[pid as u64, u64::from(info[0]), at], "queue a signal");
-        }
-    }
 }
 
-/// SIGCHLD for the end of a child that has a stand-in here: that will end the same way, and tells of it.
-fn comes_again(info: &[u8], alive: &[i32]) -> bool {
+/// SIGCHLD for the end of a child that has a stand-in here: that will end the same way, and tells of it. `alive`: children of
+/// the body that have not ended.
+pub(super) fn comes_again(info: &[u8], alive: &[i32]) -> bool {
     let word = |at: usize| info.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
     let ended = matches!(word(8), libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED);
     word(0) == libc::SIGCHLD && ended && alive.contains(&word(16))

@@ -18,7 +18,7 @@ use crate::sys::ptrace::Status;
 use crate::sys::{process, ptrace as pt};
 use crate::tracee::{Owed, Tracee};
 
-use super::fds::Given;
+use super::fds::{Given, comes_again};
 
 /// Bytes of scratch memory that is laid before the image is known: enough for most.
 const EARLY: u64 = 16 << 20;
@@ -448,7 +448,7 @@ impl Target {
             match op {
                 Op::Fds => dropped = compiler.fds(given, plan.creds),
                 Op::Threads => {}
-                Op::Pending => compiler.pending(self.ns_pid, &alive),
+                Op::Pending => compiler.pending(self.ns_pid, |info| comes_again(info, &alive)),
                 Op::Surroundings => {
                     compiler.process(op);
                     // A user may be spared no more than what stands for him is.
@@ -461,8 +461,8 @@ impl Target {
                         compiler.batch.may(libc::SYS_fchdir, &[cwd as u64], "change the directory");
                     }
                 }
-                // Timers may name threads.
-                Op::Timers(_) => {}
+                // Timers may name threads, and these queue signals.
+                Op::Timers(_) | Op::Queue(_) => {}
                 op => compiler.process(op),
             }
         }
@@ -534,6 +534,10 @@ impl Target {
             compiler.scheduling(thread, image.io_priority(i), &plan.processors[i]);
         }
         compiler.after_creds(thread);
+        if i + 1 == image.threads.len() {
+            // It is the process's, and no thread has signals left to queue.
+            plan.ops.iter().filter(|op| matches!(op, Op::Queue(_))).for_each(|op| compiler.process(op));
+        }
         compiler.filters(&thread.filters[self.present.min(thread.filters.len())..]);
         Ok(())
     }
