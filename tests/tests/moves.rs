@@ -316,7 +316,8 @@ fn queued_signals(cluster: &Cluster) -> Result<()> {
         drop(over);
         let sent = sender.join().map_err(|_| anyhow::anyhow!("the sender"))??;
         let (rest, status) = program.end()?;
-        ensure!((rest.as_str(), status) == (&*format!("took {sent}\n"), 0), "of {sent}: {rest:?}, status {status:#x}");
+        let right = (rest.as_str(), status) == (&*format!("took {sent}\n"), 0);
+        ensure!(right, "of {sent}, {room}: {rest:?}, status {status:#x}, {moved:?}");
         moved.into_iter().collect::<Result<()>>()?;
     }
     cluster.quiet()

@@ -339,8 +339,8 @@ impl<'a> Compiler<'a> {
         batch.may(libc::SYS_setpriority, &[0, 0, thread.nice as u64], "set the priority");
     }
 
-    /// What is a thread's own: run in that thread. `tid` is the one that it has now.
-    pub(crate) fn thread(&mut self, thread: &Thread, pid: i32, tid: i32) {
+    /// What is a thread's own: run in that thread.
+    pub(crate) fn thread(&mut self, thread: &Thread) {
         let batch = &mut *self.batch;
         let stack = batch.words(&[thread.altstack.sp, u64::from(thread.altstack.flags & !1), thread.altstack.size]);
         // SS_ONSTACK (1) is no setting.
@@ -364,6 +364,11 @@ impl<'a> Compiler<'a> {
         if thread.timer_slack != 0 {
             batch.may(libc::SYS_prctl, &[libc::PR_SET_TIMERSLACK as u64, thread.timer_slack], "set the timer slack");
         }
+    }
+
+    /// Signals that are pending for a thread, run in that thread. `tid` is the one that it has now.
+    pub(crate) fn signals(&mut self, thread: &Thread, pid: i32, tid: i32) {
+        let batch = &mut *self.batch;
         // Of queued ones of the only thread's process: behind its own, and before those that the body got meanwhile, for the kernel
         // gives a thread its own first.
         let only = self.image.threads.len() == 1;
@@ -375,7 +380,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// Pending signals of the process, to the pid that it has now, but those that its only thread queues and what `comes_again`.
+    /// Pending signals of the process, to the pid that it has now, but those that its only thread gets and what `comes_again`.
     pub(crate) fn pending(&mut self, pid: i32, comes_again: impl Fn(&[u8]) -> bool) {
         let only = self.image.threads.len() == 1;
         for info in self.image.signals.pending.iter().filter(|info| !(comes_again(info) || only && is_queued(info))) {

@@ -259,8 +259,7 @@ pub fn plan(image: &Image, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refus
         FdKind::Epoll { watches } => 256 * watches.len() as u64,
         _ => 0,
     });
-    let queued = image.threads.iter().map(|t| t.pending.len()).sum::<usize>() + image.signals.pending.len();
-    let size = size + waiting.sum::<u64>() + 256 * queued as u64;
+    let size = size + waiting.sum::<u64>() + 256 * image.signals() as u64;
     let size = size.next_multiple_of(PAGE);
     used.extend(&wishes.avoid);
     let fits = |(base, room): &(u64, u64)| *room >= size && used.iter().all(|(a, b)| *b <= *base || *a >= base + room);

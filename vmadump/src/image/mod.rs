@@ -134,6 +134,11 @@ impl Image {
         &self.threads[0]
     }
 
+    /// Signals that are pending for the process or a thread of it.
+    pub(crate) fn signals(&self) -> usize {
+        self.signals.pending.len() + self.threads.iter().map(|thread| thread.pending.len()).sum::<usize>()
+    }
+
     /// Priority of input and output of a thread, by its place in the list.
     pub(crate) fn io_priority(&self, thread: usize) -> Option<u32> {
         self.settings.as_ref().and_then(|settings| settings.io_priorities.get(thread).copied())

@@ -226,7 +226,8 @@ fn everything(
                 compiler.batch.copy(run.start, *from, run.len());
             }),
             Op::ThreadState => {
-                compiler.thread(image.leader(), pid, pid);
+                compiler.thread(image.leader());
+                compiler.signals(image.leader(), pid, pid);
                 compiler.scheduling(
                     image.leader(),
                     image.io_priority(0),

@@ -9,6 +9,7 @@
 
 mod fds;
 mod here;
+mod queue;
 mod target;
 
 use std::io::Read;
@@ -131,6 +132,8 @@ pub struct Filled {
 pub struct Prepared {
     target: Target,
     image: Image,
+    /// It has yet to get its signals, and its registers after them.
+    late: Option<Plan>,
     dropped: Vec<i32>,
 }
 
@@ -263,8 +266,17 @@ impl Filled {
         let (target, image, plan) = (&mut self.target, &self.image, &self.plan);
         let dropped = target.finish_process(image, plan, &self.given, &self.instead, self.drop_missing)?;
         target.finish_threads(image, plan)?;
-        target.dress(image, plan)?;
-        Ok(Prepared { target: self.target, image: self.image, dropped })
+        let late = match image.signals() {
+            0 => {
+                target.dress(image, plan)?;
+                None
+            }
+            signals => {
+                target.takes_signals(signals)?;
+                Some(self.plan)
+            }
+        };
+        Ok(Prepared { target: self.target, image: self.image, late, dropped })
     }
 }
 
@@ -287,6 +299,10 @@ impl Prepared {
     /// Lets it run. Its pid.
     pub fn go(mut self) -> Result<i32, Error> {
         let pid = self.target.pid;
+        if let Some(plan) = &self.late {
+            self.target.queue_signals(&self.image, plan)?;
+            self.target.dress(&self.image, plan)?;
+        }
         let owed = Tracee::owed_to_any(&self.target.threads);
         // What was pending has been taken away by the stops at the ends of the tables of calls.
         let mut pending = self.image.signals.pending.iter().chain(&self.image.threads[0].pending);

@@ -18,7 +18,7 @@ use crate::sys::ptrace::Status;
 use crate::sys::{process, ptrace as pt};
 use crate::tracee::{Owed, Tracee};
 
-use super::fds::{Given, comes_again};
+use super::fds::Given;
 
 /// Bytes of scratch memory that is laid before the image is known: enough for most.
 const EARLY: u64 = 16 << 20;
@@ -33,7 +33,7 @@ pub(super) struct Target {
     pub(super) scratch: Scratch,
     pub(super) gate: u64,
     /// pid in its own namespace.
-    ns_pid: i32,
+    pub(super) ns_pid: i32,
     options: u64,
     /// It is not what it was.
     touched: bool,
@@ -208,7 +208,7 @@ impl Target {
     }
 
     /// Children of the body that have not ended, by their numbers in the namespace.
-    fn living_children(&self) -> Vec<i32> {
+    pub(super) fn living_children(&self) -> Vec<i32> {
         let status = |pid: i32| Some(procfs::status(&std::fs::read(format!("/proc/{pid}/status")).ok()?));
         let alive = |pid: i32| status(pid).filter(|s| s.state != b'Z').and_then(|s| s.ns_pid.last().copied());
         crate::capture::children(self.pid).into_iter().filter_map(alive).collect()
@@ -437,7 +437,6 @@ impl Target {
             self.options |= pt::SUSPEND_SECCOMP;
             pt::set_options(self.pid, self.options)?;
         }
-        let alive = self.living_children();
         let own_oom = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", self.pid));
         let own_oom: i32 = own_oom.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
         let mut batch = self.batch();
@@ -448,7 +447,9 @@ impl Target {
             match op {
                 Op::Fds => dropped = compiler.fds(given, plan.creds),
                 Op::Threads => {}
-                Op::Pending => compiler.pending(self.ns_pid, |info| comes_again(info, &alive)),
+                // Nothing comes back once it is queued: see `queue.rs`.
+                Op::WideQueue(_) if image.signals() == 0 => {}
+                Op::Pending | Op::Queue(_) => {}
                 Op::Surroundings => {
                     compiler.process(op);
                     // A user may be spared no more than what stands for him is.
@@ -461,8 +462,8 @@ impl Target {
                         compiler.batch.may(libc::SYS_fchdir, &[cwd as u64], "change the directory");
                     }
                 }
-                // Timers may name threads, and these queue signals.
-                Op::Timers(_) | Op::Queue(_) => {}
+                // Timers may name threads.
+                Op::Timers(_) => {}
                 op => compiler.process(op),
             }
         }
@@ -523,7 +524,7 @@ impl Target {
             }
         }
         let mut compiler = Compiler::new(image, batch, 0, &[]);
-        compiler.thread(thread, self.ns_pid, tid);
+        compiler.thread(thread);
         if !plan.modest {
             compiler.scheduling(thread, image.io_priority(i), &plan.processors[i]);
         }
@@ -534,10 +535,6 @@ impl Target {
             compiler.scheduling(thread, image.io_priority(i), &plan.processors[i]);
         }
         compiler.after_creds(thread);
-        if i + 1 == image.threads.len() {
-            // It is the process's, and no thread has signals left to queue.
-            plan.ops.iter().filter(|op| matches!(op, Op::Queue(_))).for_each(|op| compiler.process(op));
-        }
         compiler.filters(&thread.filters[self.present.min(thread.filters.len())..]);
         Ok(())
     }
