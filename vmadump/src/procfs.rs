@@ -148,6 +148,8 @@ pub struct Status {
     pub ignored: u64,
     /// 0 none, 1 strict, 2 filter.
     pub seccomp: u32,
+    /// Signals that are pending for it or its process: bit by number less one.
+    pub pending: u64,
     /// Signals that are queued for its user, and how many may be.
     pub queued: (u64, u64),
 }
@@ -181,6 +183,7 @@ pub fn status(text: &[u8]) -> Status {
             b"CapBnd" => s.caps[3] = hex(),
             b"CapAmb" => s.caps[4] = hex(),
             b"NoNewPrivs" => s.no_new_privs = first == b"1",
+            b"SigPnd" | b"ShdPnd" => s.pending |= hex(),
             b"SigIgn" => s.ignored = hex(),
             b"Seccomp" => s.seccomp = int(first) as u32,
             b"SigQ" => {

@@ -138,10 +138,10 @@ pub(super) fn ask(
     }
     // The batch's own SIGSTOP ends a pending SIGCONT: those are noted before it, all others after it, for a
     // timer that goes off meanwhile is told by its signal only.
-    let continues = continues(&pt::pending(pid, true)?);
+    let continues = pt::continues(pid, true)?;
     let mut each_continues = Vec::new();
     for thread in threads.iter_mut() {
-        let own = self::continues(&pt::pending(thread.tid(), false)?);
+        let own = pt::continues(thread.tid(), false)?;
         if !(own.is_empty() && continues.is_empty()) {
             // Should it not go at all.
             thread.owe(Some(Owed::Continue));
@@ -229,10 +229,6 @@ pub(super) fn ask(
         &ids,
         threads[0].in_group_stop(),
     )
-}
-
-fn continues(pending: &[Bytes]) -> Vec<Bytes> {
-    pending.iter().filter(|info| pt::is_continue(info)).cloned().collect()
 }
 
 /// An interval timer that has gone off, and whose signal is not delivered yet, shows no time left.

@@ -172,29 +172,50 @@ pub(crate) fn set_mask(tid: i32, mask: u64) -> Result<(), SysError> {
 
 /// Pending signals of the thread, or with `shared` of its process: raw siginfo each.
 pub(crate) fn pending(tid: i32, shared: bool) -> Result<Vec<Bytes>, SysError> {
+    let mut all = Vec::new();
+    while more_pending(tid, shared, &mut all)? {}
+    Ok(all)
+}
+
+/// Signals that are read by one request.
+const AT_ONCE: usize = 16;
+
+/// Reads some after those that are read. False: there are none. The kernel goes through the whole queue for each.
+fn more_pending(tid: i32, shared: bool, all: &mut Vec<Bytes>) -> Result<bool, SysError> {
     #[repr(C)]
     struct Args {
         off: u64,
         flags: u32,
         nr: i32,
     }
+    let mut buf = [[0u8; 128]; AT_ONCE];
+    let args = Args { off: all.len() as u64, flags: u32::from(shared), nr: AT_ONCE as i32 };
+    let n = request(0x4209, tid, &raw const args as u64, buf.as_mut_ptr() as u64, "read the pending signals of")?;
+    all.extend(buf.iter().take(n as usize).map(|info| Bytes(info.to_vec())));
+    Ok(n > 0)
+}
+
+/// Those of the pending signals that are SIGCONT.
+pub(crate) fn continues(tid: i32, shared: bool) -> Result<Vec<Bytes>, SysError> {
     let mut all = Vec::new();
-    loop {
-        let mut buf = [[0u8; 128]; 16];
-        let args = Args { off: all.len() as u64, flags: u32::from(shared), nr: 16 };
-        let n = request(0x4209, tid, &raw const args as u64, buf.as_mut_ptr() as u64, "read the pending signals of")?;
-        all.extend(buf.iter().take(n as usize).map(|info| Bytes(info.to_vec())));
-        if n == 0 {
-            return Ok(all);
+    while more_pending(tid, shared, &mut all)? {
+        if all.len() >= AT_ONCE && !may_be_continued(tid) {
+            return Ok(Vec::new());
         }
     }
+    all.retain(is_continue);
+    Ok(all)
+}
+
+/// What a long queue is not read for.
+fn may_be_continued(tid: i32) -> bool {
+    std::fs::read(format!("/proc/{tid}/status"))
+        .map_or(true, |status| crate::procfs::status(&status).pending >> (libc::SIGCONT - 1) & 1 != 0)
 }
 
 /// Does a SIGCONT wait for the thread or its process?
 pub(crate) fn is_continued(tid: i32) -> Result<bool, SysError> {
-    let (mut all, own) = (pending(tid, true)?, pending(tid, false)?);
-    all.extend(own);
-    Ok(all.iter().any(is_continue))
+    Ok(!continues(tid, true)?.is_empty() || !continues(tid, false)?.is_empty())
 }
 
 /// Is this raw siginfo that of a SIGCONT?
