@@ -189,6 +189,29 @@ impl Iod {
         Ok(self.client().await?.attach(token, &streams, master).await?)
     }
 
+    /// Slave: descriptors (number in the process, whether it reads from it) of a process that is about to leave, which stay here.
+    ///
+    /// # Errors
+    /// The service is lost.
+    pub async fn attach_back(
+        &self,
+        token: &[u8],
+        master: &str,
+        streams: &[(i32, bool)],
+        fds: &[OwnedFd],
+    ) -> Result<()> {
+        let streams: Vec<_> = specs(streams, false).into_iter().zip(fds.iter().map(|f| f.as_fd())).collect();
+        Ok(self.client().await?.attach_back(known(token)?, &streams, master).await?)
+    }
+
+    /// Master: these streams (number, whether the process reads from it) of this name lead back to a node, which calls for them.
+    ///
+    /// # Errors
+    /// The service is lost.
+    pub async fn back(&self, token: &[u8], streams: &[(i32, bool)]) -> Result<()> {
+        Ok(self.client().await?.back(known(token)?, specs(streams, false)).await?)
+    }
+
     /// Close what belongs to the token. On the master, true: something has passed by its streams, or may have.
     pub async fn forget(&self, token: &[u8]) -> bool {
         match (known(token), self.client().await) {

@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 use crate::packet;
 use crate::watched::{sent, watch};
 use crate::wire::{
-    Attach, Body, Empty, Expect, Leave, MAX_PACKET, Reply, Request, Settle, Share, Status, StreamName, StreamSpec,
-    Take, Token, Winsize,
+    Attach, Back, Body, Empty, Expect, Kind, Leave, MAX_PACKET, Reply, Request, Settle, Share, Status, StreamName,
+    StreamSpec, Take, Token, Winsize,
 };
 
 /// Why a request failed.
@@ -44,7 +44,13 @@ fn expect(token: Token, streams: &[Stream<'_>], node: Option<i32>, owner: i32, h
 
 fn attach(token: Token, streams: &[Stream<'_>], master: &str) -> Body {
     let streams = streams.iter().map(|(spec, _)| *spec).collect();
-    Body::Attach(Attach { token: token.as_bytes().to_vec(), streams, master: master.into() })
+    Body::Attach(Attach { token: token.as_bytes().to_vec(), streams, master: master.into(), back: false })
+}
+
+/// What is an input of a process is an output of the node to which it leads back.
+fn other_way(spec: &StreamSpec) -> StreamSpec {
+    let kind = if spec.kind() == Kind::Input { Kind::Output } else { Kind::Input };
+    StreamSpec::new(spec.fd, kind)
 }
 
 fn raw(streams: &[Stream<'_>]) -> Vec<RawFd> {
@@ -379,6 +385,24 @@ impl AsyncIodClient {
     ) -> Result<impl Future<Output = Result<(), IodError>> + Send + use<>, IodError> {
         let answer = self.begin(attach(token, streams, master), &raw(streams)).await?;
         Ok(async { answer.await.map_err(|_| lost("it has ended")).and_then(|(reply, _)| outcome(reply)).map(drop) })
+    }
+
+    /// Slave: descriptors of a process that is about to leave, as it has them ([`Body::Back`]).
+    ///
+    /// # Errors
+    /// As for [`IodClient::attach`].
+    pub async fn attach_back(&self, token: Token, streams: &[Stream<'_>], master: &str) -> Result<(), IodError> {
+        let Body::Attach(ask) = attach(token, streams, master) else { return Ok(()) };
+        let other = ask.streams.iter().map(other_way).collect();
+        self.call(Body::Attach(Attach { streams: other, back: true, ..ask }), &raw(streams)).await.map(drop)
+    }
+
+    /// Master: these streams of a process lead back to the node that it leaves ([`Body::Back`]).
+    ///
+    /// # Errors
+    /// The service is lost, or the streams make no sense.
+    pub async fn back(&self, token: Token, streams: Vec<StreamSpec>) -> Result<(), IodError> {
+        self.call(Body::Back(Back { token: token.as_bytes().to_vec(), streams }), &[]).await.map(drop)
     }
 
     /// See [`IodClient::forget`].

@@ -11,6 +11,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
+use crate::end::Held;
 use crate::master::{End, HandedOn, Master, Report};
 use crate::packet;
 use crate::pump::Counters;
@@ -237,21 +238,31 @@ impl Control {
                 let (names, successor) = (names(&ask.from)?, token(&ask.token)?);
                 let specs = ask.fds.iter().zip(&names).map(|(fd, (_, _, kind))| StreamSpec::new(*fd, *kind)).collect();
                 let (mut fds, mut rest) = (Vec::new(), Vec::new());
-                for HandedOn { fd, turn, behind, .. } in master.hand_on(&names, successor).map_err(broken)? {
+                for HandedOn { fd, turn, behind, through, .. } in master.hand_on(&names, successor).map_err(broken)? {
                     fds.push(fd);
-                    rest.push((turn, behind));
+                    rest.push((turn, behind, through));
                 }
                 let streams = pair(specs, fds)?.into_iter().zip(rest);
-                let streams = streams.map(|((spec, fd), (turn, behind))| End { turn, behind, ..End::new(spec, fd) });
+                let streams = streams.map(|((spec, fd), (turn, behind, through))| {
+                    let end = End::new(spec, fd);
+                    End { turn, behind, through, ..end }
+                });
                 let expected = master.expect(successor, streams.collect(), None, 0, false, master.report_of(&names));
                 if expected { done } else { Err(in_use()) }
+            }
+            (Some(Body::Back(ask)), Side::Master(master)) => {
+                if ask.streams.len() > MAX_STREAMS {
+                    return Err(refuse(libc::EINVAL, format!("{MAX_STREAMS} streams at most")));
+                }
+                if master.back(token(&ask.token)?, &ask.streams).map_err(broken)? { done } else { Err(in_use()) }
             }
             (Some(Body::Attach(ask)), Side::Slave(slave)) => {
                 let streams = pair(ask.streams, fds)?;
                 if streams.iter().any(|(spec, _)| spec.kind() == Kind::Report) {
                     return Err(refuse(libc::EINVAL, "the master's service reports"));
                 }
-                if slave.attach(token(&ask.token)?, streams, ask.master.into()) { done } else { Err(in_use()) }
+                let held = if ask.back { Held::Shared } else { Held::Ours };
+                if slave.attach(token(&ask.token)?, streams, ask.master.into(), held) { done } else { Err(in_use()) }
             }
             (Some(Body::Forget(bytes)), side) => {
                 let token = token(&bytes)?;

@@ -28,6 +28,7 @@ mod pipes;
 mod pump;
 mod service;
 mod slave;
+mod through;
 mod turn;
 mod watched;
 pub mod wire;

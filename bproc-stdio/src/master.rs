@@ -1,5 +1,7 @@
 //! On the master: the master-side ends of the processes' streams, handed to the node that calls for them.
 
+mod handing;
+
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,9 +20,13 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+pub(crate) use handing::HandedOn;
+use handing::Kept;
+
 use crate::end::{Held, Sink};
 use crate::pump::{Counters, Ended, Place, QUEUE, count, is_hangup};
-use crate::turn::{Behind, Gone, MyTurn, Reader, Turn, is_channel, is_full};
+use crate::through::{Asked, Asks, Through, answer};
+use crate::turn::{Behind, Gone, MyTurn, Reader, Turn};
 use crate::watched::{pidfd, watch};
 use crate::wire::{Kind, StreamSpec, Token};
 
@@ -68,13 +74,18 @@ pub(crate) struct End {
     pub(crate) turn: Turn,
     /// An output: what is to be written before.
     pub(crate) behind: Option<Behind>,
+    /// An output that leads back to a node.
+    pub(crate) through: Option<Through>,
+    /// An input that leads there.
+    pub(crate) asked: Option<Asked>,
     pub(crate) past: Past,
 }
 
 impl End {
     /// The end of a fresh stream.
     pub(crate) fn new(spec: StreamSpec, fd: OwnedFd) -> End {
-        End { spec, fd, turn: Turn::default(), behind: None, past: Past::default() }
+        let (turn, past) = (Turn::default(), Past::default());
+        End { spec, fd, turn, behind: None, through: None, asked: None, past }
     }
 }
 
@@ -84,23 +95,6 @@ pub(crate) struct Past {
     gone: Arc<Gone>,
     /// A write is under way.
     writing: Arc<AtomicBool>,
-}
-
-/// What a stream leads to, for those who come after its process.
-struct Kept {
-    fd: OwnedFd,
-    turn: Turn,
-    past: Past,
-}
-
-/// What a stream leads to, for one who comes after its process.
-pub(crate) struct HandedOn {
-    pub(crate) fd: OwnedFd,
-    pub(crate) turn: Turn,
-    /// An output: behind what its process has written.
-    pub(crate) behind: Option<Behind>,
-    /// Nobody reads it now.
-    pub(crate) stalls: bool,
 }
 
 /// All processes with streams.
@@ -168,17 +162,30 @@ impl Master {
         held: bool,
         report: Option<Arc<Report>>,
     ) -> bool {
-        let mut processes = self.lock();
+        let processes = self.lock();
         if processes.contains_key(&token) {
             return false;
         }
-        let left = streams.len();
         // Without a duplicate a process cannot move with the stream; it works all the same.
         let keep = |end: &End| {
             let fd = end.fd.try_clone().ok()?;
-            Some((end.spec.fd, Kept { fd, turn: end.turn.clone(), past: end.past.clone() }))
+            let (turn, past, through) = (end.turn.clone(), end.past.clone(), end.through.clone());
+            Some((end.spec.fd, Kept { fd, turn, past, through, once: false }))
         };
         let kept = streams.iter().filter_map(keep).collect();
+        self.expect_kept(processes, token, streams, kept, (node, owner, held), report)
+    }
+
+    fn expect_kept(
+        self: &Arc<Self>,
+        mut processes: std::sync::MutexGuard<'_, HashMap<Token, Process>>,
+        token: Token,
+        streams: Vec<End>,
+        kept: HashMap<i32, Kept>,
+        (node, owner, held): (Option<i32>, i32, bool),
+        report: Option<Arc<Report>>,
+    ) -> bool {
+        let left = streams.len();
         let inputs = streams.iter().filter(|end| held && end.spec.kind() == Kind::Input);
         let held = inputs.filter_map(|end| end.turn.clone().try_lock_owned().ok()).collect();
         let unclaimed = streams.into_iter().map(|end| (end.spec.fd, end)).collect();
@@ -201,32 +208,6 @@ impl Master {
         drop(processes);
         self.added.notify_waiters();
         true
-    }
-
-    /// What these streams lead to, for a process that goes on elsewhere as `successor`, and whose turn it is to read there. One
-    /// that has ended leads to nobody, or to the end.
-    pub(crate) fn hand_on(&self, streams: &[(Token, i32, Kind)], successor: Token) -> std::io::Result<Vec<HandedOn>> {
-        let processes = self.lock();
-        let one = |(token, fd, kind): &(Token, i32, Kind)| {
-            let kept = processes.get(token).and_then(|p| p.kept.get(fd));
-            let (fd, turn, past) = match (kept, kind) {
-                (Some(kept), _) => (kept.fd.try_clone()?, kept.turn.clone(), Some(&kept.past)),
-                (None, Kind::Input) => (std::fs::File::open("/dev/null")?.into(), Turn::default(), None),
-                (None, _) => std::io::pipe().map(|(_, writer)| (writer.into(), Turn::default(), None))?,
-            };
-            let past = past.filter(|_| *kind == Kind::Output);
-            let behind = past.map(|past| Behind::new(&past.gone, successor));
-            let stalls =
-                past.is_some_and(|past| is_channel(&fd) && (is_full(&fd) || past.writing.load(Ordering::Relaxed)));
-            Ok(HandedOn { fd, turn, behind, stalls })
-        };
-        streams.iter().map(one).collect()
-    }
-
-    /// Who is told of the losses of these streams.
-    pub(crate) fn report_of(&self, streams: &[(Token, i32, Kind)]) -> Option<Arc<Report>> {
-        let processes = self.lock();
-        streams.iter().find_map(|(token, ..)| processes.get(token)?.report.clone())
     }
 
     /// The process of this token, or of any, runs on its node.
@@ -370,7 +351,7 @@ impl Master {
     /// From the process: what comes is written.
     async fn output(&self, claim: Claim, mut requests: Streaming<Chunk>, sender: mpsc::Sender<Answer>) -> Ended {
         let fd = claim.fd;
-        let End { fd: end, behind, past, .. } = claim.end;
+        let End { fd: end, behind, past, through, .. } = claim.end;
         let sink = Sink::new(end, Held::Shared);
         if let Err(e) = &sink {
             tracing::debug!("{:?} fd {fd}: cannot be written: {e}", claim.token);
@@ -407,7 +388,8 @@ impl Master {
                         past.gone.send_if_modified(|gone| gone.insert(successor));
                     }
                     if chunk.mark != 0 {
-                        let _ = sender.send(Ok(Chunk { fd, mark: chunk.mark, ..Chunk::default() })).await;
+                        let told = Chunk { fd, mark: chunk.mark, ..Chunk::default() };
+                        answer(through.as_ref(), &sender, told).await;
                     }
                     if chunk.end {
                         return Ended::Whole;
@@ -432,6 +414,7 @@ impl Master {
         let (mut end, mut reader) = (Some(claim.end.fd), None::<Reader>);
         let mut place = None;
         let (mut told_end, mut at_end) = (false, false);
+        let mut asks = Asks::new(claim.end.asked);
         // What comes back, while it does and until it is known what becomes of the process.
         let mut recalled = None::<Vec<Bytes>>;
         loop {
@@ -441,6 +424,13 @@ impl Master {
                 let _ = sender.send(Ok(Chunk { fd, end: true, ..Chunk::default() })).await;
             }
             let reads = reader.is_some() && !at_end && recalled.is_none();
+            if recalled.is_none()
+                && asks.is_due()
+                && let Some(place) = place.take()
+            {
+                place.put(Chunk { fd, mark: asks.send(), ..Chunk::default() });
+                continue;
+            }
             tokio::select! {
                 request = requests.message() => match request {
                     Ok(Some(chunk)) if chunk.broken => return Ended::Broken,
@@ -458,7 +448,9 @@ impl Master {
                         if let Some(recalled) = &mut recalled {
                             recalled.push(chunk.data);
                         }
-                        if chunk.mark != 0 {
+                        if recalled.is_none() {
+                            asks.answered(chunk.mark);
+                        } else if chunk.mark != 0 {
                             if let (Some(reader), Some(recalled)) = (&mut reader, &mut recalled) {
                                 reader.take_back(std::mem::take(recalled)).await;
                             }
@@ -493,7 +485,8 @@ impl Master {
                         let _ = sender.send(Ok(Chunk { fd, winsize, ..Chunk::default() })).await;
                     }
                 },
-                got = sender.clone().reserve_owned(), if place.is_none() && reads => match got {
+                Some(ask) = asks.next(), if reader.is_some() || at_end => asks.note(ask, reader.as_ref()),
+                got = sender.clone().reserve_owned(), if place.is_none() && (reads || asks.is_due()) => match got {
                     Ok(got) => place = Some(got),
                     Err(_) => return Ended::Lost,
                 },
@@ -501,6 +494,7 @@ impl Master {
                     Ok(data) if !data.is_empty() => {
                         claim.used.store(true, Ordering::Relaxed);
                         count(&self.counters.input, data.len());
+                        asks.read += data.len() as u64;
                         if let Some(place) = place.take() {
                             place.put(Chunk { fd, data, ..Chunk::default() });
                         }

@@ -77,6 +77,7 @@ impl Slave {
         token: Token,
         streams: Vec<(StreamSpec, OwnedFd)>,
         master: Arc<str>,
+        held: Held,
     ) -> bool {
         let mut processes = self.lock();
         if processes.contains_key(&token) {
@@ -89,7 +90,9 @@ impl Slave {
         let (mut flushes, mut inputs) = (Vec::new(), Vec::new());
         let mut calls = JoinSet::new();
         for (spec, fd) in streams {
-            self.pipes.note(token, spec, &fd);
+            if held == Held::Ours {
+                self.pipes.note(token, spec, &fd);
+            }
             let told = if matches!(spec.kind(), Kind::Output | Kind::PtyOutput) {
                 // Unbounded: asked as often as processes end or move.
                 let (sender, receiver) = mpsc::unbounded_channel();
@@ -106,6 +109,7 @@ impl Slave {
                 token,
                 spec,
                 master: master.clone(),
+                held,
                 hangup: hangup.clone(),
                 hung_up: hung_up.clone(),
             };
@@ -199,6 +203,8 @@ struct Call {
     token: Token,
     spec: StreamSpec,
     master: Arc<str>,
+    /// Whether others have its descriptor, too.
+    held: Held,
     /// Told by the output of a terminal to its input: nobody has it open any more.
     hangup: Arc<watch::Sender<bool>>,
     hung_up: watch::Receiver<bool>,
@@ -261,7 +267,7 @@ impl Call {
         mut answers: Streaming<Chunk>,
     ) -> Ended {
         let number = self.spec.fd;
-        let mut source = match Source::new(fd, Held::Ours) {
+        let mut source = match Source::new(fd, self.held) {
             Ok(source) => Some(source),
             Err(e) => {
                 tracing::warn!("{:?} fd {number}: cannot be read: {e}", self.token);
@@ -359,7 +365,7 @@ impl Call {
         let pty = self.spec.kind() == Kind::PtyInput;
         let mut hung_up = self.hung_up.clone();
         let way_back = if pty { None } else { WayBack::to(&fd).ok() };
-        let sink = match Sink::new(fd, Held::Ours) {
+        let sink = match Sink::new(fd, self.held) {
             Ok(sink) => sink,
             Err(e) => {
                 tracing::warn!("{:?} fd {number}: cannot be written: {e}", self.token);
@@ -405,6 +411,10 @@ impl Call {
                             count(&self.slave.counters.input, chunk.data.len());
                         }
                         input.rest = chunk.data;
+                        // All before it is written.
+                        if chunk.mark != 0 {
+                            let _ = input.sender.send(Chunk { fd: number, mark: chunk.mark, ..Chunk::default() }).await;
+                        }
                         if chunk.end && !pty {
                             input.sink = None;
                         }

@@ -47,6 +47,11 @@ impl Reader {
         self.source.as_ref().is_some_and(Source::reads_in_threads)
     }
 
+    /// See [`Source::waiting`].
+    pub(crate) fn waiting(&self) -> u64 {
+        self.source.as_ref().map_or(0, Source::waiting)
+    }
+
     /// The next bytes; empty at the end. May be interrupted without loss.
     pub(crate) async fn read(&mut self) -> io::Result<Bytes> {
         if let Some(bytes) = self.turn.unread.pop_front() {

@@ -87,7 +87,7 @@ pub struct Request {
     #[prost(uint64, tag = "1")]
     pub tag: u64,
     /// What is asked.
-    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17")]
+    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18")]
     pub body: Option<Body>,
 }
 
@@ -149,6 +149,10 @@ pub enum Body {
     /// under its new name waits for that. The reply is at once.
     #[prost(message, tag = "17")]
     Leave(Leave),
+    /// Master: a process leaves its node, and these streams of it lead back there: the node calls for them, with descriptors that
+    /// others have, too. One Share or Take with these names gives them to where the process goes.
+    #[prost(message, tag = "18")]
+    Back(Back),
 }
 
 /// See [`Body::Leave`].
@@ -160,6 +164,17 @@ pub struct Leave {
     /// [`Token`] of its streams where it goes.
     #[prost(bytes = "vec", tag = "2")]
     pub successor: Vec<u8>,
+}
+
+/// See [`Body::Back`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Back {
+    /// [`Token`].
+    #[prost(bytes = "vec", tag = "1")]
+    pub token: Vec<u8>,
+    /// Streams as the process has them: what it writes to is an output, though the node is sent it.
+    #[prost(message, repeated, tag = "2")]
+    pub streams: Vec<StreamSpec>,
 }
 
 /// Names one stream.
@@ -249,6 +264,10 @@ pub struct Attach {
     /// `HOST:PORT` of the master's stdio service.
     #[prost(string, tag = "3")]
     pub master: String,
+    /// The descriptors are those of a process that leaves ([`Body::Back`]): others have them, too, and each is the other way
+    /// round: what the process writes to is an input.
+    #[prost(bool, tag = "4")]
+    pub back: bool,
 }
 
 /// See [`Body::Winsize`].

@@ -12,6 +12,7 @@
 pub mod case;
 pub mod cluster;
 mod history;
+pub mod leading;
 pub mod midway;
 pub mod procs;
 pub mod pty;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bproc_tests::cluster::{Cluster, Options, apart, signal_to};
+use bproc_tests::leading::{lists_of_a_node, outputs_that_stay};
 use bproc_tests::run::finish;
 use bproc_tests::runner::{self, Test};
 use bproc_tests::traveller::{AROUND, Traveller, around, compile, go, place, what_they_became};
@@ -199,6 +200,8 @@ fn main() -> ExitCode {
         Test::new("a_user_other_than_root", a_user),
         Test::new("calls_from_nodes", calls),
         Test::new("what_they_became", what_they_became),
+        Test::new("outputs_that_stay", outputs_that_stay),
+        Test::new("lists_of_a_node", |cluster| lists_of_a_node(cluster, true)),
         Test::new("root_of_a_node", root_of_a_node),
     ];
     if !std::env::args().any(|word| word == "--list") && !matches!(apart::leave(), Ok(true)) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bproc_common::errno::{BE_INVALIDNODE, BE_NODEDOWN};
 use bproc_tests::cluster::{Cluster, Options, Role, apart, eventually, signal_to};
+use bproc_tests::leading::{lists_of_a_node, outputs_that_stay};
 use bproc_tests::midway::movers;
 use bproc_tests::procs::{self, Proc};
 use bproc_tests::runner::{self, Test};
@@ -320,6 +321,8 @@ fn main() -> ExitCode {
         Test::new("from_anywhere", from_anywhere),
         Test::new("programs_of_a_node", programs_of_a_node),
         Test::new("what_they_became", what_they_became),
+        Test::new("outputs_that_stay", outputs_that_stay),
+        Test::new("lists_of_a_node", |cluster| lists_of_a_node(cluster, false)),
         Test::new("one_is_down", one_is_down),
         Test::new("one_dies", one_dies),
         Test::new("one_hangs", one_hangs),

@@ -150,6 +150,8 @@ struct Far {
     node: NodeId,
     number: Option<i32>,
     groups: Vec<u32>,
+    /// The name under which its node calls for descriptors that it hands over.
+    back: Vec<u8>,
 }
 
 impl Asker {
@@ -161,6 +163,11 @@ impl Asker {
     /// The node that speaks for it; none on this machine.
     pub fn node(&self) -> Option<NodeId> {
         self.far.as_ref().map(|far| far.node)
+    }
+
+    /// The name under which a node calls for the descriptors that it hands over; empty: they are here, or there are none.
+    pub fn back(&self) -> &[u8] {
+        self.far.as_ref().map_or(&[], |far| &far.back)
     }
 
     /// Its number in the cluster, if it is a process of a node's space.
@@ -176,18 +183,25 @@ impl Asker {
     }
 }
 
-/// What someone on a node's machine asks, for whom the node's agent speaks. What changes the machine, or needs
-/// descriptors, is asked on the master.
+/// What someone on a node's machine asks, for whom the node's agent speaks. What changes the machine is asked
+/// on the master.
 pub async fn answer_node(node: NodeId, ask: Ask, desk: Desk) -> Answer {
     let number = (ask.pid > 0).then_some(ask.pid);
-    let asker = Asker { pid: 0, uid: ask.uid, gid: ask.gid, far: Some(Far { node, number, groups: ask.groups }) };
+    let asker = Asker {
+        pid: 0,
+        uid: ask.uid,
+        gid: ask.gid,
+        far: Some(Far { node, number, groups: ask.groups, back: ask.back }),
+    };
     use request::Body;
     let body = match ask.request.and_then(|request| request.body) {
         Some(Body::Move(request)) if request.pid == 0 && number.is_none() => {
             fail(libc::EINVAL, "the caller is no process of the node's space, and cannot move")
         }
-        Some(Body::Move(request)) if request.streams.iter().any(|s| s.kind() == Kind::Forward) => {
-            fail(libc::EOPNOTSUPP, "descriptors of a process on another machine cannot be handed over")
+        Some(Body::Move(request))
+            if asker.back().is_empty() && request.streams.iter().any(|s| s.kind() == Kind::Forward) =>
+        {
+            fail(libc::EIO, "the node's stdio service has not got the descriptors; the node's log tells why")
         }
         Some(
             body @ (Body::Nodes(_)

@@ -66,6 +66,7 @@ impl Going {
                 flags,
                 target: machines.of(self.to),
                 rights: self.spec.rights.clone(),
+                listed: self.request.listed,
             }),
             Order::Receive(..) => order::Body::Receive(link::Receive {
                 r#move,

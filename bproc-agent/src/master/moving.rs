@@ -27,7 +27,7 @@ use std::os::fd::OwnedFd;
 use tokio::sync::oneshot;
 
 /// How often a move is tried of a process that changes its files or groups meanwhile.
-const TRIES: u32 = 5;
+const TRIES: u32 = 12;
 
 /// A move that is asked for.
 #[derive(Debug)]
@@ -71,7 +71,8 @@ pub async fn ask(request: wire::Move, asker: &Asker, fds: Vec<OwnedFd>, desk: &D
 }
 
 async fn ask_until(request: wire::Move, asker: &Asker, fds: Vec<OwnedFd>, desk: &Desk) -> Result<Moved, Failure> {
-    let mut left = TRIES;
+    // What leads back to a node is called for once.
+    let mut left = if asker.back().is_empty() { TRIES } else { 1 };
     loop {
         match ask_once(request.clone(), asker, &fds, left > 1, desk).await {
             // It opened or closed files, or changed its group, while it was asked what it has.
@@ -154,7 +155,7 @@ async fn ask_once(
     }
     let mut home = Vec::new();
     if request.listed {
-        let streams = listed_streams(pid, &request, fds, &spec, desk).await?;
+        let streams = listed_streams(pid, &request, (fds, asker.back()), &spec, desk).await?;
         (spec.streams, spec.stdio_token, home) = (streams.streams, streams.token, streams.fds);
         stdio = bproc_mover::send::stdio(pid.get());
     } else if leaves && mine {

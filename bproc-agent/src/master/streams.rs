@@ -65,7 +65,7 @@ pub async fn own_streams(pid: Pid, cooperative: bool, desk: &Desk) -> Result<Str
 pub async fn listed_streams(
     pid: Pid,
     request: &wire::Move,
-    fds: &[OwnedFd],
+    (fds, back): (&[OwnedFd], &[u8]),
     spec: &SpawnSpec,
     desk: &Desk,
 ) -> Result<Streams, Failure> {
@@ -76,22 +76,31 @@ pub async fn listed_streams(
         return Err(failure(libc::EINVAL, "a list of descriptors that makes no sense"));
     }
     let wanted = forwarded(&request.streams);
-    if wanted.len() != fds.len() {
-        let text = format!("{} streams to forward, but {} descriptors came", wanted.len(), fds.len());
-        return Err(failure(libc::EINVAL, text));
-    }
-    let copies: Result<Vec<OwnedFd>, _> = fds.iter().map(OwnedFd::try_clone).collect();
-    let copies = copies.map_err(|e| failure(e.raw_os_error().unwrap_or(libc::EMFILE), e.to_string()))?;
     let mut all = Streams { streams: request.streams.clone(), ..Streams::default() };
-    if request.node >= 0 {
-        if !copies.is_empty() {
-            let token = Token::random().map_err(|e| broken(e.to_string()))?;
-            desk.iod
-                .expect(token.as_bytes(), &wanted, copies, None, false, pid)
-                .await
-                .map_err(|e| broken(format!("{e:#}")))?;
-            all.token = token.as_bytes().to_vec();
+    let home = request.node < 0;
+    let copies = if !back.is_empty() {
+        let from: Vec<_> = wanted.iter().map(|(fd, input)| (back.to_vec(), *fd, *input)).collect();
+        let handed = hand_on(&desk.iod, &from, wanted.iter().map(|(fd, _)| *fd).collect(), back, home).await?;
+        all.token = handed.token;
+        handed.fds
+    } else {
+        if wanted.len() != fds.len() {
+            let text = format!("{} streams to forward, but {} descriptors came", wanted.len(), fds.len());
+            return Err(failure(libc::EINVAL, text));
         }
+        let copies: Result<Vec<OwnedFd>, _> = fds.iter().map(OwnedFd::try_clone).collect();
+        let copies = copies.map_err(|e| failure(e.raw_os_error().unwrap_or(libc::EMFILE), e.to_string()))?;
+        if home || copies.is_empty() {
+            copies
+        } else {
+            let token = Token::random().map_err(|e| broken(e.to_string()))?;
+            let expected = desk.iod.expect(token.as_bytes(), &wanted, copies, None, false, pid).await;
+            expected.map_err(|e| broken(format!("{e:#}")))?;
+            all.token = token.as_bytes().to_vec();
+            Vec::new()
+        }
+    };
+    if !home {
         return Ok(all);
     }
     let mut copies = copies.into_iter();
@@ -134,36 +143,70 @@ pub async fn carry_streams(
     home: bool,
     cooperative: bool,
 ) -> Result<Streams, Failure> {
-    let broken = |e: String| failure(libc::EIO, format!("the stdio service of the master: {e}"));
     let mut all = Streams::default();
     let told: Vec<_> = told.into_iter().filter(|s| !(cooperative && s.input)).collect();
-    let from: Vec<_> = told.iter().map(|s| (s.token.clone(), s.stream, s.input)).collect();
     if cooperative && home {
         let null = std::fs::File::options().read(true).write(true).open("/dev/null");
-        all.fds.push((0, null.map_err(|e| broken(e.to_string()))?.into()));
+        all.fds.push((0, null.map_err(|e| failure(libc::EIO, format!("/dev/null: {e}")))?.into()));
     } else if cooperative {
         let mut null = Stream { input: true, ..Stream::default() };
         null.set_kind(Kind::Null);
         all.streams.push(null);
     }
-    if from.is_empty() {
+    if told.is_empty() {
         return Ok(all);
     }
-    let token = Token::random().map_err(|e| broken(e.to_string()))?;
+    let from: Vec<_> = told.iter().map(|s| (s.token.clone(), s.stream, s.input)).collect();
+    let back = told.iter().find(|s| s.back).map_or(&[][..], |s| &s.token);
+    let handed = hand_on(iod, &from, told.iter().map(|s| s.fd).collect(), back, home).await?;
     if home {
-        let (fds, waits) = iod.take(&from, token.as_bytes()).await.map_err(|e| broken(format!("{e:#}")))?;
-        all.fds.extend(told.iter().map(|s| s.fd).zip(fds));
-        if waits {
-            all.successor = token.as_bytes().to_vec();
+        all.fds.extend(told.iter().map(|s| s.fd).zip(handed.fds));
+        if handed.waits {
+            all.successor = handed.token;
         }
         return Ok(all);
     }
-    let fds = told.iter().map(|s| s.fd).collect();
-    iod.share(&from, token.as_bytes(), fds).await.map_err(|e| broken(format!("{e:#}")))?;
-    all.token = token.as_bytes().to_vec();
-    all.successor.clone_from(&all.token);
+    all.token.clone_from(&handed.token);
+    all.successor = handed.token;
     all.streams.extend(told.iter().map(|s| Stream { fd: s.fd, input: s.input, ..Stream::default() }));
     Ok(all)
+}
+
+/// Streams of a process that goes elsewhere.
+struct HandedOn {
+    /// Their name there.
+    token: Vec<u8>,
+    /// At home, what they lead to.
+    fds: Vec<OwnedFd>,
+    /// At home: what comes by them waits for that name.
+    waits: bool,
+}
+
+/// Hands these streams (name, number, whether they are read) on, with these numbers where they go. Those of the name `back`
+/// lead to what the process has on the node that it leaves.
+async fn hand_on(
+    iod: &crate::stdio::Iod,
+    from: &[(Vec<u8>, i32, bool)],
+    numbers: Vec<i32>,
+    back: &[u8],
+    home: bool,
+) -> Result<HandedOn, Failure> {
+    let broken = |e: String| failure(libc::EIO, format!("the stdio service of the master: {e}"));
+    let token = Token::random().map_err(|e| broken(e.to_string()))?;
+    let leading: Vec<_> =
+        from.iter().filter(|(name, ..)| name == back).map(|(_, number, input)| (*number, *input)).collect();
+    if !leading.is_empty() {
+        iod.back(back, &leading).await.map_err(|e| broken(format!("{e:#}")))?;
+    }
+    let handed = match home {
+        true => iod.take(from, token.as_bytes()).await,
+        false => iod.share(from, token.as_bytes(), numbers).await.map(|()| (Vec::new(), false)),
+    };
+    if handed.is_err() && !leading.is_empty() {
+        iod.forget(back).await;
+    }
+    let (fds, waits) = handed.map_err(|e| broken(format!("{e:#}")))?;
+    Ok(HandedOn { token: token.as_bytes().to_vec(), fds, waits })
 }
 
 impl super::Actor {

@@ -8,6 +8,8 @@ use anyhow::{Context, Result};
 use bproc_common::id::Pid;
 use bproc_proto::client::{Request, reply, request};
 use bproc_proto::link::{Answer, Ask, FromNode, from_node};
+use bproc_proto::stream::Kind;
+use bproc_stdio::Token;
 use bproc_sys::process::Process;
 use bproc_sys::seqpacket::PeerCred;
 use std::collections::HashMap;
@@ -18,11 +20,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use tokio::sync::{mpsc, oneshot, watch};
 
+struct Open {
+    answer: oneshot::Sender<reply::Body>,
+    /// The name of the descriptors that were handed over; empty: there are none.
+    back: Vec<u8>,
+}
+
 /// Questions that the master has not answered yet.
 #[derive(Default)]
 pub struct Asks {
     last: u64,
-    open: HashMap<u64, oneshot::Sender<reply::Body>>,
+    open: HashMap<u64, Open>,
     /// Whoever has this lock has the machine's socket.
     lock: Option<File>,
     waiting: bool,
@@ -36,7 +44,6 @@ struct Relay {
 
 impl Counter for Relay {
     async fn answer(&self, request: request::Body, peer: PeerCred, fds: Vec<OwnedFd>) -> reply::Body {
-        drop(fds);
         let status = Pid::new(peer.pid).and_then(|p| Process::open(p).ok()).and_then(|p| p.status().ok());
         let ask = Ask {
             number: 0,
@@ -45,9 +52,10 @@ impl Counter for Relay {
             gid: peer.gid,
             groups: status.map(|s| s.groups).unwrap_or_default(),
             request: Some(Request { body: Some(request) }),
+            back: Vec::new(),
         };
         let (answer, receiver) = oneshot::channel();
-        self.facts.send(Fact::Ask(Box::new(ask), answer)).await.ok();
+        self.facts.send(Fact::Ask(Box::new(ask), fds, answer)).await.ok();
         receiver.await.unwrap_or_else(|_| fail(libc::EAGAIN, "the agent is ending; try again"))
     }
 
@@ -90,7 +98,7 @@ impl Actor {
         }
     }
 
-    pub(super) fn ask(&mut self, ask: Ask, answer: oneshot::Sender<reply::Body>) {
+    pub(super) fn ask(&mut self, ask: Ask, fds: Vec<OwnedFd>, answer: oneshot::Sender<reply::Body>) {
         let Some(to) = self.to_master.clone() else {
             let _ = answer.send(fail(libc::EAGAIN, "the node is cut off from its master at the moment; try again"));
             return;
@@ -100,22 +108,53 @@ impl Actor {
         let pid = in_space(ask.pid, self.space.record.pid_ns).unwrap_or(0);
         // What it may do depends on who it is now.
         self.look_at([pid]);
-        let _ = to.send(FromNode { body: Some(from_node::Body::Ask(Box::new(Ask { number, pid, ..ask }))) });
-        self.asks.open.insert(number, answer);
+        let streams = forwarded(&ask);
+        let handed = !fds.is_empty() && streams.len() == fds.len();
+        let token = if handed { Token::random().ok() } else { None };
+        let back = token.map_or_else(Vec::new, |token| token.as_bytes().to_vec());
+        self.asks.open.insert(number, Open { answer, back: back.clone() });
+        let mut ask = Ask { number, pid, ..ask };
+        let send = move |ask| drop(to.send(FromNode { body: Some(from_node::Body::Ask(Box::new(ask))) }));
+        if back.is_empty() {
+            return send(ask);
+        }
+        let (spawner, master) = (self.spawner.clone(), self.stdio_address.clone());
+        tokio::spawn(async move {
+            match spawner.lead_back(&back, &streams, &fds, &master).await {
+                Ok(()) => ask.back = back,
+                // The master says that it cannot have them.
+                Err(failure) => {
+                    tracing::warn!(error = failure.message, "descriptors of a process that asks to move");
+                }
+            }
+            send(ask);
+        });
     }
 
     pub(super) fn answered(&mut self, answer: Answer) {
-        let Some(asker) = self.asks.open.remove(&answer.number) else { return };
+        let Some(Open { answer: asker, back }) = self.asks.open.remove(&answer.number) else { return };
         let body = answer.reply.and_then(|reply| reply.body);
+        if let (Some(reply::Body::Failure(_)), false) = (&body, back.is_empty()) {
+            let iod = self.spawner.iod.clone();
+            tokio::spawn(async move { iod.forget(&back).await });
+        }
         let _ = asker.send(body.unwrap_or_else(|| fail(libc::EPROTO, "the master's answer cannot be read")));
     }
 
     /// The link is lost, and with it what was asked over it.
     pub(super) fn asks_lost(&mut self) {
         for (_, asker) in self.asks.open.drain() {
-            let _ = asker.send(fail(libc::EIO, "the link to the master broke; whether it was done is not known"));
+            let _ =
+                asker.answer.send(fail(libc::EIO, "the link to the master broke; whether it was done is not known"));
         }
     }
+}
+
+/// Descriptors that a request to move hands over: number in the process, whether it reads from it.
+fn forwarded(ask: &Ask) -> Vec<(i32, bool)> {
+    let request = ask.request.as_ref().and_then(|request| request.body.as_ref());
+    let Some(request::Body::Move(request)) = request else { return Vec::new() };
+    request.streams.iter().filter(|s| s.kind() == Kind::Forward).map(|s| (s.fd, s.input)).collect()
 }
 
 fn locked(path: &Path) -> Result<File> {

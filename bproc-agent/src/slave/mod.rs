@@ -87,7 +87,7 @@ pub enum Fact {
     /// No other agent has the machine's socket now.
     CounterIsFree(std::fs::File),
     /// Somebody on this machine asks.
-    Ask(Box<wire::Ask>, oneshot::Sender<bproc_proto::client::reply::Body>),
+    Ask(Box<wire::Ask>, Vec<std::os::fd::OwnedFd>, oneshot::Sender<bproc_proto::client::reply::Body>),
     /// The master refuses this life of the node: end it and begin anew.
     Fenced,
     /// A process was made and is about to exec: pid in the space and here.
@@ -287,7 +287,7 @@ impl Actor {
             }
             Fact::Elsewhere => self.open_counter(),
             Fact::CounterIsFree(lock) => self.counter_is_free(lock),
-            Fact::Ask(ask, answer) => self.ask(*ask, answer),
+            Fact::Ask(ask, fds, answer) => self.ask(*ask, fds, answer),
             Fact::Fenced => {
                 tracing::warn!("the master declared this life of the node dead; beginning anew");
                 self.begin_anew().await;

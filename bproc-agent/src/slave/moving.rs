@@ -88,7 +88,7 @@ impl Actor {
         tokio::spawn(async move {
             let result = match host_pid {
                 None => Err(failed(libc::ESRCH, format!("process {} has ended", r#move.pid))),
-                Some(host) => spawner.streams_of(host, strict).await,
+                Some(host) => spawner.streams_of(host, strict, order.listed).await,
             };
             let (failure, (streams, stdio)) = match result {
                 Ok(found) => (None, found),
@@ -148,8 +148,10 @@ impl Actor {
             doubt: Some(self.doubt(r#move, order.to, inputs(&streams, order.recall))),
         };
         let (gate, address) = (self.gate.clone(), super::link::reachable(&order.address, &self.stdio_address));
+        let leading = self.leading_back(host_pid, &streams);
         let going = async move {
             survey::passed(survey, r#move.pid).await?;
+            leading.await?;
             let (conn, keys) = mover::dial_target(&gate, &address, mover::peer(order.to), &order.token).await?;
             Ok((Task::Line(Line { keys }), vec![conn]))
         };
