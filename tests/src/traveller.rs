@@ -203,3 +203,20 @@ pub fn what_they_became(cluster: &Cluster) -> Result<()> {
     }
     cluster.quiet()
 }
+
+/// Programs and children by the library, from the master and from a node, to where one is and elsewhere, with and without lists of
+/// descriptors.
+///
+/// # Errors
+/// They are not as asked for.
+pub fn from_anywhere(cluster: &Cluster, dialects: &[&str]) -> Result<()> {
+    for dialect in dialects {
+        let path = compile(cluster, "tests/programs/anywhere.c", &[dialect], true)?;
+        let mut command = Command::new(&path);
+        let program = Traveller::start(cluster.environment(command.arg(cluster.dir().join("log"))))?;
+        let (text, status) = program.end()?;
+        ensure!(text.lines().last() == Some("done") && status == 0, "{dialect}: {text}, status {status:#x}");
+        cluster.quiet().with_context(|| (*dialect).to_owned())?;
+    }
+    Ok(())
+}

@@ -309,7 +309,7 @@ fn refusals(pair: &Pair) -> Result<()> {
     let done = try_move(&pair.cluster, sleep.pid(), "7")?;
     ensure!(done.status == 1 && done.err().contains("there is no node 7"), "{done:?}");
     if Path::new("/usr/bin/python3").exists() {
-        let script = "import socket,time\na,b=socket.socketpair()\nprint('ready',flush=True)\ntime.sleep(100)";
+        let script = "import socket,time\ns=socket.socket()\ns.listen()\nprint('ready',flush=True)\ntime.sleep(100)";
         let mut program = Traveller::start(Command::new("/usr/bin/python3").args(["-c", script]))?;
         program.until("ready")?;
         let done = try_move(&pair.cluster, program.pid(), "0")?;

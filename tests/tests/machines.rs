@@ -12,7 +12,7 @@ use bproc_tests::cluster::{Cluster, Options, apart, signal_to};
 use bproc_tests::leading::{lists_of_a_node, outputs_that_stay};
 use bproc_tests::run::finish;
 use bproc_tests::runner::{self, Test};
-use bproc_tests::traveller::{AROUND, Traveller, around, compile, go, place, what_they_became};
+use bproc_tests::traveller::{AROUND, Traveller, around, compile, from_anywhere, go, place, what_they_became};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65534;
@@ -199,6 +199,7 @@ fn main() -> ExitCode {
         Test::new("threads_ten_times_around", threads),
         Test::new("a_user_other_than_root", a_user),
         Test::new("calls_from_nodes", calls),
+        Test::new("from_anywhere", |cluster| from_anywhere(cluster, &["-std=gnu17"])),
         Test::new("what_they_became", what_they_became),
         Test::new("outputs_that_stay", outputs_that_stay),
         Test::new("lists_of_a_node", |cluster| lists_of_a_node(cluster, true)),

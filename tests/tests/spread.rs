@@ -13,7 +13,7 @@ use bproc_tests::leading::{lists_of_a_node, outputs_that_stay};
 use bproc_tests::midway::movers;
 use bproc_tests::procs::{self, Proc};
 use bproc_tests::runner::{self, Test};
-use bproc_tests::traveller::{Traveller, compile, what_they_became};
+use bproc_tests::traveller::{Traveller, compile, from_anywhere, what_they_became};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const NODES: i32 = 8;
@@ -126,19 +126,6 @@ fn programs(cluster: &Cluster) -> Result<()> {
     }
     ensure!(text.lines().any(|l| l == format!("{}", -BE_INVALIDNODE)) && status == 0, "{text}, {status:#x}");
     cluster.quiet()
-}
-
-/// From the master and from a node, to where one is and elsewhere, with and without lists of descriptors.
-fn from_anywhere(cluster: &Cluster) -> Result<()> {
-    for dialect in ["-std=c11", "-std=gnu17", "-xc++"] {
-        let path = compile(cluster, "tests/programs/anywhere.c", &[dialect], true)?;
-        let mut command = Command::new(&path);
-        let program = Traveller::start(cluster.environment(command.arg(cluster.dir().join("log"))))?;
-        let (text, status) = program.end()?;
-        ensure!(text.lines().last() == Some("done") && status == 0, "{dialect}: {text}, status {status:#x}");
-        cluster.quiet().context(dialect)?;
-    }
-    Ok(())
 }
 
 /// The program that a process on a node executes elsewhere is that of its node.
@@ -318,7 +305,7 @@ fn main() -> ExitCode {
         Test::new("everywhere", everywhere),
         Test::new("from_a_node", from_a_node),
         Test::new("programs", programs),
-        Test::new("from_anywhere", from_anywhere),
+        Test::new("from_anywhere", |cluster| from_anywhere(cluster, &["-std=c11", "-std=gnu17", "-xc++"])),
         Test::new("programs_of_a_node", programs_of_a_node),
         Test::new("what_they_became", what_they_became),
         Test::new("outputs_that_stay", outputs_that_stay),
