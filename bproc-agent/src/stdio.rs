@@ -212,6 +212,19 @@ impl Iod {
         Ok(self.client().await?.back(known(token)?, specs(streams, false)).await?)
     }
 
+    /// Master: waits until what was written to pipes with these inode numbers is on the node to which they lead back, if they do.
+    pub async fn are_there(&self, pipes: &[u64]) {
+        let Ok(client) = self.client().await else { return };
+        let all = async {
+            for inode in pipes {
+                let _ = client.is_there(*inode).await;
+            }
+        };
+        if tokio::time::timeout(FLUSH, all).await.is_err() {
+            tracing::debug!("nobody on a node reads what a process wrote that has ended here");
+        }
+    }
+
     /// Close what belongs to the token. On the master, true: something has passed by its streams, or may have.
     pub async fn forget(&self, token: &[u8]) -> bool {
         match (known(token), self.client().await) {

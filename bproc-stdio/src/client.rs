@@ -397,6 +397,14 @@ impl AsyncIodClient {
         self.call(Body::Attach(Attach { streams: other, back: true, ..ask }), &raw(streams)).await.map(drop)
     }
 
+    /// Master: see [`Body::There`]. Give it a time limit of your own; dropping it is harmless.
+    ///
+    /// # Errors
+    /// The service is lost.
+    pub async fn is_there(&self, inode: u64) -> Result<(), IodError> {
+        self.call(Body::There(inode), &[]).await.map(drop)
+    }
+
     /// Master: these streams of a process lead back to the node that it leaves ([`Body::Back`]).
     ///
     /// # Errors

@@ -106,6 +106,14 @@ async fn connection(fd: OwnedFd, control: Arc<Control>) -> io::Result<()> {
             });
             continue;
         }
+        if let (Some(Body::There(inode)), Side::Master(master)) = (&request.body, &control.side) {
+            let (there, fd, tag) = (master.leading.is_there(*inode), fd.clone(), request.tag);
+            tokio::spawn(async move {
+                there.await;
+                let _ = answer(&fd, Reply { tag, ..Reply::default() }, &[]).await;
+            });
+            continue;
+        }
         if let (Some(Body::Recall(name)), Side::Slave(slave)) = (&request.body, &control.side)
             && let Some(token) = Token::from_bytes(&name.token)
         {
@@ -238,15 +246,12 @@ impl Control {
                 let (names, successor) = (names(&ask.from)?, token(&ask.token)?);
                 let specs = ask.fds.iter().zip(&names).map(|(fd, (_, _, kind))| StreamSpec::new(*fd, *kind)).collect();
                 let (mut fds, mut rest) = (Vec::new(), Vec::new());
-                for HandedOn { fd, turn, behind, through, .. } in master.hand_on(&names, successor).map_err(broken)? {
+                for HandedOn { fd, turn, behind, .. } in master.hand_on(&names, successor).map_err(broken)? {
                     fds.push(fd);
-                    rest.push((turn, behind, through));
+                    rest.push((turn, behind));
                 }
                 let streams = pair(specs, fds)?.into_iter().zip(rest);
-                let streams = streams.map(|((spec, fd), (turn, behind, through))| {
-                    let end = End::new(spec, fd);
-                    End { turn, behind, through, ..end }
-                });
+                let streams = streams.map(|((spec, fd), (turn, behind))| End { turn, behind, ..End::new(spec, fd) });
                 let expected = master.expect(successor, streams.collect(), None, 0, false, master.report_of(&names));
                 if expected { done } else { Err(in_use()) }
             }

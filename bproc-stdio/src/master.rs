@@ -25,7 +25,7 @@ use handing::Kept;
 
 use crate::end::{Held, Sink};
 use crate::pump::{Counters, Ended, Place, QUEUE, count, is_hangup};
-use crate::through::{Asked, Asks, Through, answer};
+use crate::through::{Asked, Asks, Leading, answer};
 use crate::turn::{Behind, Gone, MyTurn, Reader, Turn};
 use crate::watched::{pidfd, watch};
 use crate::wire::{Kind, StreamSpec, Token};
@@ -74,8 +74,6 @@ pub(crate) struct End {
     pub(crate) turn: Turn,
     /// An output: what is to be written before.
     pub(crate) behind: Option<Behind>,
-    /// An output that leads back to a node.
-    pub(crate) through: Option<Through>,
     /// An input that leads there.
     pub(crate) asked: Option<Asked>,
     pub(crate) past: Past,
@@ -85,7 +83,7 @@ impl End {
     /// The end of a fresh stream.
     pub(crate) fn new(spec: StreamSpec, fd: OwnedFd) -> End {
         let (turn, past) = (Turn::default(), Past::default());
-        End { spec, fd, turn, behind: None, through: None, asked: None, past }
+        End { spec, fd, turn, behind: None, asked: None, past }
     }
 }
 
@@ -103,6 +101,8 @@ pub(crate) struct Master {
     /// A process was added.
     added: Notify,
     counters: Arc<Counters>,
+    /// Pipes to nodes that processes have left.
+    pub(crate) leading: Leading,
 }
 
 /// Takes one stream out of its process when its task ends, however it ends.
@@ -127,7 +127,8 @@ impl Drop for Leave {
 
 impl Master {
     pub(crate) fn new(counters: Arc<Counters>) -> Arc<Master> {
-        let master = Arc::new(Master { processes: Mutex::default(), added: Notify::new(), counters });
+        let (processes, leading) = (Mutex::default(), Leading::default());
+        let master = Arc::new(Master { processes, added: Notify::new(), counters, leading });
         let weak = Arc::downgrade(&master);
         tokio::spawn(async move {
             loop {
@@ -169,8 +170,7 @@ impl Master {
         // Without a duplicate a process cannot move with the stream; it works all the same.
         let keep = |end: &End| {
             let fd = end.fd.try_clone().ok()?;
-            let (turn, past, through) = (end.turn.clone(), end.past.clone(), end.through.clone());
-            Some((end.spec.fd, Kept { fd, turn, past, through, once: false }))
+            Some((end.spec.fd, Kept { fd, turn: end.turn.clone(), past: end.past.clone(), once: false }))
         };
         let kept = streams.iter().filter_map(keep).collect();
         self.expect_kept(processes, token, streams, kept, (node, owner, held), report)
@@ -351,7 +351,8 @@ impl Master {
     /// From the process: what comes is written.
     async fn output(&self, claim: Claim, mut requests: Streaming<Chunk>, sender: mpsc::Sender<Answer>) -> Ended {
         let fd = claim.fd;
-        let End { fd: end, behind, past, through, .. } = claim.end;
+        let End { fd: end, behind, past, .. } = claim.end;
+        let through = self.leading.of(&end);
         let sink = Sink::new(end, Held::Shared);
         if let Err(e) = &sink {
             tracing::debug!("{:?} fd {fd}: cannot be written: {e}", claim.token);

@@ -1,6 +1,10 @@
 //! Output that leads back to the node from which its process came: when is it there?
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Mutex, PoisonError};
 
 use bproc_proto::stdio::Chunk;
 use tokio::sync::{mpsc, oneshot};
@@ -14,6 +18,45 @@ pub(crate) type Ask = oneshot::Sender<()>;
 pub(crate) type Through = mpsc::UnboundedSender<Ask>;
 /// What that stream is asked.
 pub(crate) type Asked = mpsc::UnboundedReceiver<Ask>;
+
+/// Pipes to nodes that processes have left, by device and inode number: whoever has such a pipe writes to the node.
+#[derive(Default)]
+pub(crate) struct Leading(Mutex<HashMap<(u64, u64), Through>>);
+
+impl Leading {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(u64, u64), Through>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the stream from this pipe is going to be asked.
+    pub(crate) fn begin(&self, pipe: &impl AsRawFd) -> io::Result<Asked> {
+        // Unbounded: asked as often as processes end.
+        let (through, asked) = mpsc::unbounded_channel();
+        let mut all = self.lock();
+        all.retain(|_, through| !through.is_closed());
+        all.insert(identity(pipe)?, through);
+        Ok(asked)
+    }
+
+    /// The stream from this pipe, if it is one.
+    pub(crate) fn of(&self, pipe: &impl AsRawFd) -> Option<Through> {
+        let all = self.lock();
+        if all.is_empty() { None } else { all.get(&identity(pipe).ok()?).cloned() }
+    }
+
+    /// Comes back when what is in the pipe is on the node, or never will be.
+    pub(crate) fn is_there(&self, inode: u64) -> impl Future<Output = ()> + Send + use<> {
+        let (done, told) = oneshot::channel();
+        if let Some((_, through)) = self.lock().iter().find(|((_, number), _)| *number == inode) {
+            let _ = through.send(done);
+        }
+        async move { drop(told.await) }
+    }
+}
+
+fn identity(fd: &impl AsRawFd) -> io::Result<(u64, u64)> {
+    std::fs::metadata(format!("/proc/self/fd/{}", fd.as_raw_fd())).map(|meta| (meta.dev(), meta.ino()))
+}
 
 /// Says that all that came before a mark is written; where that leads back to a node, when it is there.
 pub(crate) async fn answer(through: Option<&Through>, sender: &mpsc::Sender<Result<Chunk, Status>>, chunk: Chunk) {

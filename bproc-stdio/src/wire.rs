@@ -87,7 +87,7 @@ pub struct Request {
     #[prost(uint64, tag = "1")]
     pub tag: u64,
     /// What is asked.
-    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18")]
+    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
     pub body: Option<Body>,
 }
 
@@ -153,6 +153,10 @@ pub enum Body {
     /// others have, too. One Share or Take with these names gives them to where the process goes.
     #[prost(message, tag = "18")]
     Back(Back),
+    /// Master: a process has ended that had the pipe with this inode number. The reply comes when what is in it is on the node to
+    /// which it leads back; at once for any other.
+    #[prost(uint64, tag = "19")]
+    There(u64),
 }
 
 /// See [`Body::Leave`].

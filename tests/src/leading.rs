@@ -20,7 +20,7 @@ const SCRIPT: &str = "leads=$0 file=$1 move=$2; shift 2\n\
     $leads 10 $PLACES 2>&1 >&- | sed 's/:.*//'";
 /// What a process that moves itself does not take along.
 const INPUT: &[u8] = b"typed\n";
-const PLACES: &str = "1 master 2 0 1";
+const PLACES: [&str; 2] = ["1 master 2 0 1", "1 2 master"];
 
 /// What they write after they have left comes to where it is natively, all of it before they end.
 ///
@@ -32,17 +32,17 @@ pub fn outputs_that_stay(cluster: &Cluster) -> Result<()> {
     let words = |file: &str, r#move: &str, places: &str| {
         let file = dir.join(file).to_string_lossy().into_owned();
         let words = ["env", &format!("PLACES={places}"), "sh", "-c", SCRIPT, &program, &file, r#move];
-        words.into_iter().chain(PLACES.split(' ')).map(str::to_owned).collect::<Vec<_>>()
+        words.into_iter().chain(PLACES[0].split(' ')).map(str::to_owned).collect::<Vec<_>>()
     };
     let here = words("leads-here", "true", "");
     let (first, rest) = here.split_first().context("no words")?;
     let native = finish(cluster.environment(Command::new(first).args(rest)), INPUT, LIMIT)?;
-    for node in ["0", "2"] {
-        let there = words("leads-there", "bpmove", PLACES);
+    for (node, places) in [("0", PLACES[0]), ("2", PLACES[0]), ("0", PLACES[1])] {
+        let there = words("leads-there", "bpmove", places);
         let there: Vec<&str> = [node].into_iter().chain(there.iter().map(String::as_str)).collect();
         let far = finish(cluster.command("bpsh").args(&there), INPUT, LIMIT)?;
         let same = (far.out(), far.err(), far.status) == (native.out(), native.err(), native.status);
-        ensure!(same, "from node {node}: {far:?}; natively: {native:?}");
+        ensure!(same, "from node {node} to {places}: {far:?}; natively: {native:?}");
     }
     cluster.quiet()
 }

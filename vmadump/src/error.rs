@@ -165,7 +165,7 @@ impl Refusal {
 pub enum Error {
     /// A system call.
     #[error(transparent)]
-    Sys(SysError),
+    Sys(#[from] SysError),
     /// The image is none, damaged or foreign.
     #[error(transparent)]
     Format(#[from] FormatError),
@@ -201,15 +201,6 @@ pub enum Error {
         /// What was seen.
         what: String,
     },
-}
-
-impl From<SysError> for Error {
-    fn from(error: SysError) -> Error {
-        match error.errno {
-            libc::ESRCH if error.pid > 0 => Error::Gone(error.pid),
-            _ => Error::Sys(error),
-        }
-    }
 }
 
 impl Error {

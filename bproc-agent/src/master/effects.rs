@@ -225,7 +225,7 @@ impl Actor {
         if let Some(handle) = &handle {
             self.watched.insert(pid, handle.clone());
         }
-        let facts = self.facts.clone();
+        let (facts, iod, pipes) = (self.facts.clone(), self.iod.clone(), self.pipes.clone());
         tokio::spawn(async move {
             let mut status = 0;
             if let Some(handle) = handle {
@@ -235,6 +235,10 @@ impl Actor {
                 // Its zombie tells how it ended, until its parent reaps it.
                 let stat = Process::open(pid).and_then(|p| p.stat()).ok();
                 status = stat.filter(|s| s.state == b'Z').map_or(0, |s| s.exit_code);
+            }
+            let wrote = pipes.take(pid);
+            if !wrote.is_empty() {
+                iod.are_there(&wrote).await;
             }
             facts.send(Fact::RelativeGone(pid, status)).await.ok();
         });

@@ -86,6 +86,7 @@ impl Going {
             successor: Vec::new(),
             mover: None,
             fds: Vec::new(),
+            pipes: Vec::new(),
             image: None,
             relay: Default::default(),
             leaving: false,

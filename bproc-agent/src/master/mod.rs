@@ -165,6 +165,7 @@ pub struct Actor {
     specs: HashMap<Pid, SpawnSpec>,
     tunings: tuning::Tunings,
     rooms: QueueRooms,
+    pipes: streams::HomePipes,
     moving: HashMap<Pid, going::Going>,
     vouched: crate::rights::Vouched,
     /// Movers of a former agent.

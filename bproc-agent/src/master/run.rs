@@ -5,6 +5,7 @@ use super::clients::{self, Desk};
 use super::following::Following;
 use super::link::Links;
 use super::machines::Machines;
+use super::streams::HomePipes;
 use super::travel::Travel;
 use super::tuning::Tunings;
 use super::{Actor, Fact, api};
@@ -158,6 +159,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         specs: HashMap::new(),
         tunings: Tunings::default(),
         rooms: QueueRooms::default(),
+        pipes: HomePipes::default(),
         moving: HashMap::new(),
         vouched: Default::default(),
         former,

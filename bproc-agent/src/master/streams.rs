@@ -9,8 +9,9 @@ use bproc_proto::stream::Kind;
 use bproc_proto::{Failure, SpawnSpec, Stream};
 use bproc_stdio::wire::Token;
 use bproc_sys::pidfd::PidFd;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Streams of a process for its new place.
 #[derive(Debug, Default)]
@@ -23,8 +24,32 @@ pub struct Streams {
     pub successor: Vec<u8>,
     /// For the master: the descriptors themselves.
     pub fds: Vec<(i32, OwnedFd)>,
+    /// Inode numbers of pipes among them that it writes to.
+    pub pipes: Vec<u64>,
     /// What 0 to 2 of the process lead to, for one of the master's own.
     pub stdio: Vec<Vec<u8>>,
+}
+
+/// Pipes that processes write to which have come home: they may lead back to nodes. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct HomePipes(Arc<Mutex<HashMap<Pid, Vec<u64>>>>);
+
+impl HomePipes {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Pid, Vec<u64>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A process has come with these ([`Streams::pipes`]).
+    pub fn came(&self, pid: Pid, pipes: Vec<u64>) {
+        if !pipes.is_empty() {
+            self.lock().insert(pid, pipes);
+        }
+    }
+
+    /// One has left, or ended. Those that it had.
+    pub fn take(&self, pid: Pid) -> Vec<u64> {
+        self.lock().remove(&pid).unwrap_or_default()
+    }
 }
 
 /// The standard streams of a process of the master's own, handed to the stdio service for its node. What is no more
@@ -129,6 +154,12 @@ fn is_null(fd: &OwnedFd) -> bool {
     link_of(fd) == b"/dev/null"
 }
 
+/// Inode number of a pipe.
+fn pipe_of(fd: &OwnedFd) -> Option<u64> {
+    let link = String::from_utf8(link_of(fd)).ok()?;
+    link.strip_prefix("pipe:[")?.strip_suffix(']')?.parse().ok()
+}
+
 /// What a descriptor leads to, as /proc tells.
 fn link_of(fd: &OwnedFd) -> Vec<u8> {
     use std::os::fd::AsRawFd;
@@ -160,6 +191,7 @@ pub async fn carry_streams(
     let back = told.iter().find(|s| s.back).map_or(&[][..], |s| &s.token);
     let handed = hand_on(iod, &from, told.iter().map(|s| s.fd).collect(), back, home).await?;
     if home {
+        all.pipes = told.iter().zip(&handed.fds).filter(|(s, _)| !s.input).filter_map(|(_, fd)| pipe_of(fd)).collect();
         all.fds.extend(told.iter().map(|s| s.fd).zip(handed.fds));
         if handed.waits {
             all.successor = handed.token;

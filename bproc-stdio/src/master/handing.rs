@@ -5,10 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tokio::sync::mpsc;
-
 use super::{End, Master, Past, Report};
-use crate::through::Through;
 use crate::turn::{Behind, Turn, is_channel, is_full};
 use crate::wire::{Kind, StreamSpec, Token};
 
@@ -17,7 +14,6 @@ pub(super) struct Kept {
     pub(super) fd: OwnedFd,
     pub(super) turn: Turn,
     pub(super) past: Past,
-    pub(super) through: Option<Through>,
     /// It is the far end, and goes to the first who comes.
     pub(super) once: bool,
 }
@@ -28,7 +24,6 @@ pub(crate) struct HandedOn {
     pub(crate) turn: Turn,
     /// An output: behind what its process has written.
     pub(crate) behind: Option<Behind>,
-    pub(crate) through: Option<Through>,
     /// Nobody reads it now.
     pub(crate) stalls: bool,
 }
@@ -43,14 +38,15 @@ impl Master {
         let (mut ends, mut kept) = (Vec::new(), HashMap::new());
         for spec in streams {
             let (reader, writer) = std::io::pipe()?;
-            let (kind, fd, far, asks) = match spec.kind() {
+            let (kind, fd, far, asked) = match spec.kind() {
                 Kind::Input => (Kind::Output, writer.into(), OwnedFd::from(reader), None),
-                // Unbounded: asked as often as processes end.
-                _ => (Kind::Input, reader.into(), writer.into(), Some(mpsc::unbounded_channel())),
+                _ => {
+                    let asked = self.leading.begin(&writer)?;
+                    (Kind::Input, reader.into(), OwnedFd::from(writer), Some(asked))
+                }
             };
-            let (through, asked) = asks.unzip();
             let end = End { asked, ..End::new(StreamSpec::new(spec.fd, kind), fd) };
-            kept.insert(spec.fd, Kept { fd: far, turn: Turn::default(), past: Past::default(), through, once: true });
+            kept.insert(spec.fd, Kept { fd: far, turn: Turn::default(), past: Past::default(), once: true });
             ends.push(end);
         }
         Ok(self.expect_kept(processes, token, ends, kept, (None, 0, false), None))
@@ -63,9 +59,9 @@ impl Master {
         let one = |(token, fd, kind): &(Token, i32, Kind)| {
             let process = processes.get_mut(token);
             if let Some(kept) = process.and_then(|p| p.kept.extract_if(|n, kept| n == fd && kept.once).next()) {
-                let (_, Kept { fd, turn, through, .. }) = kept;
+                let (_, Kept { fd, turn, .. }) = kept;
                 let stalls = *kind == Kind::Output && is_full(&fd);
-                return Ok(HandedOn { fd, turn, behind: None, through, stalls });
+                return Ok(HandedOn { fd, turn, behind: None, stalls });
             }
             let kept = processes.get(token).and_then(|p| p.kept.get(fd));
             let (fd, turn, past) = match (kept, kind) {
@@ -77,8 +73,7 @@ impl Master {
             let behind = past.map(|past| Behind::new(&past.gone, successor));
             let stalls =
                 past.is_some_and(|past| is_channel(&fd) && (is_full(&fd) || past.writing.load(Ordering::Relaxed)));
-            let through = kept.and_then(|kept| kept.through.clone());
-            Ok(HandedOn { fd, turn, behind, through, stalls })
+            Ok(HandedOn { fd, turn, behind, stalls })
         };
         streams.iter().map(one).collect()
     }

@@ -32,6 +32,7 @@ impl fmt::Display for SysError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let why = io::Error::from_raw_os_error(self.errno);
         match self.pid {
+            pid if pid > 0 && self.errno == libc::ESRCH => write!(f, "process {pid} has ended"),
             0 => write!(f, "cannot {}: {why}", self.op),
             pid => write!(f, "cannot {} {pid}: {why}", self.op),
         }
