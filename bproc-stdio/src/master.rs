@@ -74,7 +74,7 @@ pub(crate) struct End {
     pub(crate) turn: Turn,
     /// An output: what is to be written before.
     pub(crate) behind: Option<Behind>,
-    /// An input that leads there.
+    /// An input that leads back to a node: what it is asked.
     pub(crate) asked: Option<Asked>,
     pub(crate) past: Past,
 }

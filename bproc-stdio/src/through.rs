@@ -1,4 +1,4 @@
-//! Output that leads back to the node from which its process came: when is it there?
+//! Output that leads back to the node from which its process came: which it is, and when it is there.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
