@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use bproc_common::id::Pid;
 use bproc_config::MachineConfig;
 use bproc_proto::Failure;
-use bproc_stdio::{AsyncIodClient, IodError, Kind, Launch, Role, Status, StreamName, StreamSpec, Token, launch};
+use bproc_stdio::{AsyncIodClient, IodError, Kind, Launch, Role, Status, StreamName, StreamSpec, Taken, Token, launch};
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -154,12 +154,12 @@ impl Iod {
         Ok(self.client().await?.share(stream_names(from), known(token)?, fds).await?)
     }
 
-    /// Master: what these streams lead to, for a process that comes home. True: what nobody reads now is written when its
+    /// Master: what these streams lead to, for a process that comes home. If some wait, what nobody reads now is written when its
     /// node has said [`Iod::leave`] with the same token.
     ///
     /// # Errors
     /// The service is lost.
-    pub async fn take(&self, streams: &[(Vec<u8>, i32, bool)], token: &[u8]) -> Result<(Vec<OwnedFd>, bool)> {
+    pub async fn take(&self, streams: &[(Vec<u8>, i32, bool)], token: &[u8]) -> Result<Taken> {
         Ok(self.client().await?.take(stream_names(streams), known(token)?).await?)
     }
 

@@ -68,6 +68,17 @@ fn lost(why: &str) -> IodError {
     IodError::Lost(io::Error::new(io::ErrorKind::ConnectionReset, why.to_owned()))
 }
 
+/// What the streams of a process lead to that comes home.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// The descriptors, in the order of the streams.
+    pub fds: Vec<OwnedFd>,
+    /// Some output waits for Leave.
+    pub waits: bool,
+    /// Inode numbers of pipes among them that lead back to a node.
+    pub leading: Vec<u64>,
+}
+
 /// Blocking client. Descriptors may be closed once a call has returned.
 pub struct IodClient {
     fd: OwnedFd,
@@ -287,14 +298,14 @@ impl AsyncIodClient {
         self.call(Body::Share(Share { from, token: token.as_bytes().to_vec(), fds }), &[]).await.map(drop)
     }
 
-    /// Master: what these streams lead to, and whether some output waits for Leave. See [`Body::Take`].
+    /// Master: what these streams lead to. See [`Body::Take`].
     ///
     /// # Errors
     /// The service is lost, or the streams make no sense.
-    pub async fn take(&self, streams: Vec<StreamName>, token: Token) -> Result<(Vec<OwnedFd>, bool), IodError> {
+    pub async fn take(&self, streams: Vec<StreamName>, token: Token) -> Result<Taken, IodError> {
         let take = Take { streams, token: token.as_bytes().to_vec() };
         let (reply, fds) = self.call_for_fds(Body::Take(take), &[]).await?;
-        Ok((fds, reply.waits))
+        Ok(Taken { fds, waits: reply.waits, leading: reply.leading })
     }
 
     /// Slave: a process goes on under another name. See [`Body::Leave`].

@@ -181,17 +181,24 @@ fn token(bytes: &[u8]) -> Result<Token, Refusal> {
 }
 
 fn pair(specs: Vec<StreamSpec>, fds: Vec<OwnedFd>) -> Result<Vec<(StreamSpec, OwnedFd)>, Refusal> {
-    if specs.len() != fds.len() || specs.len() > MAX_STREAMS {
-        let why = format!("{} streams with {} descriptors: one each, {MAX_STREAMS} at most", specs.len(), fds.len());
-        return Err(refuse(libc::EINVAL, why));
+    if specs.len() != fds.len() {
+        return Err(refuse(libc::EINVAL, format!("{} streams with {} descriptors", specs.len(), fds.len())));
+    }
+    check(&specs)?;
+    Ok(specs.into_iter().zip(fds).collect())
+}
+
+fn check(specs: &[StreamSpec]) -> Result<(), Refusal> {
+    if specs.len() > MAX_STREAMS {
+        return Err(refuse(libc::EINVAL, format!("{} streams: {MAX_STREAMS} at most", specs.len())));
     }
     let mut seen = HashSet::new();
-    for spec in &specs {
+    for spec in specs {
         if !seen.insert(spec.fd) || crate::wire::Kind::try_from(spec.kind).is_err() {
             return Err(refuse(libc::EINVAL, format!("stream {}: given twice, or of no known kind", spec.fd)));
         }
     }
-    Ok(specs.into_iter().zip(fds).collect())
+    Ok(())
 }
 
 fn names(streams: &[StreamName]) -> Result<Vec<(Token, i32, Kind)>, Refusal> {
@@ -215,6 +222,7 @@ impl Control {
             let (names, successor) = (names(&ask.streams)?, token(&ask.token)?);
             let ends = master.hand_on(&names, successor).map_err(broken)?;
             let waits = ends.iter().any(|end| end.stalls);
+            let leading = ends.iter().filter_map(|end| master.leading.number(&end.fd)).collect();
             // When one waits, all do that can: the others need not be through when the process goes.
             let home = |(end, (_, _, kind)): (HandedOn, &(Token, i32, Kind))| match (kind, end.behind) {
                 (Kind::Input, _) => crate::turn::come_home(end.turn, end.fd),
@@ -222,7 +230,7 @@ impl Control {
                 _ => Ok(end.fd),
             };
             let fds = ends.into_iter().zip(&names).map(home).collect::<io::Result<_>>().map_err(broken)?;
-            return Ok((Reply { waits, ..Reply::default() }, fds));
+            return Ok((Reply { waits, leading, ..Reply::default() }, fds));
         }
         self.handle_plain(body, fds).map(|reply| (reply, Vec::new()))
     }
@@ -256,9 +264,7 @@ impl Control {
                 if expected { done } else { Err(in_use()) }
             }
             (Some(Body::Back(ask)), Side::Master(master)) => {
-                if ask.streams.len() > MAX_STREAMS {
-                    return Err(refuse(libc::EINVAL, format!("{MAX_STREAMS} streams at most")));
-                }
+                check(&ask.streams)?;
                 if master.back(token(&ask.token)?, &ask.streams).map_err(broken)? { done } else { Err(in_use()) }
             }
             (Some(Body::Attach(ask)), Side::Slave(slave)) => {

@@ -33,7 +33,7 @@ mod turn;
 mod watched;
 pub mod wire;
 
-pub use client::{AsyncIodClient, IodClient, IodError, Stream};
+pub use client::{AsyncIodClient, IodClient, IodError, Stream, Taken};
 pub use launch::{Launch, launch};
 pub use service::{Options, Role, run};
 pub use wire::{Kind, Status, StreamName, StreamSpec, Token};

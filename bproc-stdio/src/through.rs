@@ -44,6 +44,12 @@ impl Leading {
         if all.is_empty() { None } else { all.get(&identity(pipe).ok()?).cloned() }
     }
 
+    /// Inode number of this pipe, if it is one.
+    pub(crate) fn number(&self, pipe: &impl AsRawFd) -> Option<u64> {
+        self.of(pipe)?;
+        identity(pipe).ok().map(|(_, inode)| inode)
+    }
+
     /// Comes back when what is in the pipe is on the node, or never will be.
     pub(crate) fn is_there(&self, inode: u64) -> impl Future<Output = ()> + Send + use<> {
         let (done, told) = oneshot::channel();

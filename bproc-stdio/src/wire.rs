@@ -312,6 +312,9 @@ pub struct Reply {
     /// Answer to [`Body::Take`]: some output waits for Leave.
     #[prost(bool, tag = "8")]
     pub waits: bool,
+    /// Answer to [`Body::Take`]: inode numbers of pipes among them that lead back to a node.
+    #[prost(uint64, repeated, tag = "9")]
+    pub leading: Vec<u64>,
 }
 
 /// How the service is.

@@ -144,8 +144,8 @@ pub enum Op {
     Fds,
     /// Limits: soft and hard by number.
     Limits(Box<[[u64; 2]; 16]>),
-    /// Until all signals are queued, as many may be as can be allowed, the last of these that the body may set: what the process
-    /// has queued counts for its user where it was, too, until it has ended there.
+    /// The limit of queued signals until all are: the last of these that the body may set. What the process has queued counts
+    /// for its user where it was, too, until it has ended there.
     WideQueue([[u64; 2]; 2]),
     /// The limit of queued signals, soft and hard, when all are.
     Queue([u64; 2]),

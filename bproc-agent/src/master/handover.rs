@@ -86,7 +86,7 @@ impl Going {
             successor: Vec::new(),
             mover: None,
             fds: Vec::new(),
-            pipes: Vec::new(),
+            leading: Vec::new(),
             image: None,
             relay: Default::default(),
             leaving: false,

@@ -208,7 +208,7 @@ impl Actor {
             successor: Vec::new(),
             mover: None,
             fds: asked.home,
-            pipes: Vec::new(),
+            leading: Vec::new(),
             image,
             relay: link::Relay::default(),
             leaving: false,
@@ -231,15 +231,13 @@ impl Actor {
     pub(super) fn move_ended(&mut self, pid: Pid, well: bool) -> Moved {
         let Some(going) = self.moving.remove(&pid) else { return Moved::default() };
         match (going.from, going.to, going.spec.rights) {
-            (None, Some(_), Some(rights)) if well => {
-                self.vouched.left(pid, rights);
-                self.pipes.take(pid);
-            }
-            (Some(_), None, _) if well => {
-                self.vouched.home(pid);
-                self.pipes.came(pid, going.pipes);
-            }
+            (None, Some(_), Some(rights)) if well => self.vouched.left(pid, rights),
+            (Some(_), None, _) if well => self.vouched.home(pid),
             _ => {}
+        }
+        if well {
+            self.pipes.take(pid);
+            self.pipes.came(pid, going.leading);
         }
         self.settle_streams(going.spec.stdio_token, well);
         going.moved
@@ -340,7 +338,7 @@ impl Actor {
             (Ok(streams), Some(going)) => {
                 (going.spec.streams, going.spec.stdio_token) = (streams.streams, streams.token);
                 going.successor = streams.successor;
-                (going.fds, going.pipes) = (streams.fds, streams.pipes);
+                (going.fds, going.leading) = (streams.fds, streams.leading);
                 Ok(())
             }
             (Err(f), _) => Err(Refusal::Failed(NodeId::MASTER, f.number, f.message)),

@@ -7,6 +7,7 @@ use bproc_proto::client as wire;
 use bproc_proto::link;
 use bproc_proto::stream::Kind;
 use bproc_proto::{Failure, SpawnSpec, Stream};
+use bproc_stdio::Taken;
 use bproc_stdio::wire::Token;
 use bproc_sys::pidfd::PidFd;
 use std::collections::{BTreeSet, HashMap};
@@ -24,13 +25,13 @@ pub struct Streams {
     pub successor: Vec<u8>,
     /// For the master: the descriptors themselves.
     pub fds: Vec<(i32, OwnedFd)>,
-    /// Inode numbers of pipes among them that it writes to.
-    pub pipes: Vec<u64>,
+    /// Inode numbers of pipes among them that lead back to a node.
+    pub leading: Vec<u64>,
     /// What 0 to 2 of the process lead to, for one of the master's own.
     pub stdio: Vec<Vec<u8>>,
 }
 
-/// Pipes that processes write to which have come home: they may lead back to nodes. Clones share them.
+/// Pipes by which processes that have come home write to nodes. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct HomePipes(Arc<Mutex<HashMap<Pid, Vec<u64>>>>);
 
@@ -39,7 +40,7 @@ impl HomePipes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A process has come with these ([`Streams::pipes`]).
+    /// A process has come with these ([`Streams::leading`]).
     pub fn came(&self, pid: Pid, pipes: Vec<u64>) {
         if !pipes.is_empty() {
             self.lock().insert(pid, pipes);
@@ -107,7 +108,7 @@ pub async fn listed_streams(
         let from: Vec<_> = wanted.iter().map(|(fd, input)| (back.to_vec(), *fd, *input)).collect();
         let handed = hand_on(&desk.iod, &from, wanted.iter().map(|(fd, _)| *fd).collect(), back, home).await?;
         all.token = handed.token;
-        handed.fds
+        handed.taken.fds
     } else {
         if wanted.len() != fds.len() {
             let text = format!("{} streams to forward, but {} descriptors came", wanted.len(), fds.len());
@@ -154,12 +155,6 @@ fn is_null(fd: &OwnedFd) -> bool {
     link_of(fd) == b"/dev/null"
 }
 
-/// Inode number of a pipe.
-fn pipe_of(fd: &OwnedFd) -> Option<u64> {
-    let link = String::from_utf8(link_of(fd)).ok()?;
-    link.strip_prefix("pipe:[")?.strip_suffix(']')?.parse().ok()
-}
-
 /// What a descriptor leads to, as /proc tells.
 fn link_of(fd: &OwnedFd) -> Vec<u8> {
     use std::os::fd::AsRawFd;
@@ -191,9 +186,10 @@ pub async fn carry_streams(
     let back = told.iter().find(|s| s.back).map_or(&[][..], |s| &s.token);
     let handed = hand_on(iod, &from, told.iter().map(|s| s.fd).collect(), back, home).await?;
     if home {
-        all.pipes = told.iter().zip(&handed.fds).filter(|(s, _)| !s.input).filter_map(|(_, fd)| pipe_of(fd)).collect();
-        all.fds.extend(told.iter().map(|s| s.fd).zip(handed.fds));
-        if handed.waits {
+        let Taken { fds, waits, leading } = handed.taken;
+        all.leading = leading;
+        all.fds.extend(told.iter().map(|s| s.fd).zip(fds));
+        if waits {
             all.successor = handed.token;
         }
         return Ok(all);
@@ -208,10 +204,8 @@ pub async fn carry_streams(
 struct HandedOn {
     /// Their name there.
     token: Vec<u8>,
-    /// At home, what they lead to.
-    fds: Vec<OwnedFd>,
-    /// At home: what comes by them waits for that name.
-    waits: bool,
+    /// At home, what they lead to. Some may wait for that name.
+    taken: Taken,
 }
 
 /// Hands these streams (name, number, whether they are read) on, with these numbers where they go. Those of the name `back`
@@ -232,13 +226,13 @@ async fn hand_on(
     }
     let handed = match home {
         true => iod.take(from, token.as_bytes()).await,
-        false => iod.share(from, token.as_bytes(), numbers).await.map(|()| (Vec::new(), false)),
+        false => iod.share(from, token.as_bytes(), numbers).await.map(|()| Taken::default()),
     };
     if handed.is_err() && !leading.is_empty() {
         iod.forget(back).await;
     }
-    let (fds, waits) = handed.map_err(|e| broken(format!("{e:#}")))?;
-    Ok(HandedOn { token: token.as_bytes().to_vec(), fds, waits })
+    let taken = handed.map_err(|e| broken(format!("{e:#}")))?;
+    Ok(HandedOn { token: token.as_bytes().to_vec(), taken })
 }
 
 impl super::Actor {

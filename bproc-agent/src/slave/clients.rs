@@ -109,7 +109,8 @@ impl Actor {
         // What it may do depends on who it is now.
         self.look_at([pid]);
         let streams = forwarded(&ask);
-        let handed = !fds.is_empty() && streams.len() == fds.len();
+        // Nobody else can go.
+        let handed = pid > 0 && !fds.is_empty() && streams.len() == fds.len();
         let token = if handed { Token::random().ok() } else { None };
         let back = token.map_or_else(Vec::new, |token| token.as_bytes().to_vec());
         self.asks.open.insert(number, Open { answer, back: back.clone() });

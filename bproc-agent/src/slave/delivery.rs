@@ -45,7 +45,7 @@ struct Open {
     asked: Delivery,
     answer: oneshot::Receiver<i64>,
     /// Who sent it has been told that it is queued.
-    _room: Option<Arc<QueueRoom>>,
+    room: Option<Arc<QueueRoom>>,
 }
 
 fn ask(what: &Delivery, note: Note) -> oneshot::Receiver<i64> {
@@ -75,9 +75,9 @@ pub async fn serve(mut inbox: mpsc::UnboundedReceiver<Delivery>, family: Arc<Fam
                     }
                 }
                 let info = SigInfo(*next.siginfo.first_chunk().unwrap_or(&[0; 128]));
-                let _room = next.host.and_then(|receiver| rooms.for_signal(&info, receiver, open.len()));
+                let room = next.host.and_then(|receiver| rooms.for_signal(&info, receiver, open.len()));
                 let answer = ask(&next, next.note);
-                open.push_back(Open { asked: next, answer, _room });
+                open.push_back(Open { asked: next, answer, room });
             }
         }
     }
@@ -107,6 +107,8 @@ async fn finish(done: Open, mut answer: Option<i64>, family: &Family, facts: &mp
         Some(_) => {}
         None => tracing::warn!(pid, "who was to send a signal went away in the middle of it"),
     }
+    // Its limit is again what it was before it may go elsewhere.
+    drop(done.room);
     facts.send(Fact::Done(order)).await.ok();
 }
 

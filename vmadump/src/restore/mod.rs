@@ -271,8 +271,8 @@ impl Filled {
                 target.dress(image, plan)?;
                 None
             }
-            signals => {
-                target.takes_signals(signals)?;
+            _ => {
+                target.takes_signals(image)?;
                 Some(self.plan)
             }
         };

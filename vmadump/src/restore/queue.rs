@@ -2,7 +2,7 @@
 
 use super::fds::comes_again;
 use super::target::Target;
-use crate::compile::Compiler;
+use crate::compile::{Compiler, is_queued};
 use crate::error::Error;
 use crate::image::Image;
 use crate::plan::{Op, Plan};
@@ -10,8 +10,10 @@ use crate::procfs;
 use crate::sys::files;
 
 impl Target {
-    /// Can so many signals be queued?
-    pub(super) fn takes_signals(&self, signals: usize) -> Result<(), Error> {
+    /// Is there room for the signals that count for their user?
+    pub(super) fn takes_signals(&self, image: &Image) -> Result<(), Error> {
+        let pending = image.threads.iter().flat_map(|thread| &thread.pending).chain(&image.signals.pending);
+        let signals = pending.filter(|info| is_queued(info)).count();
         let text = files::read_record(&format!("/proc/{}/status", self.pid)).map_err(|_| Error::Gone(self.pid))?;
         let (queued, most) = procfs::status(&text).queued;
         if queued.saturating_add(signals as u64) > most {

@@ -447,8 +447,8 @@ impl Target {
             match op {
                 Op::Fds => dropped = compiler.fds(given, plan.creds),
                 Op::Threads => {}
-                // Nothing comes back once it is queued: see `queue.rs`.
                 Op::WideQueue(_) if image.signals() == 0 => {}
+                // They come last: see `queue.rs`.
                 Op::Pending | Op::Queue(_) => {}
                 Op::Surroundings => {
                     compiler.process(op);

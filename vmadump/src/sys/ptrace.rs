@@ -214,8 +214,9 @@ fn more_pending(tid: i32, shared: bool, all: &mut Vec<Bytes>) -> Result<bool, Sy
 pub(crate) fn continues(tid: i32, shared: bool) -> Result<Vec<Bytes>, SysError> {
     let mut all = Vec::new();
     while more_pending(tid, shared, &mut all)? {
-        if all.len() >= AT_ONCE && !may_be_continued(tid) {
-            return Ok(Vec::new());
+        if all.len() >= AT_ONCE {
+            all = if may_be_continued(tid) { pending(tid, shared)? } else { Vec::new() };
+            break;
         }
     }
     all.retain(is_continue);
