@@ -1,6 +1,7 @@
 //! `bproc-agent`: the agent of every machine, in the role of master or of a node.
 #![deny(unsafe_code)]
 
+mod awake;
 mod checked;
 mod cleanup;
 mod former;

@@ -1,6 +1,7 @@
 //! The agent's side of a mover: one for each half of a move, which it tells what to do and whose words it passes on. One
 //! that has done its part well stands ready for the next: to start one takes longer than to move a small process.
 
+use crate::awake::Awake;
 use crate::former::Caller;
 use crate::watched::{sent, watched};
 use anyhow::{Context, Result};
@@ -49,6 +50,7 @@ pub struct Movers {
     program: PathBuf,
     /// Directory of the agent, so that a later one finds them.
     of: PathBuf,
+    awake: Awake,
     ready: Arc<Mutex<Option<Started>>>,
 }
 
@@ -61,8 +63,8 @@ struct Started {
 
 impl Movers {
     /// None is started yet.
-    pub fn new(program: PathBuf, of: PathBuf) -> Movers {
-        Movers { program, of, ready: Arc::default() }
+    pub fn new(program: PathBuf, of: PathBuf, awake: Awake) -> Movers {
+        Movers { program, of, awake, ready: Arc::default() }
     }
 
     fn slot(&self) -> MutexGuard<'_, Option<Started>> {
@@ -107,7 +109,7 @@ impl Mover {
         let (words, inbox) = mpsc::unbounded_channel();
         let movers = movers.clone();
         tokio::spawn(async move {
-            let last = match live(&movers, first, task, inbox, &out, &wrap).await {
+            let last = match movers.awake.during(live(&movers, first, task, inbox, &out, &wrap)).await {
                 Ok(true) => return,
                 Ok(false) => Said::Lost,
                 Err(failure) => Said::Report(Report::Done(Done {

@@ -39,6 +39,7 @@ pub(crate) struct Draft {
     pub(crate) node_up: Said<PathBuf>,
     pub(crate) libexec_dir: Said<PathBuf>,
     pub(crate) on_master_loss: Said<OnMasterLoss>,
+    pub(crate) keep_awake: Said<bool>,
     pub(crate) stdio_addr: Said<IpAddr>,
     pub(crate) stdio_port: Said<u16>,
     pub(crate) flush_timeout_s: Said<u32>,
@@ -77,6 +78,7 @@ impl Draft {
             node_up: None,
             libexec_dir: None,
             on_master_loss: None,
+            keep_awake: None,
             stdio_addr: None,
             stdio_port: None,
             flush_timeout_s: None,
@@ -214,6 +216,7 @@ impl Draft {
             node_up: value(&self.node_up).unwrap_or_else(|| "/etc/bproc/node_up".into()),
             libexec_dir: value(&self.libexec_dir).unwrap_or_else(|| "/usr/libexec/bproc".into()),
             on_master_loss: value(&self.on_master_loss).unwrap_or(OnMasterLoss::End),
+            keep_awake: value(&self.keep_awake).unwrap_or(true),
             stdio: Stdio {
                 bind: SocketAddr::new(stdio_address, value(&self.stdio_port).unwrap_or(0)),
                 flush_timeout_s: value(&self.flush_timeout_s).unwrap_or(30),

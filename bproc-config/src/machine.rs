@@ -45,6 +45,8 @@ pub struct MachineConfig {
     pub libexec_dir: PathBuf,
     /// What a slave does with its processes when its master stays away.
     pub on_master_loss: OnMasterLoss,
+    /// Whether processors do not sleep while a process starts or moves.
+    pub keep_awake: bool,
     /// The stdio service.
     pub stdio: Stdio,
     /// What a slave does besides.

@@ -165,6 +165,7 @@ impl Reader<'_> {
         keep(&mut draft.node_up, self.get(s, "node_up", absolute));
         keep(&mut draft.libexec_dir, self.get(s, "libexec_dir", absolute));
         keep(&mut draft.on_master_loss, self.get(s, "on_master_loss", master_loss));
+        keep(&mut draft.keep_awake, self.get(s, "keep_awake", boolean));
         self.section(s, "listen", |r, s| {
             keep(&mut draft.bind_addr, r.get(s, "address", |v| address(v, resolver)));
             keep(&mut draft.port, r.get(s, "port", |v| number(v, 1, 65_535)));

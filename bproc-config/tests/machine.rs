@@ -157,6 +157,7 @@ const OURS: &str = r#"
 name = "lab-1"
 ping_timeout = 5
 on_master_loss = "keep"
+keep_awake = false
 libexec_dir = "/opt/bproc"
 [listen]
 address = "manager"
@@ -199,6 +200,7 @@ fn ours_with_drop_ins() {
     let (c, warnings) = MachineConfig::load_with(&path, &Names).unwrap_or_else(|e| panic!("{e}"));
     assert!(warnings.is_empty());
     assert_eq!((c.name.as_str(), c.ping_timeout_s, c.on_master_loss), ("lab-1", 8, OnMasterLoss::Keep));
+    assert!(!c.keep_awake && good("whatever", "[[node]]\nhosts = [\"e1\"]\n").keep_awake);
     assert_eq!(c.bind, "10.0.0.1:3333".parse().unwrap());
     assert_eq!(c.stdio.bind, "10.0.0.1:3334".parse().unwrap());
     assert_eq!((c.stdio.flush_timeout_s, c.pids.boundary, c.pids.lease_block), (9, 100_000, 512));

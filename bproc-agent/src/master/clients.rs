@@ -6,6 +6,7 @@ use super::caller::{self, Caller};
 use super::following::Following;
 use super::machines::Machines;
 use super::travel::Travel;
+use crate::awake::Awake;
 use crate::kernel::Kin;
 use crate::local::{self, Counter, fail};
 use crate::stdio::Iod;
@@ -103,6 +104,8 @@ pub struct Desk {
     pub ghost: PathBuf,
     /// The ghosts' socket.
     pub ghost_socket: PathBuf,
+    /// Keeps this machine awake.
+    pub awake: Awake,
     /// Packs programs.
     pub travel: Arc<Travel>,
     /// What the machines of nodes have.
@@ -264,7 +267,7 @@ pub(super) async fn answer(request: request::Body, asker: &Asker, fds: Vec<Owned
             let master_address = desk.address.tell(asker.node()).into_bytes();
             reply::Body::Self_(wire::Self_ { node, version: env!("CARGO_PKG_VERSION").into(), master_address })
         }
-        request::Body::Move(request) => match super::moving::ask(request, asker, fds, desk).await {
+        request::Body::Move(request) => match desk.awake.during(super::moving::ask(request, asker, fds, desk)).await {
             Ok(moved) => reply::Body::Moved(moved),
             Err(failure) => reply::Body::Failure(failure),
         },
@@ -277,7 +280,7 @@ pub(super) async fn answer(request: request::Body, asker: &Asker, fds: Vec<Owned
             desk.facts.send(Fact::Client(ClientFact::Release(spread, by))).await.ok();
             reply::Body::Done(wire::Done {})
         }
-        request::Body::Spawn(spawn) => match start(spawn, asker, fds, desk).await {
+        request::Body::Spawn(spawn) => match desk.awake.during(start(spawn, asker, fds, desk)).await {
             Ok(spawned) => reply::Body::Spawned(spawned),
             Err(failure) => reply::Body::Failure(failure),
         },

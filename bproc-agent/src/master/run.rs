@@ -9,6 +9,7 @@ use super::streams::HomePipes;
 use super::travel::Travel;
 use super::tuning::Tunings;
 use super::{Actor, Fact, api};
+use crate::awake::Awake;
 use crate::former::{self, Former};
 use crate::ghosts::{self, Barrier};
 use crate::keeper::{self, Keeper};
@@ -106,12 +107,14 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
     let (changes, watched) = watch::channel(0);
     let (ghost_path, socket_path) = (ghost.clone(), ghost_socket.clone());
     let machines = Machines::default();
+    let awake = Awake::new(config.keep_awake);
     let desk = Desk {
         facts: facts.clone(),
         iod: iod.clone(),
         changes: watched,
         ghost,
         ghost_socket,
+        awake: awake.clone(),
         travel: travel.clone(),
         machines: machines.clone(),
         address,
@@ -169,7 +172,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         taking: HashMap::new(),
         reaps: HashMap::new(),
         watched: HashMap::new(),
-        movers: Movers::new(mover, dir.join("master")),
+        movers: Movers::new(mover, dir.join("master"), awake),
         ghost: ghost_path,
         ghost_exe,
         ghost_socket: socket_path,

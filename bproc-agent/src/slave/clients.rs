@@ -3,6 +3,7 @@
 //! its end.
 
 use super::{Actor, Fact};
+use crate::awake::Awake;
 use crate::local::{self, Counter, fail};
 use anyhow::{Context, Result};
 use bproc_common::id::Pid;
@@ -39,12 +40,14 @@ pub struct Asks {
 /// Passes on what is asked.
 #[derive(Clone)]
 struct Relay {
+    awake: Awake,
     facts: mpsc::Sender<Fact>,
 }
 
 impl Counter for Relay {
     async fn answer(&self, request: request::Body, peer: PeerCred, fds: Vec<OwnedFd>) -> reply::Body {
         let status = Pid::new(peer.pid).and_then(|p| Process::open(p).ok()).and_then(|p| p.status().ok());
+        let acts = matches!(request, request::Body::Move(_) | request::Body::Spawn(_));
         let ask = Ask {
             number: 0,
             pid: peer.pid,
@@ -55,8 +58,11 @@ impl Counter for Relay {
             back: Vec::new(),
         };
         let (answer, receiver) = oneshot::channel();
-        self.facts.send(Fact::Ask(Box::new(ask), fds, answer)).await.ok();
-        receiver.await.unwrap_or_else(|_| fail(libc::EAGAIN, "the agent is ending; try again"))
+        let answered = async {
+            self.facts.send(Fact::Ask(Box::new(ask), fds, answer)).await.ok();
+            receiver.await.unwrap_or_else(|_| fail(libc::EAGAIN, "the agent is ending; try again"))
+        };
+        if acts { self.awake.during(answered).await } else { answered.await }
     }
 
     fn changes(&self) -> Option<watch::Receiver<u64>> {
@@ -92,7 +98,7 @@ impl Actor {
 
     pub(super) fn counter_is_free(&mut self, lock: File) {
         self.asks.lock = Some(lock);
-        match local::serve(&self.counter(), Relay { facts: self.facts.clone() }) {
+        match local::serve(&self.counter(), Relay { awake: self.spawner.awake.clone(), facts: self.facts.clone() }) {
             Ok(()) => tracing::debug!("serves programs of this machine"),
             Err(error) => tracing::error!(error = %format!("{error:#}"), "nothing can be asked on this machine"),
         }

@@ -111,7 +111,7 @@ impl Actor {
             let made = |host_pid| {
                 facts.try_send(Fact::Made(pid, host_pid)).ok();
             };
-            let result = spawner.spawn(&spec, &address, natives, made).await;
+            let result = spawner.awake.during(spawner.spawn(&spec, &address, natives, made)).await;
             facts.send(Fact::Spawned(number, pid, result)).await.ok();
         });
     }

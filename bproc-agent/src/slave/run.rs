@@ -6,6 +6,7 @@ use super::space::{self, Space};
 use super::spawn::{Family, Spawner};
 use super::table::Table;
 use super::{Actor, Fact};
+use crate::awake::Awake;
 use crate::former::{self, Former};
 use crate::ghosts;
 use crate::kernel::{self, Kernel};
@@ -96,10 +97,12 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
         family.await_all(skeletons.keys().copied().collect());
         tracing::info!(processes = table.len(), "took over the space of a former agent");
     }
+    let awake = Awake::new(config.keep_awake);
     let spawner = Arc::new(Spawner {
         family: family.clone(),
         iod: iod.clone(),
         node: number,
+        awake: awake.clone(),
         traveller: traveller.clone(),
         pipes: Default::default(),
     });
@@ -110,7 +113,7 @@ pub async fn run(config: MachineConfig, number: i32, from: Option<IpAddr>, maste
     let halts = super::halts::Halts::new(family.clone());
     let mut actor = Actor {
         node: number,
-        movers: Movers::new(mover, dir.clone()),
+        movers: Movers::new(mover, dir.clone(), awake.clone()),
         ghost,
         ghost_exe,
         title,

@@ -1,5 +1,6 @@
 //! Putting a process into the space: skeletons of those it refers to, the clone with the master's pid, the exec.
 
+use crate::awake::Awake;
 use crate::ghosts::{CallError, Ghost};
 use crate::stdio::{Iod, words};
 use bproc_common::exec::{self, Builder, Head};
@@ -216,6 +217,8 @@ pub struct Spawner {
     pub iod: Arc<Iod>,
     /// Number of this node, for messages.
     pub node: i32,
+    /// Keeps this machine awake.
+    pub awake: Awake,
     /// Makes the places of programs that travel.
     pub traveller: Arc<Traveller>,
     /// Pipes of forwarded streams by inode number, oldest first: token, number, input. For moves.
