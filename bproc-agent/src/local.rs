@@ -24,8 +24,8 @@ pub trait Counter: Clone + Send + Sync + 'static {
         fds: Vec<OwnedFd>,
     ) -> impl Future<Output = reply::Body> + Send;
 
-    /// Counts changes of the cluster, for those who watch; none where nobody can.
-    fn changes(&self) -> Option<watch::Receiver<u64>>;
+    /// Counts changes of the cluster, for those who watch; those after this has returned are told.
+    fn changes(&self) -> impl Future<Output = Result<watch::Receiver<u64>, Failure>> + Send;
 }
 
 /// Serves clients for ever.
@@ -79,12 +79,15 @@ async fn attend(conn: Conn, counter: &impl Counter) -> Result<()> {
             }
         };
         if let request::Body::Watch(_) = request {
-            return match counter.changes() {
-                Some(changes) => watch_changes(&fd, changes).await,
-                None => send(&fd, fail(libc::EOPNOTSUPP, "changes are watched on the master's machine")).await,
+            return match counter.changes().await {
+                Ok(changes) => watch_changes(&fd, changes).await,
+                Err(failure) => send(&fd, reply::Body::Failure(failure)).await,
             };
         }
-        let body = counter.answer(request, peer, fds).await;
+        let body = match request {
+            request::Body::Count(_) => fail(libc::EINVAL, "this is asked by agents; programs watch"),
+            request => counter.answer(request, peer, fds).await,
+        };
         send(&fd, body).await?;
     }
 }
@@ -117,14 +120,13 @@ async fn send(fd: &AsyncFd<Conn>, body: reply::Body) -> Result<()> {
 }
 
 async fn watch_changes(fd: &AsyncFd<Conn>, mut changes: watch::Receiver<u64>) -> Result<()> {
-    changes.mark_unchanged();
     send(fd, reply::Body::Done(wire::Done {})).await?;
     let mut byte = [0; 16];
     loop {
         tokio::select! {
             changed = changes.changed() => {
                 changed?;
-                send(fd, reply::Body::Changed(wire::Changed {})).await?;
+                send(fd, reply::Body::Changed(wire::Changed::default())).await?;
             }
             got = fd.async_io(Interest::READABLE, |c| c.recv(&mut byte)) => {
                 if got?.len == 0 {

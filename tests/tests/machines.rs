@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use bproc_tests::cluster::{Cluster, Options, apart, signal_to};
+use bproc_tests::cluster::{Cluster, Options, Role, apart, signal_to};
 use bproc_tests::leading::{lists_of_a_node, outputs_that_stay};
 use bproc_tests::run::finish;
 use bproc_tests::runner::{self, Test};
@@ -174,6 +174,35 @@ fn calls(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// Notifiers on nodes tell of each change, several on one machine, and of those while the master's agent was away.
+fn notifiers(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, "tests/programs/notified.c", &["-std=gnu17"], true)?.display().to_string();
+    let control = |mode| -> Result<()> {
+        let done = finish(cluster.command("bpctl").args(["-S", "1", "-m", mode]), b"", LIMIT)?;
+        ensure!(done.status == 0, "{done:?}");
+        Ok(())
+    };
+    let watchers = ["0", "0", "2"].map(|node| Traveller::start(cluster.command("bpsh").args([node, &program, "1"])));
+    let mut watchers = watchers.into_iter().collect::<Result<Vec<_>>>()?;
+    watchers.iter_mut().try_for_each(|one| one.until("watching"))?;
+    for mode in ["110", "101", "110", "100"] {
+        control(mode)?;
+        watchers.iter_mut().try_for_each(|one| one.until(&format!("mode {mode}")))?;
+    }
+    cluster.stop_agent(Role::Master, libc::SIGKILL)?;
+    cluster.start_agent(Role::Master)?;
+    cluster.wait_up()?;
+    for mode in ["111", "0"] {
+        control(mode)?;
+        watchers.iter_mut().try_for_each(|one| one.until(&format!("mode {mode}")))?;
+    }
+    for one in watchers {
+        ensure!(one.end()?.1 == 0, "its end");
+    }
+    control("111")?;
+    cluster.quiet()
+}
+
 /// One process on all of them at once: its image goes from machine to machine, sealed.
 fn many_at_once(cluster: &Cluster) -> Result<()> {
     let program = compile(cluster, "tests/programs/spread.c", &["-std=c11"], true)?;
@@ -199,6 +228,7 @@ fn main() -> ExitCode {
         Test::new("threads_ten_times_around", threads),
         Test::new("a_user_other_than_root", a_user),
         Test::new("calls_from_nodes", calls),
+        Test::new("notifiers", notifiers),
         Test::new("from_anywhere", |cluster| from_anywhere(cluster, &["-std=gnu17"])),
         Test::new("what_they_became", what_they_became),
         Test::new("outputs_that_stay", outputs_that_stay),

@@ -131,8 +131,10 @@ impl Counter for Desk {
         answer(request, &Asker::here(peer), fds, self).await
     }
 
-    fn changes(&self) -> Option<watch::Receiver<u64>> {
-        Some(self.changes.clone())
+    async fn changes(&self) -> Result<watch::Receiver<u64>, Failure> {
+        let mut changes = self.changes.clone();
+        changes.mark_unchanged();
+        Ok(changes)
     }
 }
 
@@ -216,6 +218,11 @@ pub async fn answer_node(node: NodeId, ask: Ask, desk: Desk) -> Answer {
             | Body::GetAttribute(_)
             | Body::Libraries(_)),
         ) => answer(body, &asker, Vec::new(), &desk).await,
+        Some(Body::Count(wire::Count { known })) => {
+            let mut changes = desk.changes.clone();
+            let count = changes.wait_for(|count| known != Some(*count)).await.map(|count| *count);
+            count.map_or_else(|_| ending(), |count| reply::Body::Changed(wire::Changed { count }))
+        }
         Some(Body::Spawn(_)) if number.is_some() => {
             fail(libc::EREMOTE, "a process on a node moves, and executes the program where it has come to")
         }
@@ -225,9 +232,12 @@ pub async fn answer_node(node: NodeId, ask: Ask, desk: Desk) -> Answer {
     Answer { number: ask.number, reply: Some(Reply { body: Some(body) }) }
 }
 
+fn ending() -> reply::Body {
+    fail(libc::EAGAIN, "the agent is ending; try again")
+}
+
 /// What is asked once and answered once.
 pub(super) async fn answer(request: request::Body, asker: &Asker, fds: Vec<OwnedFd>, desk: &Desk) -> reply::Body {
-    let ending = || fail(libc::EAGAIN, "the agent is ending; try again");
     match request {
         request::Body::Nodes(_) => {
             let (answer, receiver) = oneshot::channel();

@@ -7,7 +7,8 @@ use crate::awake::Awake;
 use crate::local::{self, Counter, fail};
 use anyhow::{Context, Result};
 use bproc_common::id::Pid;
-use bproc_proto::client::{Request, reply, request};
+use bproc_proto::Failure;
+use bproc_proto::client::{Count, Request, reply, request};
 use bproc_proto::link::{Answer, Ask, FromNode, from_node};
 use bproc_proto::stream::Kind;
 use bproc_stdio::Token;
@@ -19,7 +20,9 @@ use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use tokio::sync::{mpsc, oneshot, watch};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 
 struct Open {
     answer: oneshot::Sender<reply::Body>,
@@ -41,6 +44,8 @@ pub struct Asks {
 #[derive(Clone)]
 struct Relay {
     awake: Awake,
+    /// Since somebody has watched.
+    changes: Arc<OnceCell<watch::Receiver<u64>>>,
     facts: mpsc::Sender<Fact>,
 }
 
@@ -57,16 +62,54 @@ impl Counter for Relay {
             request: Some(Request { body: Some(request) }),
             back: Vec::new(),
         };
-        let (answer, receiver) = oneshot::channel();
-        let answered = async {
-            self.facts.send(Fact::Ask(Box::new(ask), fds, answer)).await.ok();
-            receiver.await.unwrap_or_else(|_| fail(libc::EAGAIN, "the agent is ending; try again"))
-        };
+        let answered = self.pass_on(ask, fds);
         if acts { self.awake.during(answered).await } else { answered.await }
     }
 
-    fn changes(&self) -> Option<watch::Receiver<u64>> {
-        None
+    async fn changes(&self) -> Result<watch::Receiver<u64>, Failure> {
+        let changes = self.changes.get_or_try_init(|| async {
+            let (counts, changes) = watch::channel(self.count(None).await?);
+            tokio::spawn(self.clone().follow(counts));
+            Ok(changes)
+        });
+        let mut changes = changes.await?.clone();
+        changes.mark_unchanged();
+        Ok(changes)
+    }
+}
+
+impl Relay {
+    async fn pass_on(&self, ask: Ask, fds: Vec<OwnedFd>) -> reply::Body {
+        let (answer, receiver) = oneshot::channel();
+        self.facts.send(Fact::Ask(Box::new(ask), fds, answer)).await.ok();
+        receiver.await.unwrap_or_else(|_| fail(libc::EAGAIN, "the agent is ending; try again"))
+    }
+
+    /// How often the cluster has changed: when that is another number than the one that is known, if one is.
+    async fn count(&self, known: Option<u64>) -> Result<u64, Failure> {
+        let request = Some(Request { body: Some(request::Body::Count(Count { known })) });
+        match self.pass_on(Ask { request, ..Ask::default() }, Vec::new()).await {
+            reply::Body::Changed(changed) => Ok(changed.count),
+            reply::Body::Failure(failure) => Err(failure),
+            _ => Err(Failure { number: libc::EPROTO, message: "the master's answer is no count of changes".into() }),
+        }
+    }
+
+    /// Tells of changes. One question is open at a time, however many watch.
+    async fn follow(self, counts: watch::Sender<u64>) {
+        /// Between questions while the node is cut off.
+        const PAUSE: Duration = Duration::from_secs(1);
+        loop {
+            // What happens after a break is not known: the first word after it is told as a change.
+            let mut known = Some(*counts.borrow());
+            let count = loop {
+                match self.count(known.take()).await {
+                    Ok(count) => break count,
+                    Err(_) => tokio::time::sleep(PAUSE).await,
+                }
+            };
+            counts.send_replace(count);
+        }
     }
 }
 
@@ -98,7 +141,8 @@ impl Actor {
 
     pub(super) fn counter_is_free(&mut self, lock: File) {
         self.asks.lock = Some(lock);
-        match local::serve(&self.counter(), Relay { awake: self.spawner.awake.clone(), facts: self.facts.clone() }) {
+        let relay = Relay { awake: self.spawner.awake.clone(), changes: Arc::default(), facts: self.facts.clone() };
+        match local::serve(&self.counter(), relay) {
             Ok(()) => tracing::debug!("serves programs of this machine"),
             Err(error) => tracing::error!(error = %format!("{error:#}"), "nothing can be asked on this machine"),
         }

@@ -87,7 +87,12 @@ fn serve(conn: Conn, waiting: &Waiting) {
         if let request::Body::SetNode(wire::SetNode { state: Some(state), .. }) = &request
             && state == "change"
         {
-            waiting.watchers.lock().unwrap().iter().for_each(|conn| send(conn, Body::Changed(wire::Changed {})));
+            waiting
+                .watchers
+                .lock()
+                .unwrap()
+                .iter()
+                .for_each(|conn| send(conn, Body::Changed(wire::Changed::default())));
         }
         for fd in fds {
             let _ = File::from(fd).write_all(b"!");
