@@ -120,6 +120,8 @@ pub mod op {
     pub const LEASE: u32 = 20;
     /// It comes from the `bpsh` `a` (ghosts only).
     pub const STARTER: u32 = 21;
+    /// Nothing.
+    pub const NOTHING: u32 = 23;
     /// Children: from now on report changes of child state (CHILD), with `a` = 1 stops and continues only. Skeletons and init
     /// do from the start.
     pub const WATCH_CHILDREN: u32 = 16;

@@ -147,6 +147,7 @@ fn obey(ghost: &mut Ghost, msg: &Msg, payload: &[u8], fds: &mut Fds) -> sys::Res
             ghost.hold(msg.a as u64)?;
             Ok(().into())
         }
+        op::NOTHING => Ok(().into()),
         op::NICE => sys::set_nice(int(msg.a)?).map(Answer::from),
         op::SUBREAPER => sys::prctl(Prctl::SetChildSubreaper, usize::from(msg.a != 0), 0).map(|_| ().into()),
         op::STARTER if ghost.role == Role::Ghost => {

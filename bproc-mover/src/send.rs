@@ -99,9 +99,10 @@ pub fn send(agent: &Agent, task: &Send) -> Result<Done, Failure> {
         return Err(Failure::new(BE_SLAVEDIED, "the target was lost in the last step"));
     }
     let frozen_ns = start.elapsed().as_nanos() as u64;
+    let stopped = frozen.image().meta.stopped;
     let Left { nothing: no_stand_in, signal, why: message } = stand_in(frozen, task, &arguments);
     point("source-ends");
-    Ok(Done { frozen_ns, bytes, no_stand_in, signal, message, ..Done::default() })
+    Ok(Done { frozen_ns, bytes, no_stand_in, signal, message, stopped, ..Done::default() })
 }
 
 /// Does the target refuse the process before it is stopped? A file that is missing there may be closed in a moment.

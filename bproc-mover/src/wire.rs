@@ -350,4 +350,7 @@ pub struct Done {
     /// signals are read by its stand-in.
     #[prost(sint32, tag = "6")]
     pub signal: i32,
+    /// Source: the process was stopped, and its stand-in is, unless somebody has continued it since.
+    #[prost(bool, tag = "7")]
+    pub stopped: bool,
 }

@@ -8,9 +8,9 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use bproc_tests::cluster::{Cluster, Role};
+use bproc_tests::cluster::{Cluster, Role, eventually, signal_to};
 use bproc_tests::runner::{self, Test};
-use bproc_tests::traveller::{Traveller, compile, try_move};
+use bproc_tests::traveller::{Traveller, compile, go, try_move};
 
 const PROGRAM: &str = "tests/programs/kin.c";
 
@@ -118,7 +118,62 @@ fn compare(cluster: &Cluster, case: &str) -> Result<()> {
     Ok(())
 }
 
+/// It goes on, and its parent is told.
+fn goes_on(parent: &mut Traveller, child: i32) -> Result<()> {
+    signal_to(child, libc::SIGCONT)?;
+    signal_to(child, libc::SIGUSR1)?;
+    // Which of the two is heard first depends on where they are.
+    let mut lines = [parent.line()?, parent.line()?];
+    lines.sort_unstable();
+    ensure!(lines == ["continued", "here"], "{lines:?}");
+    Ok(())
+}
+
+fn stops(parent: &mut Traveller, child: i32) -> Result<()> {
+    signal_to(child, libc::SIGTSTP)?;
+    let line = parent.line()?;
+    ensure!(line == "stopped 20", "{line:?}");
+    Ok(())
+}
+
+/// Whoever waits for one that is stopped and moves hears nothing of that, and all that comes after it once.
+fn stopped_ones_move(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, "tests/programs/stops.c", &[], false)?;
+    let start = || {
+        let mut parent = Traveller::start(&mut Command::new(&program))?;
+        let line = parent.line()?;
+        let child = line.strip_prefix("child ").and_then(|pid| pid.parse().ok());
+        child.map(|child: i32| (parent, child)).with_context(|| line)
+    };
+    let (mut parent, child) = start()?;
+    for node in ["0", "1", "master", "2", "2", "master"] {
+        stops(&mut parent, child).with_context(|| format!("before {node}"))?;
+        go(cluster, child, node)?;
+        // Its ghost, too, learns its name.
+        eventually("its name", ALARM, || {
+            let name = fs::read_to_string(format!("/proc/{child}/comm"))?;
+            Ok(if name == "stops\n" { Ok(()) } else { Err(format!("{name:?} on {node}")) })
+        })?;
+        goes_on(&mut parent, child).with_context(|| format!("on {node}"))?;
+    }
+    signal_to(child, libc::SIGKILL)?;
+    ensure!(parent.end()? == ("ended 9\n".into(), 0), "its end");
+    // One whose parent is on a node stays stopped at home, of which that is told again, and what happens there is told, too.
+    let (mut parent, child) = start()?;
+    go(cluster, parent.pid(), "0")?;
+    go(cluster, child, "0")?;
+    stops(&mut parent, child).context("at its parent's")?;
+    go(cluster, child, "master")?;
+    parent.until("stopped 20")?;
+    goes_on(&mut parent, child).context("at home")?;
+    stops(&mut parent, child).context("at home")?;
+    signal_to(child, libc::SIGKILL)?;
+    ensure!(parent.end()? == ("ended 9\n".into(), 0), "its end");
+    cluster.quiet()
+}
+
 fn main() -> ExitCode {
     let test = |case: &'static str| Test::new(case, move |cluster: &Cluster| compare(cluster, case));
-    runner::main(|| Cluster::start(3), CASES.into_iter().map(test).collect(), Cluster::close)
+    let others = [Test::new("stopped_ones_move", stopped_ones_move)];
+    runner::main(|| Cluster::start(3), CASES.into_iter().map(test).chain(others).collect(), Cluster::close)
 }

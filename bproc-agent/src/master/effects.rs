@@ -137,6 +137,14 @@ impl Actor {
             GhostCommand::SignalGroup(group, signal) => {
                 ghost.tell(op::SIGNAL_GROUP, group.into(), signal.into(), vec![]);
             }
+            GhostCommand::Report => {
+                let (facts, answer) = (self.facts.clone(), ghost.ask(op::NOTHING, 0, 0, vec![], vec![]));
+                tokio::spawn(async move {
+                    if answer.await.is_ok() {
+                        facts.send(Fact::Ready(pid)).await.ok();
+                    }
+                });
+            }
             GhostCommand::Clone(child) => self.clone_ghost(ghost.clone(), child),
             GhostCommand::Reap(child) => {
                 let ghost = ghost.clone();

@@ -77,6 +77,8 @@ pub enum Fact {
     Kernel(Event),
     /// A ghost answered the command to make a child.
     Cloned(Pid, Result<(), i32>),
+    /// A ghost has done all that it was told.
+    Ready(Pid),
     /// A process that nodes have skeletons of has ended with this wait status.
     RelativeGone(Pid, i32),
     /// A mover of a former agent's does not know what became of a process that was to go.
@@ -276,6 +278,7 @@ impl Actor {
             Fact::Client(fact) => self.client(fact, out),
             Fact::Kernel(event) => self.kernel_event(event, out),
             Fact::Cloned(child, result) => self.core.cloned(child, result, out),
+            Fact::Ready(pid) => self.core.ghost_ready(pid, out),
             Fact::RelativeGone(pid, status) => {
                 self.no_longer_watched(pid);
                 self.kernel.remove_starter(pid);

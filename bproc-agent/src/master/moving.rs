@@ -300,7 +300,7 @@ impl Actor {
                 }
                 let departed = match said.failure {
                     _ if said.in_doubt => Departed::InDoubt,
-                    None => Departed::Gone { stand_in: true },
+                    None => Departed::Gone { stand_in: true, stopped: false },
                     Some(f) => Departed::Failed(Refusal::Failed(node, f.number, f.message)),
                 };
                 self.core.departed(pid, id, departed, out);
@@ -510,7 +510,12 @@ impl Actor {
                     (false, 0) => {
                         mover::tell_of_loss(pid.get(), &done);
                         going.moved = Moved { frozen_ns: done.frozen_ns, bytes: done.bytes, ..Moved::default() };
-                        self.core.departed(pid, id, Departed::Gone { stand_in: !done.no_stand_in }, out);
+                        self.core.departed(
+                            pid,
+                            id,
+                            Departed::Gone { stand_in: !done.no_stand_in, stopped: done.stopped },
+                            out,
+                        );
                     }
                     (false, _) => self.core.departed(pid, id, Departed::Failed(refusal), out),
                 }
@@ -526,7 +531,9 @@ impl Actor {
                     (true, _) => self.core.arrived(pid, id, Err(refusal), out),
                     (false, false) => self.core.departed(pid, id, Departed::Failed(refusal), out),
                     // What was bound to it was killed with it; what lives is the ghost.
-                    (false, true) => self.core.departed(pid, id, Departed::Gone { stand_in: lives }, out),
+                    (false, true) => {
+                        self.core.departed(pid, id, Departed::Gone { stand_in: lives, stopped: false }, out)
+                    }
                 }
             }
         }

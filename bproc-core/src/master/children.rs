@@ -41,17 +41,27 @@ impl Master {
     /// on another machine, was not told of.
     pub(super) fn watch_family(&mut self, pid: Pid, children: &[Pid], out: &mut Out) {
         let parent = self.processes.get(&pid).and_then(|p| p.parent);
-        for watching in [Some(pid), parent].into_iter().flatten() {
-            if let Some(process) = self.processes.get_mut(&watching).filter(|p| p.end.is_none()) {
-                process.tell(watching, GhostCommand::WatchChildren, out);
-            }
-        }
+        self.watch_children(pid, out);
         for child in children {
             if let (true, Some(node)) = (self.halted.contains_key(child), self.node_of(pid)) {
                 self.tell_of_child(node, *child, out);
             }
         }
-        if let (true, Some(node)) = (self.halted.contains_key(&pid), parent.and_then(|p| self.node_of(p))) {
+        if let Some(parent) = parent {
+            self.watch_child(parent, pid, out);
+        }
+    }
+
+    fn watch_children(&mut self, pid: Pid, out: &mut Out) {
+        if let Some(process) = self.processes.get_mut(&pid).filter(|p| p.end.is_none()) {
+            process.tell(pid, GhostCommand::WatchChildren, out);
+        }
+    }
+
+    /// A process has moved, or come home: its parent, if that is on a node, does not see any more how it is.
+    pub(super) fn watch_child(&mut self, parent: Pid, pid: Pid, out: &mut Out) {
+        self.watch_children(parent, out);
+        if let (true, Some(node)) = (self.halted.contains_key(&pid), self.node_of(parent)) {
             self.tell_of_child(node, pid, out);
         }
     }

@@ -245,12 +245,8 @@ impl Master {
     /// A ghost answered the command to clone. One that ended without an answer may have carried it out: `Err(ESRCH)` is
     /// to be told after all that the keeper has seen until then.
     pub fn cloned(&mut self, child: Pid, result: Result<(), i32>, out: &mut Out) {
-        if let Some(parent) = self.cloning.remove(&child)
-            && !self.is_cloning(parent)
-            && !self.is_being_taken(parent)
-            && self.processes.get(&parent).is_some_and(|p| p.ghost_stopped.is_some() && p.can_act())
-        {
-            out.push(Action::Freeze(parent));
+        if let Some(parent) = self.cloning.remove(&child) {
+            self.ghost_ready(parent, out);
         }
         let Some(process) = self.processes.get_mut(&child) else { return };
         let orphan = process.orphan.take();
@@ -421,11 +417,18 @@ impl Master {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         (process.connected, process.made) = (true, true);
         process.parent = parent;
+        if process.ghost_stopped == Some(model::Stopped::Before) {
+            // Continued before the keeper held it.
+            (process.ghost_stopped, process.continue_due) = (None, true);
+        }
         if self.recovering && process.inherited && !taken {
             // It may have been on its way home, or away, and nobody's when the former agent ended.
             out.push(Action::Hold(pid));
         }
         process.tell_queue(pid, out);
+        if process.ghost_stopped.is_some() {
+            process.tell(pid, GhostCommand::Report, out);
+        }
         self.look_at_target(pid, out);
     }
 

@@ -100,6 +100,8 @@ pub enum GhostCommand {
     TakeSignals,
     /// Know by whom its process was started.
     Starter(Starter),
+    /// Say when all this is done; goes to `ghost_ready`.
+    Report,
 }
 
 /// What a node is told. Orders are numbered and survive a broken link.
@@ -324,6 +326,8 @@ pub(super) enum Stopped {
     FromHere,
     /// The process is stopped.
     AsThere,
+    /// The process was, when it left; the keeper has not said so yet of what became its ghost.
+    Before,
 }
 
 #[derive(Debug)]
@@ -459,6 +463,16 @@ impl Process {
     pub(super) fn tell_queue(&mut self, pid: Pid, out: &mut Vec<Action>) {
         if self.connected && !self.unheld {
             out.extend(self.queue.drain(..).map(|command| Action::Ghost(pid, command)));
+        }
+    }
+
+    /// It was stopped when it left, and its ghost was from the first. What its node tells of that is no news.
+    pub(super) fn left_stopped(&mut self) {
+        self.queue.retain(|command| !matches!(command, GhostCommand::Stop(_)));
+        match self.connected {
+            // Continued already, since it has spoken; it tells of that.
+            true => self.continue_due = true,
+            false => self.ghost_stopped = Some(Stopped::Before),
         }
     }
 

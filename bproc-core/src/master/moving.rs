@@ -98,6 +98,8 @@ pub enum Departed {
     Gone {
         /// It is.
         stand_in: bool,
+        /// The process was stopped, and so is that; told of the master's own.
+        stopped: bool,
     },
     /// It runs here still.
     Failed(Refusal),
@@ -362,14 +364,14 @@ impl Master {
         let Some(m) = self.moves.get_mut(&pid) else { return };
         let (id, from, to) = (m.id, m.from, m.facts.to);
         match (&m.arrived, &m.departed) {
-            (Some(Ok(())), Some(Departed::Gone { stand_in })) => {
-                let stand_in = *stand_in;
-                self.moved(pid, stand_in, out);
+            (Some(Ok(())), Some(Departed::Gone { stand_in, stopped })) => {
+                let (stand_in, stopped) = (*stand_in, *stopped);
+                self.moved(pid, stand_in, stopped, out);
             }
-            (Some(Ok(())), Some(Departed::Lost(_))) => self.moved(pid, false, out),
+            (Some(Ok(())), Some(Departed::Lost(_))) => self.moved(pid, false, false, out),
             (Some(Ok(())), Some(Departed::Failed(_))) => {
                 out.push(Action::Trouble(format!("both ends of a move say that process {pid} runs there")));
-                self.moved(pid, false, out);
+                self.moved(pid, false, false, out);
             }
             (Some(Err(_)), Some(Departed::Failed(refusal))) => {
                 let refusal = refusal.clone();
@@ -391,9 +393,9 @@ impl Master {
                 self.exited(pid, SIGKILL, out);
                 self.reaped(pid, out);
             }
-            (Some(Err(_)), Some(Departed::Gone { stand_in })) => {
-                let stand_in = *stand_in;
-                self.moved(pid, stand_in, out);
+            (Some(Err(_)), Some(Departed::Gone { stand_in, stopped })) => {
+                let (stand_in, stopped) = (*stand_in, *stopped);
+                self.moved(pid, stand_in, stopped, out);
                 if let Some(to) = to {
                     // What it was to be built into stands there still.
                     self.relatives.entry(pid).or_default().insert(to);
@@ -421,7 +423,7 @@ impl Master {
         }
     }
 
-    fn moved(&mut self, pid: Pid, stand_in: bool, out: &mut Out) {
+    fn moved(&mut self, pid: Pid, stand_in: bool, stopped: bool, out: &mut Out) {
         let Some(m) = self.moves.remove(&pid) else { return };
         if let Some(left) = m.from {
             self.relatives.entry(pid).or_default().insert(left);
@@ -445,6 +447,9 @@ impl Master {
                 out.push(Action::TrackSignals(pid));
             } else if let Some(process) = self.processes.get_mut(&pid) {
                 process.ghost_gone = true;
+            }
+            if let (Some(process), true) = (self.processes.get_mut(&pid), stand_in && stopped) {
+                process.left_stopped();
             }
             if let (Some(process), false) = (self.processes.get_mut(&pid), m.facts.comm.is_empty()) {
                 process.tell(pid, GhostCommand::Name(m.facts.comm.clone()), out);
@@ -476,6 +481,7 @@ impl Master {
         if let Some(parent) = parent.filter(|parent| self.processes.contains_key(parent)) {
             // Who waits for it is elsewhere.
             self.left_behind.insert(pid, parent);
+            self.watch_child(parent, pid, out);
         }
         out.push(Action::UntrackSignals(pid));
         out.extend(m.signals.into_iter().map(|(_, siginfo)| Action::SignalHome(pid, siginfo)));

@@ -80,7 +80,7 @@ fn on_a() -> Master {
     m.committing(pid(P), id, &mut out);
     m.ghost_connected(pid(P), Some(pid(2)), &mut out);
     m.arrived(pid(P), id, Ok(()), &mut out);
-    m.departed(pid(P), id, Departed::Gone { stand_in: true }, &mut out);
+    m.departed(pid(P), id, Departed::Gone { stand_in: true, stopped: false }, &mut out);
     m.held(pid(P), Ok(()), &mut out);
     assert_eq!(m.node_of(pid(P)), Some(A));
     m
@@ -106,7 +106,7 @@ fn from_the_master_to_a_node() {
     out.clear();
     m.arrived(pid(P), id, Ok(()), &mut out);
     assert_eq!(out, []);
-    m.departed(pid(P), id, Departed::Gone { stand_in: true }, &mut out);
+    m.departed(pid(P), id, Departed::Gone { stand_in: true, stopped: false }, &mut out);
     assert!(out.contains(&Action::Answer(Ask(9), Ok(()))));
     assert!(out.contains(&Action::Hold(pid(P))) && out.contains(&Action::TrackSignals(pid(P))));
     assert_eq!(m.processes(), [(pid(P), Some(A))]);
@@ -119,6 +119,65 @@ fn from_the_master_to_a_node() {
     m.held(pid(P), Ok(()), &mut out);
     let told = [GhostCommand::Name(b"prog".to_vec()), GhostCommand::WatchChildren, GhostCommand::Reap(pid(CHILD))];
     assert_eq!(out, told.map(|command| Action::Ghost(pid(P), command)));
+}
+
+#[test]
+fn one_that_moves_while_it_is_stopped_is_not_stopped_again() {
+    let (mut m, mut out) = (up(), vec![]);
+    let id = under_way(&mut m, Some(A), &mut out);
+    m.committing(pid(P), id, &mut out);
+    m.stopped(pid(P), 19, &mut out);
+    m.arrived(pid(P), id, Ok(()), &mut out);
+    m.departed(pid(P), id, Departed::Gone { stand_in: true, stopped: true }, &mut out);
+    m.held(pid(P), Ok(()), &mut out);
+    m.stopped(pid(P), 19, &mut out);
+    out.clear();
+    m.ghost_stopped(pid(P), false, &mut out);
+    // It connects all the same, does what it is told, and is left alone.
+    assert_eq!(out, [Action::Thaw(pid(P))]);
+    out.clear();
+    m.ghost_connected(pid(P), Some(pid(2)), &mut out);
+    let told = [GhostCommand::Name(b"prog".to_vec()), GhostCommand::WatchChildren, GhostCommand::Report];
+    assert_eq!(out, told.map(|command| Action::Ghost(pid(P), command)));
+    out.clear();
+    m.ghost_ready(pid(P), &mut out);
+    assert_eq!(out, [Action::Freeze(pid(P))]);
+    // Continued on its node, as if it had been told to stop.
+    out.clear();
+    m.continued(pid(P), &mut out);
+    assert_eq!(out, [Action::WakeGhost(pid(P))]);
+    out.clear();
+    m.ghost_ready(pid(P), &mut out);
+    assert_eq!(out, []);
+}
+
+#[test]
+fn one_that_moves_while_it_is_stopped_and_is_continued_at_once() {
+    for connects_early in [true, false] {
+        let (mut m, mut out) = (up(), vec![]);
+        let id = under_way(&mut m, Some(A), &mut out);
+        m.committing(pid(P), id, &mut out);
+        m.stopped(pid(P), 19, &mut out);
+        m.arrived(pid(P), id, Ok(()), &mut out);
+        if connects_early {
+            m.ghost_connected(pid(P), Some(pid(2)), &mut out);
+        }
+        m.departed(pid(P), id, Departed::Gone { stand_in: true, stopped: true }, &mut out);
+        if !connects_early {
+            m.ghost_connected(pid(P), Some(pid(2)), &mut out);
+        }
+        out.clear();
+        // The keeper has never seen it stopped.
+        m.held(pid(P), Ok(()), &mut out);
+        m.stopped(pid(P), 19, &mut out);
+        let told = [GhostCommand::Name(b"prog".to_vec()), GhostCommand::WatchChildren];
+        assert_eq!(out, told.map(|command| Action::Ghost(pid(P), command)));
+        m.ghost_signal(pid(P), 1, siginfo(18), &mut out);
+        m.continued(pid(P), &mut out);
+        out.clear();
+        m.stopped(pid(P), 20, &mut out);
+        assert_eq!(out, [Action::Ghost(pid(P), GhostCommand::Stop(20))]);
+    }
 }
 
 #[test]
@@ -176,7 +235,7 @@ fn a_parent_elsewhere_is_told_of_stops() {
     m.child_changed(pid(P), child, Status::Stopped(19), &mut out);
     m.arrived(pid(P), id, Ok(()), &mut out);
     out.clear();
-    m.departed(pid(P), id, Departed::Gone { stand_in: true }, &mut out);
+    m.departed(pid(P), id, Departed::Gone { stand_in: true, stopped: false }, &mut out);
     assert_eq!(orders(&out), [(B, Order::RelativeStopped(child, 19))]);
     // So is a new agent of its node.
     out.clear();
@@ -234,7 +293,7 @@ fn signals_on_the_way_come_with_it() {
         m.ghost_stopped(pid(P), false, &mut out);
         assert_eq!(orders(&out), []);
         let place = if well {
-            m.departed(pid(P), id, Departed::Gone { stand_in: true }, &mut out);
+            m.departed(pid(P), id, Departed::Gone { stand_in: true, stopped: false }, &mut out);
             m.arrived(pid(P), id, Ok(()), &mut out);
             B
         } else {
@@ -256,7 +315,7 @@ fn a_kill_on_the_way_finds_it() {
     m.at_gate(pid(P), &mut out);
     assert!(orders(&out).contains(&(A, Order::Kill(pid(P)))));
     m.arrived(pid(P), id, Ok(()), &mut out);
-    m.departed(pid(P), id, Departed::Gone { stand_in: true }, &mut out);
+    m.departed(pid(P), id, Departed::Gone { stand_in: true, stopped: false }, &mut out);
     assert!(orders(&out).contains(&(B, Order::Kill(pid(P)))));
     out.clear();
     m.exited(pid(P), 9, &mut out);
@@ -277,7 +336,7 @@ fn the_target_decides_a_doubt() {
             m.lost(B, &mut out);
         }
         assert!(orders(&out).contains(&(A, Order::Decide(pid(P), id, ran))), "{out:?}");
-        let end = if ran { Departed::Gone { stand_in: true } } else { Departed::Failed(failed()) };
+        let end = if ran { Departed::Gone { stand_in: true, stopped: false } } else { Departed::Failed(failed()) };
         m.departed(pid(P), id, end, &mut out);
         assert_eq!(m.node_of(pid(P)), Some(if ran { B } else { A }));
         assert!(m.moves.is_empty());
@@ -300,7 +359,7 @@ fn home_into_the_ghost() {
     m.ghost_signal(pid(P), 1, siginfo(10), &mut out);
     out.clear();
     m.arrived(pid(P), id, Ok(()), &mut out);
-    m.departed(pid(P), id, Departed::Gone { stand_in: true }, &mut out);
+    m.departed(pid(P), id, Departed::Gone { stand_in: true, stopped: false }, &mut out);
     assert!(out.contains(&Action::SignalHome(pid(P), siginfo(10))));
     assert!(out.contains(&Action::UntrackSignals(pid(P))) && m.processes().is_empty());
     // The skeleton that it left on A learns how it ends.
@@ -324,7 +383,7 @@ fn a_child_that_came_home_is_reaped_when_its_parent_elsewhere_has() {
     m.frozen(pid(CHILD), id, None, &mut out);
     m.ghost_disconnected(pid(CHILD));
     m.arrived(pid(CHILD), id, Ok(()), &mut out);
-    m.departed(pid(CHILD), id, Departed::Gone { stand_in: true }, &mut out);
+    m.departed(pid(CHILD), id, Departed::Gone { stand_in: true, stopped: false }, &mut out);
     m.relative_gone(pid(CHILD), 7 << 8, &mut out);
     out.clear();
     m.reaped(pid(CHILD), &mut out);
@@ -428,7 +487,7 @@ fn a_child_that_ends_while_its_parent_is_about_to_go_is_forgotten_if_that_stays(
     let id = under_way(&mut m, None, &mut out);
     m.frozen(pid(P), id, None, &mut out);
     m.arrived(pid(P), id, Ok(()), &mut out);
-    m.departed(pid(P), id, Departed::Gone { stand_in: true }, &mut out);
+    m.departed(pid(P), id, Departed::Gone { stand_in: true, stopped: false }, &mut out);
     let id = under_way(&mut m, Some(A), &mut out);
     m.committing(pid(P), id, &mut out);
     m.exited(pid(CHILD), 9, &mut out);

@@ -9,7 +9,7 @@
 //! - a stop signal that finds the ghost stopped is passed on at once, for waking the ghost would lose it.
 
 use super::groups::GroupCall;
-use super::model::{Action, GhostCommand, Order, Stopped};
+use super::model::{Action, GhostCommand, Order, Phase, Process, Stopped};
 use super::{Master, Out};
 use bproc_common::id::{NodeId, Pid};
 
@@ -111,16 +111,35 @@ impl Master {
             out.push(Action::Thaw(pid));
         }
         let Some(process) = self.processes.get_mut(&pid) else { return };
-        if process.ghost_stopped.is_some() {
+        if process.ghost_stopped.is_some_and(|why| why != Stopped::Before) {
             return;
         }
         process.continue_due = false;
-        process.ghost_stopped = Some(if own { Stopped::AsThere } else { Stopped::FromHere });
+        let before = process.ghost_stopped.is_some();
+        process.ghost_stopped = Some(if own || before { Stopped::AsThere } else { Stopped::FromHere });
         // Overtaken by a continue, or to end, which nobody can stop any more.
-        if process.end.is_some() || (own && !process.stopped_there) {
+        if before {
+            // What its node has told since has been heeded.
+        } else if process.end.is_some() || (own && !process.stopped_there) {
             process.wake(pid, out);
         } else if let (Some(node), false, false) = (process.node, own, self.on_its_way(pid)) {
             self.order(node, Order::Stop(pid), out);
+        }
+        let connects = |p: &Process| matches!(p.phase, Phase::Running) && p.made && !p.connected && p.can_act();
+        let new = |p: &&Process| !p.inherited && p.ghost_stopped.is_some();
+        if self.processes.get(&pid).filter(new).is_some_and(connects) {
+            // It learns its name and more.
+            out.push(Action::Thaw(pid));
+        }
+    }
+
+    /// A ghost has done all that it was told.
+    pub fn ghost_ready(&mut self, pid: Pid, out: &mut Out) {
+        if !self.is_cloning(pid)
+            && !self.is_being_taken(pid)
+            && self.processes.get(&pid).is_some_and(|p| p.ghost_stopped.is_some() && p.can_act())
+        {
+            out.push(Action::Freeze(pid));
         }
     }
 
@@ -139,6 +158,7 @@ impl Master {
         }
         process.stopped_there = true;
         match &mut process.ghost_stopped {
+            Some(Stopped::Before) => {}
             Some(why) => *why = Stopped::AsThere,
             None => process.tell(pid, GhostCommand::Stop(signal), out),
         }
@@ -149,7 +169,7 @@ impl Master {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         process.continues = process.continues.saturating_sub(1);
         process.stopped_there = false;
-        if process.ghost_stopped == Some(Stopped::AsThere) && process.continues == 0 {
+        if matches!(process.ghost_stopped, Some(Stopped::AsThere | Stopped::Before)) && process.continues == 0 {
             process.wake(pid, out);
         }
     }

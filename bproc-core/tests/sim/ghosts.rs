@@ -116,6 +116,7 @@ impl World {
             Report::Hello(_) => {}
             Report::Signal(p, number, signal) => self.master.ghost_signal(pid(p), number, siginfo(signal), out),
             Report::Cloned(child, result) => self.master.cloned(pid(child), result, out),
+            Report::Ready => self.master.ghost_ready(pid(p), out),
         }
     }
 
@@ -133,6 +134,7 @@ impl World {
                 }
             }
             GhostCommand::Starter(starter) => g.starter = Some(starter),
+            GhostCommand::Report => self.report(p, Report::Ready),
             _ => {}
         }
     }

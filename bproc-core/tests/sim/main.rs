@@ -119,6 +119,7 @@ enum Report {
     Hello(i32),
     Signal(i32, u32, i32),
     Cloned(i32, Result<(), i32>),
+    Ready,
 }
 
 #[derive(Default)]

@@ -210,6 +210,7 @@ impl World {
         let (p, from) = (self.pairs[i].p, self.pairs[i].from);
         self.pairs[i].source = Source::Over;
         let lived = self.process_at(from, p).is_some_and(|process| process.ended.is_none());
+        let stopped = from.is_none() && self.process_at(from, p).is_some_and(|process| process.stopped);
         if moved && lived {
             self.becomes_stand_in(i);
         } else if lived {
@@ -233,7 +234,7 @@ impl World {
         }
         let departed = match moved {
             // A node's stand-in is the node's business.
-            true => Departed::Gone { stand_in: lived || from.is_some() },
+            true => Departed::Gone { stand_in: lived || from.is_some(), stopped },
             false => Departed::Failed(Refusal::Busy(pid(p))),
         };
         if self.pairs[i].source_agent {

@@ -58,7 +58,11 @@ fn a_new_master_decides_by_what_the_target_has() {
             assert_eq!(decisions(&out), []);
             m.attach(last.0, last.1, "up", &mut out).unwrap();
             assert_eq!(decisions(&out), [ran]);
-            let gone = if ran { Departed::Gone { stand_in: true } } else { Departed::Failed(Refusal::NodeDied(B)) };
+            let gone = if ran {
+                Departed::Gone { stand_in: true, stopped: false }
+            } else {
+                Departed::Failed(Refusal::NodeDied(B))
+            };
             m.departed(pid(), ID, gone, &mut out);
             assert_eq!(m.node_of(pid()), Some(if ran { B } else { A }));
             assert!(m.is_settled(pid()));
@@ -85,7 +89,7 @@ fn one_without_a_ghost_has_run_and_ended() {
     assert_eq!(decisions(&out), []);
     m.recovered(&HashSet::new(), &mut out);
     assert_eq!(decisions(&out), [true]);
-    m.departed(pid(), ID, Departed::Gone { stand_in: true }, &mut out);
+    m.departed(pid(), ID, Departed::Gone { stand_in: true, stopped: false }, &mut out);
     assert_eq!(m.processes(), []);
     assert!(out.contains(&Action::Watch(pid())), "its stand-in is to hear of its end");
 }
