@@ -172,8 +172,36 @@ fn stopped_ones_move(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// Grandchild, child and parent go to the same node, in any order, and wait for each other as before.
+fn generations(cluster: &Cluster) -> Result<()> {
+    const LAST: &str = "trap 'exit 3' USR1; echo ready; while :; do sleep 0.02; done";
+    for order in [[2, 1, 0], [2, 0, 1], [1, 2, 0], [1, 0, 2], [0, 2, 1], [0, 1, 2]] {
+        // None of them leads the group.
+        let script = r#"sh -c 'sh -c "$LAST"; exit $(($? + 1))'; exit $(($? + 1))"#;
+        let mut first = Command::new("sh");
+        first.args(["-c", r#"sh -c "$ALL"; exit $?"#]).envs([("ALL", script), ("LAST", LAST)]);
+        let mut program = Traveller::start(&mut first)?;
+        program.until("ready")?;
+        let mut line = vec![program.pid()];
+        while line.len() < 4 {
+            let last = line[line.len() - 1];
+            let children = fs::read_to_string(format!("/proc/{last}/task/{last}/children"))?;
+            line.push(children.trim().parse().with_context(|| format!("children of {last}: {children:?}"))?);
+        }
+        for node in ["0", "1"] {
+            for member in order {
+                go(cluster, line[1 + member], node)?;
+            }
+        }
+        signal_to(line[3], libc::SIGUSR1)?;
+        let end = program.end()?;
+        ensure!(end == (String::new(), 5 << 8), "{order:?}: {end:?}");
+    }
+    cluster.quiet()
+}
+
 fn main() -> ExitCode {
     let test = |case: &'static str| Test::new(case, move |cluster: &Cluster| compare(cluster, case));
-    let others = [Test::new("stopped_ones_move", stopped_ones_move)];
+    let others = [Test::new("stopped_ones_move", stopped_ones_move), Test::new("generations", generations)];
     runner::main(|| Cluster::start(3), CASES.into_iter().map(test).chain(others).collect(), Cluster::close)
 }

@@ -9,7 +9,7 @@ use bproc_sys::process::{Process, Status};
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-/// Ancestors at most that get skeletons for the sake of a subreaper.
+/// Ancestors at most that get skeletons.
 const LONGEST: usize = 8;
 
 /// What the caller is.
@@ -174,22 +174,23 @@ fn bits_of(status: &Status, securebits: u32) -> Option<&'static str> {
     )
 }
 
-/// A parent and its ancestors up to the subreaper, whose stand-ins get orphans as they themselves do. None where that is in another
-/// session: one skeleton makes the other, and cannot give it another session than its own.
+/// A parent and its ancestors up to the leader of their session, or to the subreaper: each may come to where its stand-in is, and
+/// wait there for its children; and the subreaper's gets orphans as it does itself. One skeleton makes the other, and cannot give
+/// it another session than its own.
 fn line(parent: i32, subreaper: Option<i32>) -> Vec<proto::Relative> {
     let mut line: Vec<proto::Relative> = Vec::new();
-    let (mut number, Some(subreaper)) = (parent, subreaper) else { return line };
+    let mut number = parent;
     while line.len() < LONGEST {
         let next = relative(number).filter(|r| r.pid > 1 && line.first().is_none_or(|first| first.sid == r.sid));
         let Some(next) = next else { break };
         number = next.ppid;
-        let is_last = next.pid == subreaper;
-        line.push(proto::Relative { subreaper: is_last, ..next });
-        if is_last {
-            return line;
+        let (is_subreaper, leads) = (subreaper == Some(next.pid), next.pid == next.sid);
+        line.push(proto::Relative { subreaper: is_subreaper, ..next });
+        if is_subreaper || leads {
+            break;
         }
     }
-    Vec::new()
+    line
 }
 
 /// One who may be gone already: then only its number remains, and nobody can be signalled by it.

@@ -96,8 +96,8 @@ impl Survey {
         if timers.len() > MOST_TIMERS || !timers.iter().all(carries) {
             why.push(Refusal::Timer);
         }
-        why.extend(waits_for_vfork(pid)?);
-        why.extend(shares_space(pid, status.ppid));
+        // With whom it shares for that moment alone.
+        why.extend(waits_for_vfork(pid)?.or_else(|| shares_space(pid, status.ppid)));
         let mut timers: Vec<u32> = timers.iter().map(|timer| timer.id).collect();
         timers.sort_unstable();
         let mut survey = Survey {
