@@ -5,6 +5,8 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use bproc_common::errno::BE_SLAVEDIED;
+use bproc_common::id::Pid;
+use bproc_sys::process::Process;
 use vmadump::ahead::Answer;
 use vmadump::capture::{FdPolicy, Frozen, NotExecuted, Options, Surveyed, survey};
 use vmadump::image::{FdKind, Image, header};
@@ -216,13 +218,18 @@ fn children(pid: i32) -> Vec<i32> {
 /// Does the target know how all of them are?
 fn knows_children(task: &Send) -> bool {
     let children = children(task.pid);
-    let are = |how: fn(char, i32) -> bool| {
-        let so = |pid: &i32| state(*pid).is_some_and(|(state, code)| how(state, code));
+    let are = |how: fn(i32, char, i32) -> bool| {
+        let so = |pid: &i32| state(*pid).is_some_and(|(state, code)| how(*pid, state, code));
         children.iter().copied().filter(so).collect::<Vec<_>>()
     };
     children == sorted(&task.children)
-        && are(|state, _| state == 'Z') == sorted(&task.ended)
-        && are(|state, code| matches!(state, 'T' | 't') && code == 0) == sorted(&task.halted)
+        && are(|_, state, _| state == 'Z') == sorted(&task.ended)
+        && are(|pid, state, code| code == 0 && is_stopped(pid, state)) == sorted(&task.halted)
+}
+
+fn is_stopped(pid: i32, state: char) -> bool {
+    let process = Pid::new(pid).and_then(|pid| Process::open(pid).ok());
+    process.is_some_and(|process| process.is_stopped(state as u8))
 }
 
 /// Letter and exit code of a process: of one that has stopped the signal, until its parent has been told.

@@ -202,6 +202,15 @@ impl Process {
         self.link(c"exe")
     }
 
+    /// Whether it is stopped, as its parent sees it, where this is the letter of its state. Who is traced by another than the
+    /// keeper of ghosts, a mover above all, only stands still for that one.
+    pub fn is_stopped(&self, state: u8) -> bool {
+        const KEEPER: &[u8] = b"bproc-keeper";
+        let tracer = || Pid::new(self.status().ok()?.tracer).and_then(|tracer| Process::open(tracer).ok());
+        let by_keeper = || tracer().and_then(|tracer| tracer.stat().ok()).is_some_and(|stat| stat.comm == KEEPER);
+        state == b'T' || state == b't' && by_keeper()
+    }
+
     /// Identity of the program's file.
     ///
     /// # Errors

@@ -220,8 +220,9 @@ pub fn starter(number: i32) -> Option<Starter> {
 /// A child, and what its parent knows of how it is.
 pub fn child(number: i32) -> Option<proto::Relative> {
     let relative = relative(number)?;
-    let stat = Process::open(Pid::new(number)?).ok()?.stat().ok()?;
-    Some(crate::kin::with_state(relative, stat.state, stat.exit_code))
+    let process = Process::open(Pid::new(number)?).ok()?;
+    let stat = process.stat().ok()?;
+    Some(crate::kin::with_state(relative, stat.state, stat.exit_code, process.is_stopped(stat.state)))
 }
 
 #[cfg(test)]

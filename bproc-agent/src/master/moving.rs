@@ -169,6 +169,14 @@ async fn ask_once(
 }
 
 impl Actor {
+    /// Ghosts stand still for the keeper now and then.
+    fn only_stopped(&self, mut children: Vec<bproc_proto::Relative>) -> Vec<bproc_proto::Relative> {
+        for child in children.iter_mut().filter(|child| child.halted) {
+            child.halted = Pid::new(child.pid).is_some_and(|pid| self.core.is_stopped(pid).unwrap_or(true));
+        }
+        children
+    }
+
     pub(super) fn move_asked(&mut self, asked: Asked, out: &mut Vec<Action>) {
         let pid = asked.facts.pid;
         let token = match Token::random() {
@@ -197,7 +205,7 @@ impl Actor {
         let going = Going {
             spec,
             stdio: asked.stdio,
-            children: asked.children,
+            children: self.only_stopped(asked.children),
             survey: asked.survey,
             request: asked.request,
             handle: asked.handle,
@@ -490,7 +498,7 @@ impl Actor {
             }
             Said::Report(Report::Frozen(changed)) => {
                 let now = changed.then(|| Process::open(pid).and_then(|p| children_of(&p, true)).unwrap_or_default());
-                let children = now.map(|now| self.other_children(pid, now));
+                let children = now.map(|now| self.other_children(pid, self.only_stopped(now)));
                 self.core.frozen(pid, id, children, out);
             }
             Said::Report(Report::Ready(_)) => {

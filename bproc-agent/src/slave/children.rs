@@ -22,7 +22,12 @@ const LOOKS: u32 = 2000;
 /// As others are told of a child.
 pub fn relative(found: Found) -> Relative {
     let Found { pid, ppid, pgid, sid, uid, gid, comm, state, status, .. } = found;
-    crate::kin::with_state(Relative { pid, ppid, pgid, sid, uid, gid, comm, ..Relative::default() }, state, status)
+    crate::kin::with_state(
+        Relative { pid, ppid, pgid, sid, uid, gid, comm, ..Relative::default() },
+        state,
+        status,
+        state == b'T',
+    )
 }
 
 /// A skeleton ends as its process has.
@@ -256,6 +261,11 @@ impl Spawner {
     }
 
     async fn make_child(&self, parent: i32, child: &Relative) -> Result<Member, Failure> {
+        let _one_at_a_time = self.family.making().await;
+        if let Some(skeleton) = self.family.get(child.pid) {
+            // It comes here, too, and room was made for it meanwhile.
+            return Ok(skeleton);
+        }
         let skeleton = self.family.clone_when_free(parent, child.pid, true).await?;
         skeleton.ghost.tell(op::CREDS, child.uid.into(), child.gid.into(), vec![]);
         skeleton.ghost.tell(op::NAME, 0, 0, child.comm.clone());

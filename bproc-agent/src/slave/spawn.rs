@@ -28,7 +28,7 @@ pub struct Family {
     /// Those of a former agent's time that have not connected to this one yet.
     awaited: Mutex<BTreeSet<i32>>,
     arrived: tokio::sync::Notify,
-    /// Skeletons are made by one spawn at a time.
+    /// Skeletons are made by one task at a time.
     making: tokio::sync::Mutex<()>,
     /// Who gets orphans, besides init: as far as this agent has told them to.
     subreapers: Mutex<BTreeSet<i32>>,
@@ -48,6 +48,11 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Family {
+    /// Until this is dropped nobody else makes any: two that make the same one would kill it.
+    pub(super) async fn making(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.making.lock().await
+    }
+
     /// A ghost said hello.
     pub fn connected(&self, pid: i32, member: Member) {
         let waiting = lock(&self.hellos).remove(&pid);
@@ -329,7 +334,7 @@ impl Spawner {
     }
 
     pub(super) async fn make(&self, spec: &SpawnSpec, natives: BTreeSet<i32>) -> Result<Member, Failure> {
-        let _one_at_a_time = self.family.making.lock().await;
+        let _one_at_a_time = self.family.making().await;
         self.family.complete().await;
         let relatives: Vec<Relative> =
             spec.relatives.iter().map(|r| Relative { pid: r.pid, ppid: r.ppid, pgid: r.pgid, sid: r.sid }).collect();

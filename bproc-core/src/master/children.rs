@@ -120,6 +120,11 @@ impl Master {
         }
     }
 
+    /// Whether the ghost of a process on a node is stopped; none for others.
+    pub fn is_stopped(&self, pid: Pid) -> Option<bool> {
+        self.processes.get(&pid).map(|process| process.ghost_stopped.is_some())
+    }
+
     /// The node that a process is on; none on the master, and for one that nobody knows.
     pub fn whereabouts(&self, pid: Pid) -> Option<NodeId> {
         self.processes.get(&pid).filter(|p| p.end.is_none()).and_then(|p| p.node)
