@@ -12,6 +12,8 @@ const STAT: usize = 144;
 pub(crate) const HEAD: usize = 4096;
 /// Bytes of the auxiliary vector that kernels before 6.3 have room for; later ones take more.
 const SMALL_AUXV: usize = 384;
+/// Of a signal stack's flags: there is none.
+const SS_DISABLE: u32 = libc::SS_DISABLE as u32;
 /// Before Linux 6.15 a process gives its timers numbers that only go up, also after an exec.
 const COUNT_UP: &str =
     "give a timer its number again (before Linux 6.15 not where it, or its stand-in, has been before)";
@@ -342,10 +344,16 @@ impl<'a> Compiler<'a> {
     /// What is a thread's own: run in that thread.
     pub(crate) fn thread(&mut self, thread: &Thread) {
         let batch = &mut *self.batch;
-        let stack = batch.words(&[thread.altstack.sp, u64::from(thread.altstack.flags & !1), thread.altstack.size]);
         // SS_ONSTACK (1) is no setting.
-        if thread.altstack.flags & 2 == 0 && thread.altstack.size > 0 {
+        let flags = thread.altstack.flags & !1;
+        if flags & SS_DISABLE == 0 && thread.altstack.size > 0 {
+            let stack = batch.words(&[thread.altstack.sp, u64::from(flags), thread.altstack.size]);
             batch.must(libc::SYS_sigaltstack, &[stack, 0], "set the signal stack");
+        } else if self.slot >= 0 {
+            // The body may have had one, which is not mapped any more. Where it is the caller the last frame says so, whichever
+            // stack it called from.
+            let none = batch.words(&[0, u64::from(SS_DISABLE), 0]);
+            batch.must(libc::SYS_sigaltstack, &[none, 0], "take the signal stack away");
         }
         batch.must(libc::SYS_set_tid_address, &[thread.tid_address], "set the tid address");
         if thread.robust[1] != 0 {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use common::{Traveller, in_namespace};
+use common::{Traveller, compile, in_namespace};
 
 const LIMIT: Duration = Duration::from_secs(30);
 /// It says again and again that it runs, and what it is told.
@@ -71,5 +71,20 @@ fn what_it_is_told_its_process_is_told() {
         let mut tool = Tool::undump(&program.image, &["--detach"]);
         assert!(tool.child.wait().unwrap().success());
         (0..100_000).for_each(|_| tool.until("runs"));
+    });
+}
+
+/// The tool itself has one, which its child is born with.
+#[test]
+fn a_process_without_a_signal_stack_gets_none() {
+    in_namespace("a_process_without_a_signal_stack_gets_none", LIMIT, || {
+        let mut program = Traveller::start(&mut Command::new(compile("onstack", &[])));
+        assert_eq!(program.line(), "runs");
+        program.dump_and_end();
+        let mut tool = Tool::undump(&program.image, &[]);
+        tool.signal(libc::SIGUSR1);
+        tool.until("told");
+        tool.signal(libc::SIGTERM);
+        assert_eq!(tool.ends(), Some(128 + libc::SIGTERM));
     });
 }
