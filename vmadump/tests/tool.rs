@@ -2,12 +2,15 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use common::{Traveller, compile, in_namespace};
+use common::{Traveller, compile, dir, in_namespace};
 
 const LIMIT: Duration = Duration::from_secs(30);
 /// It says again and again that it runs, and what it is told.
@@ -87,4 +90,111 @@ fn a_process_without_a_signal_stack_gets_none() {
         tool.signal(libc::SIGTERM);
         assert_eq!(tool.ends(), Some(128 + libc::SIGTERM));
     });
+}
+
+/// An empty directory.
+fn empty(name: &str) -> PathBuf {
+    let place = dir().join(name);
+    let _ = std::fs::remove_dir_all(&place);
+    std::fs::create_dir(&place).unwrap();
+    place
+}
+
+/// Does it hold an image, after `before` bytes?
+fn is_image(file: &Path, before: usize) -> bool {
+    std::fs::read(file).is_ok_and(|all| whole(&all[before..]))
+}
+
+fn whole(image: &[u8]) -> bool {
+    let mut reader = vmadump::image::Reader::new(image).unwrap();
+    while let Some(block) = reader.block().unwrap() {
+        reader.data(&block, &mut Vec::new()).unwrap();
+    }
+    true
+}
+
+/// `vmadump dump`, which must do it.
+fn dump(pid: i32, file: &Path, output: impl Into<Stdio>) -> Vec<u8> {
+    let mut tool = Command::new(env!("CARGO_BIN_EXE_vmadump"));
+    tool.arg("dump").arg(pid.to_string()).arg(file).stdin(Stdio::null()).stdout(output);
+    let done = tool.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    assert!(done.status.success(), "{}: {}", file.display(), String::from_utf8_lossy(&done.stderr));
+    done.stdout
+}
+
+#[test]
+fn nothing_that_is_there_is_taken_for_a_half_written_image() {
+    in_namespace("nothing_that_is_there_is_taken_for_a_half_written_image", LIMIT, || {
+        let mut program = Traveller::start(Command::new("sh").args(["-c", TELLING]));
+        assert_eq!(program.line(), "runs");
+        let place = empty("partial");
+        let (image, victim) = (place.join("image"), place.join("victim"));
+        std::fs::write(&victim, "precious").unwrap();
+        symlink(&victim, place.join("image.partial")).unwrap();
+        dump(program.pid, &image, Stdio::null());
+        assert!(is_image(&image, 0));
+        assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+        // While one writes it another one does, too.
+        let slow = |pid| {
+            let mut tool = Command::new(env!("CARGO_BIN_EXE_vmadump"));
+            tool.args(["dump", "--flags", "all", &format!("{pid}")]).arg(&image).spawn().unwrap()
+        };
+        for _ in 0..5 {
+            let other = Traveller::start(Command::new("perl").args(["-e", "$x = 'x' x 3e7; sleep 100"]));
+            let mut both = [slow(program.pid), slow(other.pid)];
+            assert!(both.iter_mut().all(|tool| tool.wait().unwrap().success()));
+            assert!(is_image(&image, 0));
+        }
+        let mut left: Vec<_> = std::fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["image", "image.partial", "victim"]);
+    });
+}
+
+#[test]
+fn what_is_open_already_is_written_to() {
+    in_namespace("what_is_open_already_is_written_to", LIMIT, || {
+        let mut program = Traveller::start(Command::new("sh").args(["-c", TELLING]));
+        assert_eq!(program.line(), "runs");
+        let place = empty("open");
+        let links = ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
+        let link = place.join("link");
+        symlink("/dev/stdout", &link).unwrap();
+        for file in links.iter().map(Path::new).chain([link.as_path()]) {
+            assert!(whole(&dump(program.pid, file, Stdio::piped())), "{}", file.display());
+            // Behind what is there, also when it has no name any more.
+            for deleted in [false, true] {
+                let path = place.join("output");
+                let mut output =
+                    File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+                output.write_all(b"before").unwrap();
+                if deleted {
+                    std::fs::remove_file(&path).unwrap();
+                }
+                dump(program.pid, file, OwnedFd::from(output.try_clone().unwrap()));
+                output.rewind().unwrap();
+                let mut all = Vec::new();
+                output.read_to_end(&mut all).unwrap();
+                assert!(all.starts_with(b"before") && whole(&all[6..]), "{} {deleted}", file.display());
+                assert_eq!(path.exists(), !deleted);
+            }
+        }
+        assert!(link.is_symlink() && Path::new("/dev/stdout").is_symlink());
+        let closed = dump_fails(program.pid, Path::new("/dev/fd/77"));
+        assert!(closed.contains("Bad file descriptor"), "{closed}");
+        // A link to nothing says where the image goes.
+        let dangling = place.join("dangling");
+        symlink("new", &dangling).unwrap();
+        dump(program.pid, &dangling, Stdio::null());
+        assert!(dangling.is_symlink() && !place.join("new").is_symlink() && is_image(&place.join("new"), 0));
+        dump_fails(program.pid, &place.join("none/image"));
+    });
+}
+
+/// What it says when it does not.
+fn dump_fails(pid: i32, file: &Path) -> String {
+    let mut tool = Command::new(env!("CARGO_BIN_EXE_vmadump"));
+    let done = tool.arg("dump").arg(pid.to_string()).arg(file).stdin(Stdio::null()).output().unwrap();
+    assert!(!done.status.success());
+    String::from_utf8_lossy(&done.stderr).into_owned()
 }
