@@ -198,3 +198,44 @@ fn dump_fails(pid: i32, file: &Path) -> String {
     assert!(!done.status.success());
     String::from_utf8_lossy(&done.stderr).into_owned()
 }
+
+/// What stands there is not even opened.
+#[test]
+fn no_pipe_is_taken_for_a_file() {
+    in_namespace("no_pipe_is_taken_for_a_file", LIMIT, || {
+        let place = empty("pipes");
+        let [library, open, image, said] = ["sleep", "open", "image", "said"].map(|name| place.join(name));
+        std::fs::copy("/bin/sleep", &library).unwrap();
+        std::fs::write(&open, "text").unwrap();
+        let mut program = Command::new("sh");
+        program.args(["-c", "exec \"$0\" 100 9<\"$1\""]).arg(&library).arg(&open);
+        let mut program = program.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        while std::fs::read_link(format!("/proc/{}/exe", program.id())).unwrap() != library {
+            std::thread::yield_now();
+        }
+        let mut tool = Command::new(env!("CARGO_BIN_EXE_vmadump"));
+        tool.args(["dump", "--flags", "none", "--kill", &program.id().to_string()]).arg(&image);
+        assert!(tool.status().unwrap().success());
+        program.wait().unwrap();
+        for (path, more, restored) in
+            [(&open, None, false), (&open, Some("--drop-files"), true), (&library, None, false)]
+        {
+            std::fs::remove_file(path).unwrap();
+            assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+            let mut tool = Command::new("timeout");
+            tool.args(["5", env!("CARGO_BIN_EXE_vmadump"), "undump", "--detach"]).args(more).arg(&image);
+            // The process keeps what it is given.
+            tool.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&said).unwrap());
+            let done = tool.status().unwrap();
+            let text = std::fs::read_to_string(&said).unwrap();
+            assert_eq!(done.success(), restored, "{text}");
+            match more {
+                Some(_) => assert!(text.contains("descriptor 9 is closed"), "{text}"),
+                None => {
+                    let wanted = format!("{} is not the same here: it is no regular file", path.display());
+                    assert!(text.contains(&wanted), "{text}");
+                }
+            }
+        }
+    });
+}
