@@ -239,3 +239,61 @@ fn no_pipe_is_taken_for_a_file() {
         }
     });
 }
+
+/// What the tool says when it does not do it.
+fn says(args: &[&str]) -> String {
+    let mut tool = Command::new("timeout");
+    let done = tool.args(["20", env!("CARGO_BIN_EXE_vmadump")]).args(args).stdin(Stdio::null()).output().unwrap();
+    assert!(!done.status.success());
+    String::from_utf8_lossy(&done.stderr).into_owned()
+}
+
+#[test]
+fn it_says_what_can_be_done() {
+    in_namespace("it_says_what_can_be_done", LIMIT, || {
+        let place = empty("words");
+        let image = place.join("image");
+        let file = image.to_str().unwrap();
+        let none = says(&["dump", "4999999", file]);
+        assert!(none.contains("4999999: there is no such process"), "{none}");
+        // What is taken, and by whom.
+        let script = "import threading, time, os\n\
+            threading.Thread(target=time.sleep, args=[100]).start()\n\
+            print(os.listdir('/proc/self/task')[1], flush=True)";
+        let mut threaded = Traveller::start(Command::new("/usr/bin/python3").args(["-c", script]));
+        let tid = threaded.line();
+        dump(threaded.pid, &image, Stdio::null());
+        let taken = says(&["undump", file]);
+        assert!(taken.contains(&format!("{tid} is taken here by process {}; end that first", threaded.pid)), "{taken}");
+        // Files in both directions.
+        std::fs::write(place.join("open"), "text").unwrap();
+        let script = format!("exec 8<{}; echo ready; while :; do :; done", place.join("open").display());
+        let mut reader = Traveller::start(Command::new("sh").args(["-c", &script]));
+        assert_eq!(reader.line(), "ready");
+        dump(reader.pid, &image, Stdio::null());
+        std::fs::remove_file(place.join("open")).unwrap();
+        let missing = says(&["undump", file]);
+        assert!(missing.contains("--drop-files") && missing.contains("--instead"), "{missing}");
+        let deleted = says(&["dump", &reader.pid.to_string(), file]);
+        assert!(deleted.contains("--files drop") && deleted.contains("--files stdio"), "{deleted}");
+    });
+}
+
+#[test]
+fn names_that_are_no_text_are_told() {
+    in_namespace("names_that_are_no_text_are_told", LIMIT, || {
+        use std::os::unix::ffi::OsStrExt;
+        let place = empty("names");
+        let image = place.join("image");
+        let odd = place.join(std::ffi::OsStr::from_bytes(b"odd-\xff"));
+        std::fs::create_dir(&odd).unwrap();
+        let mut command = Command::new("sh");
+        let mut program = Traveller::start(command.args(["-c", TELLING]).current_dir(&odd));
+        assert_eq!(program.line(), "runs");
+        dump(program.pid, &image, Stdio::null());
+        let mut tool = Command::new(env!("CARGO_BIN_EXE_vmadump"));
+        let told = tool.args(["inspect", "--json"]).arg(&image).output().unwrap();
+        let text = String::from_utf8(told.stdout).unwrap();
+        assert!(text.contains(r#"names/odd-\\xff""#), "{text}");
+    });
+}

@@ -5,13 +5,13 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
-use super::target::powerless;
+use super::target::{Target, powerless};
 use super::{Body, RestoreOptions};
 use crate::ahead::{Answer, OpenFile, Question};
 use crate::compile::{HEAD, NO_FILE, is_same};
 use crate::error::{Error, Refusal};
 use crate::facts::{Facts, cap};
-use crate::image::{Creds, FdKind, FileRef, Image};
+use crate::image::{Creds, FdKind, FileRef, Image, Thread};
 use crate::plan::{timer_ids, within};
 use crate::procfs;
 use crate::sys::rights::{Lent, find_below, is_noexec, may_open, open_below};
@@ -93,6 +93,21 @@ pub(super) fn are_files(
         fd.kind = FdKind::NotCarried { what: Bytes::from(path) };
     }
     Ok(())
+}
+
+impl Target {
+    /// Who has the id of the thread that could not be made?
+    pub(super) fn taken(&self, error: Error, thread: Option<&Thread>) -> Error {
+        let (Error::Inside { op: "make a thread", why, .. }, Some(thread)) = (&error, thread) else { return error };
+        if why.raw_os_error() != Some(libc::EEXIST) {
+            return error;
+        }
+        let tid = thread.tid;
+        // Where the body has other numbers than we see, nobody is found by this one.
+        let status = std::fs::read(format!("/proc/{tid}/status")).unwrap_or_default();
+        let by = if self.ns_pid == self.pid { procfs::status(&status).tgid } else { 0 };
+        Refusal::ThreadTaken { tid, by }.into()
+    }
 }
 
 /// What stands against the process itself.

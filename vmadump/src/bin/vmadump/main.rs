@@ -14,10 +14,11 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use output::Output;
-use vmadump::Proxy;
+
 use vmadump::capture::{self, DUMP_ALL, DUMP_EXEC, DUMP_LIBS, DUMP_OTHER, FdPolicy, freeze};
 use vmadump::image::{PAGE, Reader};
 use vmadump::restore::{Body, RestoreOptions, Restorer};
+use vmadump::{Error, Proxy, Refusal};
 
 /// Images of processes.
 #[derive(Parser)]
@@ -166,7 +167,10 @@ fn dump(args: &DumpArgs) -> Outcome {
         Files::Drop => FdPolicy::DropOthers,
         Files::Stdio => FdPolicy::StdioOnly,
     };
-    let fail = |e: &dyn std::fmt::Display| format!("cannot dump process {}: {e}", args.pid);
+    let fail = |e: &Error| format!("cannot dump process {}: {e}{}", args.pid, way_out(e));
+    if !Path::new(&format!("/proc/{}", args.pid)).exists() {
+        return Err(format!("cannot dump process {}: there is no such process", args.pid));
+    }
     // Whatever is wrong with the file is told before the process is stopped.
     let mut output = Output::open(&args.file)?;
     vmadump::no_signal_for_large_files();
@@ -187,6 +191,23 @@ fn open(file: &Path) -> Result<File, String> {
         return Ok(fd.into());
     }
     File::open(file).map_err(|e| format!("cannot open {}: {e}", file.display()))
+}
+
+/// Which options may help.
+fn way_out(error: &Error) -> &'static str {
+    let Error::Refused(refusal) = error else { return "" };
+    let all = if let Refusal::Several(all) = refusal { all } else { std::slice::from_ref(refusal) };
+    all.iter().map(option_for).find(|way| !way.is_empty()).unwrap_or("")
+}
+
+fn option_for(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::OpenFiles(_) => " (--files drop leaves these behind, --files stdio all but the standard streams)",
+        Refusal::FileMissing { .. } | Refusal::FileDiffers { .. } => {
+            " (--drop-files closes open files that are not here, --instead FROM=TO maps another file)"
+        }
+        _ => "",
+    }
 }
 
 fn undump(args: &UndumpArgs) -> Outcome {
@@ -214,7 +235,8 @@ fn undump(args: &UndumpArgs) -> Outcome {
         ..RestoreOptions::default()
     };
     let bar = bar("undump");
-    let prepared = Restorer::prepare_with(open(&args.file)?, &options, &mut advance(&bar)).map_err(|e| fail(&e))?;
+    let prepared = Restorer::prepare_with(open(&args.file)?, &options, &mut advance(&bar));
+    let prepared = prepared.map_err(|e| fail(&format!("{e}{}", way_out(&e))))?;
     bar.finish_and_clear();
     for fd in prepared.dropped_fds().iter().filter(|fd| **fd > 2) {
         eprintln!("vmadump: descriptor {fd} is closed in the process");
