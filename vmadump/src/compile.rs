@@ -12,6 +12,10 @@ const STAT: usize = 144;
 pub(crate) const HEAD: usize = 4096;
 /// Bytes of the auxiliary vector that kernels before 6.3 have room for; later ones take more.
 const SMALL_AUXV: usize = 384;
+/// How files are opened to be compared and mapped: whatever else stands there, nobody waits for it.
+pub(crate) const TO_LOOK: i32 = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
+/// Of a signal stack's flags: there is none.
+const SS_DISABLE: u32 = libc::SS_DISABLE as u32;
 /// Before Linux 6.15 a process gives its timers numbers that only go up, also after an exec.
 const COUNT_UP: &str =
     "give a timer its number again (before Linux 6.15 not where it, or its stand-in, has been before)";
@@ -161,11 +165,8 @@ impl<'a> Compiler<'a> {
         }
         let path = self.path(file);
         let slot = self.slot as u64;
-        let open = self.batch.must(
-            libc::SYS_openat,
-            &[libc::AT_FDCWD as u64, path, libc::O_RDONLY as u64],
-            "open a mapped file",
-        );
+        let open =
+            self.batch.must(libc::SYS_openat, &[libc::AT_FDCWD as u64, path, TO_LOOK as u64], "open a mapped file");
         let (stat, head) = (self.batch.room(STAT), self.batch.room(HEAD));
         self.batch.must(libc::SYS_fstat, &[slot, stat], "look at a mapped file");
         let read = self.batch.may(libc::SYS_pread64, &[slot, head, HEAD as u64, 0], "read a mapped file");
@@ -254,11 +255,7 @@ impl<'a> Compiler<'a> {
                 // Needs CAP_CHECKPOINT_RESTORE; without it /proc/PID/exe shows the restorer's.
                 let path = self.path(file);
                 let slot = self.slot as u64;
-                self.batch.may(
-                    libc::SYS_openat,
-                    &[libc::AT_FDCWD as u64, path, libc::O_RDONLY as u64],
-                    "open the program",
-                );
+                self.batch.may(libc::SYS_openat, &[libc::AT_FDCWD as u64, path, TO_LOOK as u64], "open the program");
                 map(self.batch, &mm.auxv, self.slot as u32);
                 self.batch.may(libc::SYS_close, &[slot], "close the program");
             }
@@ -342,10 +339,16 @@ impl<'a> Compiler<'a> {
     /// What is a thread's own: run in that thread.
     pub(crate) fn thread(&mut self, thread: &Thread) {
         let batch = &mut *self.batch;
-        let stack = batch.words(&[thread.altstack.sp, u64::from(thread.altstack.flags & !1), thread.altstack.size]);
         // SS_ONSTACK (1) is no setting.
-        if thread.altstack.flags & 2 == 0 && thread.altstack.size > 0 {
+        let flags = thread.altstack.flags & !1;
+        if flags & SS_DISABLE == 0 && thread.altstack.size > 0 {
+            let stack = batch.words(&[thread.altstack.sp, u64::from(flags), thread.altstack.size]);
             batch.must(libc::SYS_sigaltstack, &[stack, 0], "set the signal stack");
+        } else if self.slot >= 0 {
+            // The body may have had one, which is not mapped any more. Where it is the caller the last frame says so, whichever
+            // stack it called from.
+            let none = batch.words(&[0, u64::from(SS_DISABLE), 0]);
+            batch.must(libc::SYS_sigaltstack, &[none, 0], "take the signal stack away");
         }
         batch.must(libc::SYS_set_tid_address, &[thread.tid_address], "set the tid address");
         if thread.robust[1] != 0 {
@@ -499,11 +502,18 @@ pub(crate) fn as_root(batch: &mut Batch) {
     batch.may(libc::SYS_setfsgid, &[0], "become root again");
 }
 
+/// What differs where something else than a regular file stands.
+pub(crate) const NO_FILE: &str = "it is no regular file";
+
 /// Is the opened file the one that the image means?
 pub(crate) fn same_file(file: &FileRef, stat: &[u8], head: &[u8]) -> Result<(), String> {
     let word = |at: usize| {
         stat.get(at..at + 8).map_or(0, |b| u64::from_ne_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
     };
+    let mode = word(24) as u32;
+    if mode & libc::S_IFMT != libc::S_IFREG {
+        return Err(NO_FILE.into());
+    }
     is_same(file, word(48), (word(88) as i64, word(96) as u32), head)
 }
 

@@ -17,6 +17,10 @@ fn list(all: &[Uncarried]) -> String {
     all.iter().map(|u| format!("{} ({})", u.fd, u.what)).collect::<Vec<_>>().join(", ")
 }
 
+fn owner(pid: i32) -> String {
+    if pid > 0 { format!(" by process {pid}") } else { String::new() }
+}
+
 /// Why a process cannot be dumped, or an image not restored here. Nothing has been touched.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -110,6 +114,14 @@ pub enum Refusal {
     /// Threads need their ids.
     #[error("restoring {0} threads with their ids needs CAP_CHECKPOINT_RESTORE")]
     ThreadIds(usize),
+    /// A thread's id is another one's.
+    #[error("its threads keep their ids, of which {tid} is taken here{}; end that first", owner(*.by))]
+    ThreadTaken {
+        /// The id.
+        tid: i32,
+        /// Process that has it, 0 if that is not known.
+        by: i32,
+    },
     /// The inside driver cannot make threads.
     #[error("the image has {0} threads; a process cannot turn itself into it (use vmadump undump)")]
     InsideThreads(usize),
@@ -216,6 +228,7 @@ impl Error {
             Error::Refused(Refusal::Traced(_) | Refusal::Rights(_) | Refusal::ThreadIds(_) | Refusal::Seccomp) => {
                 libc::EPERM
             }
+            Error::Refused(Refusal::ThreadTaken { .. }) => libc::EEXIST,
             // It soon waits no more.
             Error::Refused(Refusal::VforkParent(_)) => libc::EAGAIN,
             Error::Refused(Refusal::FileMissing { .. }) => libc::ENOENT,

@@ -33,7 +33,8 @@ pub mod wire;
 pub use error::{Error, Refusal, Uncarried};
 pub use inject::Program;
 pub use sys::SysError;
-pub use sys::signals::Proxy;
+pub use sys::files::{give_name, own_descriptor};
+pub use sys::signals::{Proxy, no_signal_for_large_files};
 pub use tracee::Tracee;
 
 /// Waits for the end of a child: its wait status.

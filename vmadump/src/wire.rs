@@ -134,6 +134,16 @@ impl Serialize for Bytes {
     }
 }
 
+/// As text whatever it holds: bytes that are none are escaped (`\xff`).
+pub(crate) fn as_text<S: Serializer>(bytes: &Bytes, s: S) -> Result<S::Ok, S::Error> {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().flat_map(|byte| format!("\\x{byte:02x}").into_bytes()).map(char::from));
+    }
+    s.serialize_str(&text)
+}
+
 impl Wire for Bytes {
     const LEAST: usize = 4;
     fn put(&self, out: &mut Vec<u8>) {

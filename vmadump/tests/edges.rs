@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -146,6 +147,36 @@ fn a_failing_writer_leaves_the_process_running() {
             assert!(matches!(frozen.write_image(Full(room)), Err(Error::Io { .. })));
         }
         rest(program, 1);
+    });
+}
+
+/// It has a descriptor above its limit, and so have the bodies, of which one may not even have so many as that.
+#[test]
+fn descriptors_above_the_limit() {
+    in_namespace("descriptors_above_the_limit", LIMIT, || {
+        let script = "exec 120</dev/zero; ulimit -Sn 100; echo 0; while :; do :; done";
+        let mut program = Traveller::start(Command::new("bash").args(["-c", script]));
+        assert_eq!(program.line(), "0");
+        program.dump_and_end();
+        let null = File::open("/dev/null").unwrap();
+        for limit in [60, 100, 1000] {
+            let command = format!("ulimit -Sn {limit}; exec sleep 60");
+            let mut body = Command::new("bash").args(["-c", &command]).spawn().unwrap();
+            let pid = body.id() as i32;
+            while std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap() != "sleep\n" {
+                std::thread::yield_now();
+            }
+            let fds = vec![(0, null.as_fd()), (1, null.as_fd())];
+            let options = RestoreOptions { body: Body::Into(pid), fds, ..RestoreOptions::default() };
+            let prepared = Restorer::prepare(File::open(&program.image).unwrap(), &options).unwrap();
+            prepared.go().unwrap();
+            assert_eq!(std::fs::read_link(format!("/proc/{pid}/fd/120")).unwrap(), Path::new("/dev/zero"));
+            let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+            let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+            assert_eq!(line.split_whitespace().nth(3), Some("100"), "{line}");
+            body.kill().unwrap();
+            body.wait().unwrap();
+        }
     });
 }
 

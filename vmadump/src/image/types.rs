@@ -40,12 +40,16 @@ wire_struct! {
         /// Session.
         pub sid: i32,
         /// Name of the main thread.
+        #[serde(serialize_with = "crate::wire::as_text")]
         pub comm: Bytes,
         /// Arguments, NUL-separated.
+        #[serde(serialize_with = "crate::wire::as_text")]
         pub cmdline: Bytes,
         /// Host name of the machine.
+        #[serde(serialize_with = "crate::wire::as_text")]
         pub host: Bytes,
         /// Kernel release of the machine.
+        #[serde(serialize_with = "crate::wire::as_text")]
         pub kernel: Bytes,
         /// When the image was made: nanoseconds since 1970.
         pub time_ns: u64,
@@ -84,6 +88,7 @@ wire_struct! {
     /// What the program may have come to rely on in the CPU.
     pub struct Cpu {
         /// Brand, for people.
+        #[serde(serialize_with = "crate::wire::as_text")]
         pub brand: Bytes,
         /// Feature words in the order of [`crate::cpu::LEAVES`].
         pub features: Vec<u32>,
@@ -100,6 +105,7 @@ wire_struct! {
     /// A file that is mapped or open, and how to know that another one is the same.
     pub struct FileRef {
         /// Absolute path as the process sees it.
+        #[serde(serialize_with = "crate::wire::as_text")]
         pub path: Bytes,
         /// Size in bytes.
         pub size: u64,
@@ -162,6 +168,7 @@ wire_struct! {
     /// A file that is nothing but memory (memfd_create), and that no other process has.
     pub struct MemoryFile {
         /// Its name, which only /proc tells.
+        #[serde(serialize_with = "crate::wire::as_text")]
         pub name: Bytes,
         /// Bytes.
         pub size: u64,
@@ -192,6 +199,7 @@ wire_struct! {
         /// Pages that the image has for it at most.
         pub pages: u64,
         /// What /proc called it: a path, `[heap]`, `[stack]`, `[anon:..]` or nothing.
+        #[serde(serialize_with = "crate::wire::as_text")]
         pub name: Bytes,
     }
 }
@@ -240,6 +248,7 @@ wire_struct! {
         /// Thread id in the innermost pid namespace.
         pub tid: i32,
         /// Name.
+        #[serde(serialize_with = "crate::wire::as_text")]
         pub comm: Bytes,
         /// `user_regs_struct`: r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs_base gs_base ds es fs gs.
         pub regs: [u64; 27],
@@ -358,6 +367,7 @@ wire_struct! {
         /// umask.
         pub umask: u32,
         /// Working directory.
+        #[serde(serialize_with = "crate::wire::as_text")]
         pub cwd: Bytes,
         /// PR_GET_CHILD_SUBREAPER.
         pub subreaper: bool,
@@ -393,16 +403,19 @@ wire_enum! {
         /// A directory.
         Directory = 1 {
             /// Absolute path.
+            #[serde(serialize_with = "crate::wire::as_text")]
             path: Bytes,
         },
         /// A device without state: null, zero, full, random, urandom.
         Device = 2 {
             /// Absolute path.
+            #[serde(serialize_with = "crate::wire::as_text")]
             path: Bytes,
         },
         /// A terminal: whoever restores gives one.
         Terminal = 3 {
             /// Absolute path.
+            #[serde(serialize_with = "crate::wire::as_text")]
             path: Bytes,
         },
         /// eventfd.
@@ -441,6 +454,7 @@ wire_enum! {
         /// Stays behind.
         NotCarried = 9 {
             /// What it is, for people.
+            #[serde(serialize_with = "crate::wire::as_text")]
             what: Bytes,
         },
         /// An end of a pipe whose other end the process has, too.

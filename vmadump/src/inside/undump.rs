@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use super::{Quiet, one_thread};
 use crate::batch::{Batch, find_hole};
-use crate::compile::{Compiler, HEAD, same_file};
+use crate::compile::{Compiler, HEAD, NO_FILE, TO_LOOK, same_file};
 use crate::error::{Error, Refusal};
 use crate::facts::Facts;
 use crate::image::{FileRef, Image, PAGE, Reader, Rseq, Run, TASK_END};
@@ -149,9 +149,13 @@ pub fn is_here(file: &FileRef) -> bool {
 
 fn open_file(file: &FileRef) -> Result<File, Error> {
     let path = std::path::Path::new(std::ffi::OsStr::from_bytes(&file.path));
-    let open = File::options().read(true).custom_flags(libc::O_CLOEXEC).open(path);
-    let open = open.map_err(|e| Refusal::FileMissing { path: file.path.text(), why: e.to_string() })?;
+    let missing = |e: std::io::Error| Refusal::FileMissing { path: file.path.text(), why: e.to_string() };
     let differs = |why: String| Refusal::FileDiffers { path: file.path.text(), why };
+    // To open some devices does something.
+    if !std::fs::metadata(path).map_err(missing)?.is_file() {
+        return Err(differs(NO_FILE.into()).into());
+    }
+    let open = File::options().read(true).custom_flags(TO_LOOK).open(path).map_err(missing)?;
     let meta = open.metadata().map_err(|e| differs(e.to_string()))?;
     let mut head = vec![0; HEAD];
     let got = open.read_at(&mut head, 0).unwrap_or(0);
@@ -171,7 +175,9 @@ fn open_files(image: &Image) -> Result<Vec<(u32, File)>, Error> {
 fn stat_of(meta: &std::fs::Metadata) -> [u8; 144] {
     use std::os::unix::fs::MetadataExt;
     let mut stat = [0; 144];
-    for (at, value) in [(48, meta.len()), (88, meta.mtime() as u64), (96, meta.mtime_nsec() as u64)] {
+    for (at, value) in
+        [(24, meta.mode().into()), (48, meta.len()), (88, meta.mtime() as u64), (96, meta.mtime_nsec() as u64)]
+    {
         stat[at..at + 8].copy_from_slice(&value.to_ne_bytes());
     }
     stat

@@ -59,11 +59,22 @@ impl Target {
         let high = top + 1;
         // The soft limit may be too low for so many; the hard one must not be lowered, for there is no way back up.
         let ends = image.fds.iter().filter(|f| matches!(f.kind, FdKind::Pipe { .. } | FdKind::Socket { .. })).count();
-        let need = high as u64 + (theirs.len() + ends + image.memory_files.len()) as u64 + 8;
-        let [soft, hard] = process::limit(0, libc::RLIMIT_NOFILE as usize)?;
-        if need > if self.child { soft } else { 256 } {
-            let room = batch.words(&[need, need.max(hard)]);
-            batch.may(libc::SYS_prlimit64, &[0, libc::RLIMIT_NOFILE.into(), room, 0], "raise the limit of descriptors");
+        let least = high as u64 + (theirs.len() + ends + image.memory_files.len()) as u64;
+        let need = least + 8;
+        // Descriptors may be above it, if it was lowered after they were opened. The image's own comes after all of them.
+        let nofile = libc::RLIMIT_NOFILE as usize;
+        let [soft, hard] = match process::limit(self.pid, nofile) {
+            Ok(limit) => limit,
+            // It is another user's.
+            Err(_) => self.own_limit(nofile)?,
+        };
+        if need > soft {
+            // The body may lack the right to it that we have, or have the one that we lack; up to the hard one none is needed.
+            if process::set_limit(self.pid, nofile, [need, need.max(hard)]).is_err() {
+                let most = least.max(need.min(hard));
+                let room = batch.words(&[most, most.max(hard)]);
+                batch.must(libc::SYS_prlimit64, &[0, nofile as u64, room, 0], "raise the limit of descriptors");
+            }
         }
         for (i, fd) in theirs.iter().enumerate() {
             batch.must(
@@ -83,6 +94,15 @@ impl Target {
         let cwd = cwd.map(|_| free - 1);
         let memory_files = free + ends as i32;
         Ok(Given { fds, stream: stream.map(|_| high + options.fds.len() as i32), cwd, high, free, memory_files })
+    }
+
+    /// What it says itself.
+    fn own_limit(&mut self, which: usize) -> Result<[u64; 2], Error> {
+        let mut batch = self.batch();
+        let room = batch.room(16);
+        batch.must(libc::SYS_prlimit64, &[0, which as u64, 0, room], "read its limits");
+        let got = self.run(&batch)?;
+        Ok([got.word(room), got.word(room + 8)])
     }
 
     /// Our descriptors, received by the target over a socket pair that it makes itself.

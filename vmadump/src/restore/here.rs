@@ -5,16 +5,17 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
-use super::target::powerless;
+use super::target::{Target, powerless};
 use super::{Body, RestoreOptions};
 use crate::ahead::{Answer, OpenFile, Question};
-use crate::compile::{HEAD, is_same};
+use crate::compile::{HEAD, NO_FILE, is_same};
 use crate::error::{Error, Refusal};
 use crate::facts::{Facts, cap};
-use crate::image::{Creds, FileRef};
+use crate::image::{Creds, FdKind, FileRef, Image, Thread};
 use crate::plan::{timer_ids, within};
 use crate::procfs;
 use crate::sys::rights::{Lent, find_below, is_noexec, may_open, open_below};
+use crate::wire::Bytes;
 
 /// Answers for a [`Body::Into`], to which nothing is done. Of each mapped file, whether the same one (by size, and build id
 /// or time) is there for a process that has the root directory of the body, and may be mapped by its user; without an owner by
@@ -24,11 +25,7 @@ use crate::sys::rights::{Lent, find_below, is_noexec, may_open, open_below};
 /// The body is gone; this program may not try what its user may.
 pub fn answer(question: &Question, options: &RestoreOptions<'_>) -> Result<Answer, Error> {
     let Body::Into(body) = options.body else { return Ok(Answer::default()) };
-    let root = File::options()
-        .read(true)
-        .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
-        .open(format!("/proc/{body}/root"))
-        .map_err(|_| Error::Gone(body))?;
+    let root = root_of(body)?;
     let there = {
         let user = options.owner.as_ref().filter(|u| u.uid != 0);
         let _lent = user.map(|u| Lent::of(u.uid, u.gid, &u.groups)).transpose()?;
@@ -53,6 +50,64 @@ pub fn answer(question: &Question, options: &RestoreOptions<'_>) -> Result<Answe
         number: refused.as_ref().map_or(0, Error::errno),
         words: refused.map(|error| error.to_string().into_bytes()).unwrap_or_default().into(),
     })
+}
+
+fn root_of(pid: i32) -> Result<File, Error> {
+    let mut options = File::options();
+    options.read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY);
+    options.open(format!("/proc/{pid}/root")).map_err(|_| Error::Gone(pid))
+}
+
+/// Where the image has files, do regular files stand in the body, as far as `user` sees them? They are only looked at: to open
+/// some devices does something, and others make one wait. Descriptors that need not be made stay behind then.
+pub(super) fn are_files(
+    pid: i32,
+    user: Option<&Creds>,
+    image: &mut Image,
+    instead: &[(u32, Vec<u8>)],
+    options: &RestoreOptions<'_>,
+) -> Result<(), Error> {
+    let root = root_of(pid)?;
+    let _lent = user.map(|u| Lent::of(u.uids[3], u.gids[3], &u.groups)).transpose()?;
+    // Of what cannot be found the body will tell.
+    let is_other =
+        |path: &[u8]| find_below(&root, path).and_then(|found| found.metadata()).is_ok_and(|meta| !meta.is_file());
+    let differs = |path: &[u8]| Refusal::FileDiffers { path: Bytes::from(path).text(), why: NO_FILE.into() };
+    let mapped = image.mapped_files().map(|(i, _)| i).chain(image.mm.exe);
+    for index in mapped {
+        let stands = instead.iter().find(|(i, _)| *i == index).map(|(_, path)| path.as_slice());
+        let path = stands.or_else(|| image.files.get(index as usize).map(|file| &file.path[..]));
+        if let Some(path) = path.filter(|path| is_other(path)) {
+            return Err(differs(path).into());
+        }
+    }
+    for fd in image.fds.iter_mut().filter(|fd| !options.fds.iter().any(|(n, _)| *n == fd.fd)) {
+        let FdKind::Regular { file, .. } = fd.kind else { continue };
+        let Some(path) = image.files.get(file as usize).map(|file| &file.path[..]).filter(|path| is_other(path)) else {
+            continue;
+        };
+        // Standard streams are whoever restores's to give.
+        if !options.drop_missing_fds && fd.fd > 2 {
+            return Err(differs(path).into());
+        }
+        fd.kind = FdKind::NotCarried { what: Bytes::from(path) };
+    }
+    Ok(())
+}
+
+impl Target {
+    /// Who has the id of the thread that could not be made?
+    pub(super) fn taken(&self, error: Error, thread: Option<&Thread>) -> Error {
+        let (Error::Inside { op: "make a thread", why, .. }, Some(thread)) = (&error, thread) else { return error };
+        if why.raw_os_error() != Some(libc::EEXIST) {
+            return error;
+        }
+        let tid = thread.tid;
+        // Where the body has other numbers than we see, nobody is found by this one.
+        let status = std::fs::read(format!("/proc/{tid}/status")).unwrap_or_default();
+        let by = if self.ns_pid == self.pid { procfs::status(&status).tgid } else { 0 };
+        Refusal::ThreadTaken { tid, by }.into()
+    }
 }
 
 /// What stands against the process itself.

@@ -27,6 +27,7 @@ use crate::tracee::{Owed, Tracee};
 
 use fds::Given;
 pub use here::answer;
+use here::are_files;
 use target::Target;
 
 /// Where an image comes from. With a plain descriptor the target reads the pages by itself, straight into place.
@@ -195,8 +196,10 @@ impl Restorer {
         };
         let mut plan = plan(&image, &facts, &wishes)?;
         plan.creds &= !target.powerless;
-        let given = fill(&mut target, &image, &plan, options, &mut reader, progress)?;
         let instead = instead(&image, options);
+        let user = plan.creds.then(|| image.creds[image.leader().creds as usize].clone());
+        are_files(target.pid, user.as_ref(), &mut image, &instead, options)?;
+        let given = fill(&mut target, &image, &plan, &instead, options, &mut reader, progress)?;
         Ok(Filled { target, image, plan, given, instead, drop_missing: options.drop_missing_fds })
     }
 
@@ -228,6 +231,7 @@ fn fill<S: ImageSource>(
     target: &mut Target,
     image: &Image,
     plan: &Plan,
+    instead: &[(u32, Vec<u8>)],
     options: &RestoreOptions<'_>,
     reader: &mut Reader<S>,
     progress: &mut dyn FnMut(u64, u64),
@@ -237,7 +241,7 @@ fn fill<S: ImageSource>(
     let mut batch = target.batch();
     let cwd = if target.powerless { target.directory(&image.process.cwd) } else { None };
     let given = target.take_fds(image, options, stream, cwd.as_ref().map(AsRawFd::as_raw_fd), &mut batch)?;
-    target.build_memory(image, plan, &instead(image, options), given.memory_files, batch)?;
+    target.build_memory(image, plan, instead, given.memory_files, batch)?;
     let all = image.pages();
     let mut done = 0;
     let mut data = Vec::new();

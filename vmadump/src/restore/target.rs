@@ -486,7 +486,7 @@ impl Target {
                 None => return Err(Error::Gone(tid)),
             }
         }
-        let got = got?;
+        let got = got.map_err(|e| self.taken(e, image.threads.get(self.threads.len())))?;
         if self.threads.len() != image.threads.len() {
             return Err(Error::Unexpected { pid: self.pid, what: "a new thread did not show up".into() });
         }

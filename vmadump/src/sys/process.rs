@@ -99,6 +99,13 @@ pub(crate) fn limit(pid: i32, which: usize) -> Result<[u64; 2], SysError> {
     Ok(pair)
 }
 
+/// Sets one.
+pub(crate) fn set_limit(pid: i32, which: usize, pair: [u64; 2]) -> Result<(), SysError> {
+    // SAFETY: the pair is as large as rlimit64.
+    let ret = unsafe { libc::syscall(libc::SYS_prlimit64, pid, which, pair.as_ptr(), 0usize) };
+    done(ret, "set the limits of", pid).map(drop)
+}
+
 /// Policy, real-time priority and nice value of a thread.
 pub(crate) fn scheduling(tid: i32) -> Result<(u32, u32, i32), SysError> {
     let mut param = libc::sched_param { sched_priority: 0 };

@@ -21,6 +21,12 @@ const PASSED_ON: [i32; 9] = [
 /// `si_code` of what the kernel sends by itself: the terminal's, here.
 const SI_KERNEL: i32 = 0x80;
 
+/// From now on a file that grows beyond what the process may write is an error of the call, and does not end the process.
+pub fn no_signal_for_large_files() {
+    // SAFETY: no handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Signals to the calling process that are meant for a child of it. From now on they wait, until [`Proxy::wait`] passes
 /// them on; those that the process ignores it does not get. It has one thread.
 #[derive(Debug)]

@@ -1,22 +1,24 @@
 //! The command line tool: dump a process to a file, make a process of a file, look at one.
 #![forbid(unsafe_code)]
 
+mod output;
 mod pages;
 mod show;
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use vmadump::Proxy;
+use output::Output;
+
 use vmadump::capture::{self, DUMP_ALL, DUMP_EXEC, DUMP_LIBS, DUMP_OTHER, FdPolicy, freeze};
 use vmadump::image::{PAGE, Reader};
 use vmadump::restore::{Body, RestoreOptions, Restorer};
+use vmadump::{Error, Proxy, Refusal};
 
 /// Images of processes.
 #[derive(Parser)]
@@ -165,76 +167,22 @@ fn dump(args: &DumpArgs) -> Outcome {
         Files::Drop => FdPolicy::DropOthers,
         Files::Stdio => FdPolicy::StdioOnly,
     };
-    let fail = |e: &dyn std::fmt::Display| format!("cannot dump process {}: {e}", args.pid);
-    // Whatever is wrong with the file is told before the process is stopped.
-    let target = Target::open(&args.file)?;
-    let frozen =
-        freeze(args.pid, &capture::Options { flags, fds }).inspect_err(|_| target.give_up()).map_err(|e| fail(&e))?;
-    let bar = bar("dump");
-    let written = match &target {
-        Target::Output => frozen.write_image_with(io::stdout().lock(), &mut advance(&bar)),
-        Target::There(file) | Target::New { file, .. } => frozen.write_image_with(file, &mut advance(&bar)),
-    };
-    match &written {
-        Ok(_) => target.keep().map_err(|e| format!("cannot keep {}: {e}", args.file.display()))?,
-        Err(_) => target.give_up(),
+    let fail = |e: &Error| format!("cannot dump process {}: {e}{}", args.pid, way_out(e));
+    if !Path::new(&format!("/proc/{}", args.pid)).exists() {
+        return Err(format!("cannot dump process {}: there is no such process", args.pid));
     }
+    // Whatever is wrong with the file is told before the process is stopped.
+    let mut output = Output::open(&args.file)?;
+    vmadump::no_signal_for_large_files();
+    let frozen = freeze(args.pid, &capture::Options { flags, fds }).map_err(|e| fail(&e))?;
+    let bar = bar("dump");
+    let written = frozen.write_image_with(output.file(), &mut advance(&bar));
     bar.finish_and_clear();
     written.map_err(|e| fail(&e))?;
+    output.keep().map_err(|e| format!("cannot keep {}: {e}", args.file.display()))?;
     let end = if args.kill { frozen.kill() } else { frozen.resume() };
     end.map_err(|e| fail(&e))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Where an image goes.
-enum Target {
-    Output,
-    /// A pipe, a device: it is written as it is.
-    There(File),
-    /// A half-written image must never stand under the name of a whole one, and is its user's only, as a core is.
-    New {
-        file: File,
-        partial: PathBuf,
-        name: PathBuf,
-    },
-}
-
-impl Target {
-    fn open(file: &Path) -> Result<Target, String> {
-        if file == Path::new("-") {
-            return Ok(Target::Output);
-        }
-        let mut options = File::options();
-        options.write(true);
-        match std::fs::metadata(file) {
-            Ok(there) if there.is_dir() => Err(format!("cannot write {}: it is a directory", file.display())),
-            Ok(there) if !there.is_file() => {
-                let there = options.open(file).map_err(|e| format!("cannot write {}: {e}", file.display()))?;
-                Ok(Target::There(there))
-            }
-            _ => {
-                // Of a link, what it leads to is replaced.
-                let name = std::fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
-                let mut partial = name.clone().into_os_string();
-                partial.push(".partial");
-                let partial = PathBuf::from(partial);
-                let file = options.create(true).truncate(true).mode(0o600).open(&partial);
-                let file = file.map_err(|e| format!("cannot create {}: {e}", partial.display()))?;
-                Ok(Target::New { file, partial, name })
-            }
-        }
-    }
-
-    fn keep(&self) -> io::Result<()> {
-        let Target::New { file, partial, name } = self else { return Ok(()) };
-        file.sync_data().and_then(|()| std::fs::rename(partial, name)).inspect_err(|_| self.give_up())
-    }
-
-    fn give_up(&self) {
-        if let Target::New { partial, .. } = self {
-            let _ = std::fs::remove_file(partial);
-        }
-    }
 }
 
 fn open(file: &Path) -> Result<File, String> {
@@ -243,6 +191,23 @@ fn open(file: &Path) -> Result<File, String> {
         return Ok(fd.into());
     }
     File::open(file).map_err(|e| format!("cannot open {}: {e}", file.display()))
+}
+
+/// Which options may help.
+fn way_out(error: &Error) -> &'static str {
+    let Error::Refused(refusal) = error else { return "" };
+    let all = if let Refusal::Several(all) = refusal { all } else { std::slice::from_ref(refusal) };
+    all.iter().map(option_for).find(|way| !way.is_empty()).unwrap_or("")
+}
+
+fn option_for(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::OpenFiles(_) => " (--files drop leaves these behind, --files stdio all but the standard streams)",
+        Refusal::FileMissing { .. } | Refusal::FileDiffers { .. } => {
+            " (--drop-files closes open files that are not here, --instead FROM=TO maps another file)"
+        }
+        _ => "",
+    }
 }
 
 fn undump(args: &UndumpArgs) -> Outcome {
@@ -270,7 +235,8 @@ fn undump(args: &UndumpArgs) -> Outcome {
         ..RestoreOptions::default()
     };
     let bar = bar("undump");
-    let prepared = Restorer::prepare_with(open(&args.file)?, &options, &mut advance(&bar)).map_err(|e| fail(&e))?;
+    let prepared = Restorer::prepare_with(open(&args.file)?, &options, &mut advance(&bar));
+    let prepared = prepared.map_err(|e| fail(&format!("{e}{}", way_out(&e))))?;
     bar.finish_and_clear();
     for fd in prepared.dropped_fds().iter().filter(|fd| **fd > 2) {
         eprintln!("vmadump: descriptor {fd} is closed in the process");
