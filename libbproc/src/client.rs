@@ -11,7 +11,7 @@ use prost::Message;
 
 use crate::error::Error;
 use crate::frame::{self, FrameError, Packet};
-use crate::{Node, ProcessOnNode, SetNode};
+use crate::{Node, ProcessOnNode, SetNode, sys};
 
 /// Where the agent of the default cluster listens.
 const DEFAULT_SOCKET: &str = "/run/bproc.d/default/agent.sock";
@@ -93,7 +93,8 @@ impl Client {
     /// # Errors
     /// As [`Client::connect`].
     pub fn connect_to(path: &Path) -> Result<Client, Error> {
-        let conn = Conn::connect(path).map_err(|e| Error::unreachable(path, &e))?;
+        let conn = Conn::connect(path).and_then(|conn| sys::raised(conn.into()));
+        let conn = conn.map_err(|e| Error::unreachable(path, &e))?.into();
         Ok(Client { conn, path: path.to_owned() })
     }
 

@@ -100,13 +100,32 @@ pub(crate) fn clone_without_signal() -> io::Result<i32> {
 pub(crate) fn reserve(above: i32) -> io::Result<OwnedFd> {
     use std::os::fd::FromRawFd;
     let null = std::fs::File::open("/dev/null")?;
-    // SAFETY: no pointers. Not a low number, which the caller may want to use.
-    let number = unsafe { libc::fcntl(null.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above.max(63).saturating_add(1)) };
-    if number < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call has just made it.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    let from = |lowest: i32| {
+        // SAFETY: no pointers; the new descriptor is ours.
+        match unsafe { libc::fcntl(null.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above.max(lowest - 1).saturating_add(1)) } {
+            -1 => Err(io::Error::last_os_error()),
+            // SAFETY: the call has just made it.
+            number => Ok(unsafe { OwnedFd::from_raw_fd(number) }),
+        }
+    };
+    // Not a low number, which the caller may want to use; but a limit may leave no others, and what makes the process anew at home
+    // needs some above.
+    if number_limit() < 128 { from(3) } else { from(64).or_else(|_| from(3)) }
+}
+
+/// How many descriptors the process may have.
+fn number_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes the struct.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit.rlim_cur
+}
+
+/// The same as this descriptor, which is the only one and closed on exec, on a number that is not of a standard stream: one that the
+/// process has closed is to be closed in what a move makes of it.
+pub(crate) fn raised(fd: OwnedFd) -> io::Result<OwnedFd> {
+    // The copy that the standard library makes is never on these numbers.
+    if fd.as_raw_fd() > 2 { Ok(fd) } else { fd.try_clone() }
 }
 
 /// Puts a descriptor on the number of another one, which is open and the caller's.

@@ -11,6 +11,7 @@
 
 pub mod case;
 pub mod cluster;
+pub mod corners;
 mod history;
 pub mod leading;
 pub mod midway;

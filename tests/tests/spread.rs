@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bproc_common::errno::{BE_INVALIDNODE, BE_NODEDOWN};
 use bproc_tests::cluster::{Cluster, Options, Role, apart, eventually, signal_to};
+use bproc_tests::corners::corners;
 use bproc_tests::leading::{lists_of_a_node, outputs_that_stay};
 use bproc_tests::midway::movers;
 use bproc_tests::procs::{self, Proc};
@@ -309,6 +310,11 @@ fn main() -> ExitCode {
         Test::new("programs_of_a_node", programs_of_a_node),
         Test::new("what_they_became", what_they_became),
         Test::new("outputs_that_stay", outputs_that_stay),
+        Test::new("node_maps", |cluster| corners(cluster, "map", &["-1", "1"])),
+        Test::new("closed_streams", |cluster| corners(cluster, "closed", &["-1", "1"])),
+        Test::new("few_descriptors", |cluster| corners(cluster, "limits", &["-1"])),
+        Test::new("nobody_connects_in_vain", |cluster| corners(cluster, "sockets", &["-1", "1"])),
+        Test::new("no_arguments", |cluster| corners(cluster, "arguments", &["-1", "1"])),
         Test::new("lists_of_a_node", |cluster| lists_of_a_node(cluster, false)),
         Test::new("one_is_down", one_is_down),
         Test::new("one_dies", one_dies),

@@ -98,7 +98,7 @@ impl Cluster {
         vec![
             ("PATH", joined("PATH", self.lib().join("bin"), "/usr/bin:/bin")),
             ("LD_LIBRARY_PATH", joined("LD_LIBRARY_PATH", self.lib().join("lib"), "")),
-            ("C_INCLUDE_PATH", joined("C_INCLUDE_PATH", stage.join("include"), "")),
+            ("CPATH", joined("CPATH", stage.join("include"), "")),
             ("LIBRARY_PATH", joined("LIBRARY_PATH", stage.join("lib"), "")),
             // An empty last part means: and the system's own.
             (
@@ -255,7 +255,7 @@ fn quoted(word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{parse_name, quoted};
+    use super::{Cluster, parse_name, quoted};
 
     #[test]
     fn names_that_could_leave_their_directory_are_refused() {
@@ -263,6 +263,15 @@ mod tests {
             assert!(parse_name(bad).is_err(), "{bad:?}");
         }
         assert!(parse_name("demo-2").is_ok());
+    }
+
+    #[test]
+    fn the_header_is_found_by_all_compilers() {
+        // C_INCLUDE_PATH would be for C alone.
+        let environment = Cluster { name: "x".into() }.environment();
+        let found = environment.iter().find(|(name, _)| *name == "CPATH").map(|(_, value)| value.as_str());
+        let first = found.and_then(|value| value.split(':').next());
+        assert!(first.is_some_and(|first| first.ends_with("/include")), "{found:?}");
     }
 
     #[test]

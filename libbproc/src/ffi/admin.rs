@@ -19,7 +19,7 @@ fn change(node: c_int, fill: impl FnOnce(&mut SetNode)) -> Result<()> {
     if node == NODE_MASTER {
         return Err(libc::EINVAL);
     }
-    let mut change = SetNode { number: nodes::target(node)?, ..SetNode::default() };
+    let mut change = SetNode { number: nodes::target(node)?.number(), ..SetNode::default() };
     fill(&mut change);
     Ok(Client::connect()?.set_node(change)?)
 }
@@ -64,7 +64,7 @@ fn set_attribute(node: c_int, name: Vec<u8>, value: Vec<u8>) -> Result<()> {
         }
         _ => {
             let name = String::from_utf8(name).map_err(|_| libc::EINVAL)?;
-            Ok(Client::connect()?.set_attribute(nodes::target(node)?, name, Some(value))?)
+            Ok(Client::connect()?.set_attribute(nodes::target(node)?.number(), name, Some(value))?)
         }
     }
 }
@@ -86,7 +86,7 @@ unsafe extern "C" fn bproc_setnodeattr(node: c_int, name: *const c_char, value: 
 fn power(node: c_int, what: &str, wait: bool) -> c_int {
     let end = || match node {
         NODE_MASTER => Err(libc::EINVAL),
-        node => Ok(Client::connect()?.power(nodes::target(node)?, what.to_owned(), wait)?),
+        node => Ok(Client::connect()?.power(nodes::target(node)?.number(), what.to_owned(), wait)?),
     };
     done(end)
 }
@@ -108,8 +108,11 @@ powers! {
 }
 
 unsafe extern "C" fn bproc_nodechroot(node: c_int, path: *const c_char) -> c_int {
-    // SAFETY: the caller gives a string.
-    done(|| unsafe { text::bytes(path) }.and_then(|path| Ok(Client::connect()?.chroot(nodes::target(node)?, path)?)))
+    done(|| {
+        // SAFETY: the caller gives a string.
+        let path = unsafe { text::bytes(path) }?;
+        Ok(Client::connect()?.chroot(nodes::target(node)?.number(), path)?)
+    })
 }
 
 /// Address and port as text.
@@ -137,7 +140,7 @@ unsafe extern "C" fn bproc_nodereconnect(
         let remote = unsafe { endpoint(remote, remote_size) }?;
         // SAFETY: as above.
         let local = if local.is_null() { String::new() } else { unsafe { endpoint(local, local_size) }? };
-        Ok(Client::connect()?.reconnect(nodes::target(node)?, remote, local)?)
+        Ok(Client::connect()?.reconnect(nodes::target(node)?.number(), remote, local)?)
     })
 }
 

@@ -8,12 +8,14 @@ use std::path::Path;
 use bproc_sys::signal::AllBlocked;
 use libc::{c_char, c_int};
 
-use super::abi::{Io, NODE_MASTER};
+use super::abi::Io;
 use super::io::Setup;
-use super::moving::{self, Side};
-use super::{Number, Result, alone, answer, errno, export, image, nodes, text};
+use super::map::Real;
+use super::moving::{self, Side, pipe};
+use super::nodes::{self, Doors, whoami};
+use super::{Number, Result, alone, answer, errno, export, image, text};
 use crate::spawn::Scratch;
-use crate::{Client, Prepared, SpawnRequest, sys};
+use crate::{Prepared, SpawnRequest, sys};
 
 pub(super) type Strings = *const *const c_char;
 
@@ -35,13 +37,20 @@ impl Program {
     pub(super) unsafe fn new(cmd: *const c_char, argv: Strings, envp: Strings) -> Result<Program> {
         // SAFETY: as the caller promises.
         unsafe {
-            let (path, argv, envp) = (text::bytes(cmd)?, text::list(argv), text::list(envp));
+            let (path, mut argv, envp) = (text::bytes(cmd)?, text::list(argv), text::list(envp));
+            if argv.is_empty() {
+                // As Linux gives every program a name.
+                argv.push(Vec::new());
+            }
             Ok(Program { path, argv, envp, travels: false })
         }
     }
 
     /// Checks that exec would find the program here, and names it so that it is found from any directory.
     fn found_here(mut self) -> Result<Program> {
+        if self.path.is_empty() {
+            return Err(libc::ENOENT);
+        }
         if !self.path.starts_with(b"/") {
             let cwd = std::env::current_dir().map_err(|e| e.raw_os_error().unwrap_or(libc::ENOENT))?;
             self.path = cwd.join(OsStr::from_bytes(&self.path)).as_os_str().as_bytes().to_vec();
@@ -84,9 +93,9 @@ impl Program {
     }
 
     /// As it goes to a node as number `rank`.
-    fn request<'s>(&self, node: c_int, setup: &'s Setup, rank: Option<usize>) -> Result<Prepared<'s>> {
+    fn request<'s>(&self, node: Real, setup: &'s Setup, rank: Option<usize>) -> Result<Prepared<'s>> {
         Ok(Prepared::new(SpawnRequest {
-            node,
+            node: node.number(),
             path: self.path.clone(),
             argv: self.argv.clone(),
             envp: self.environment(rank),
@@ -119,9 +128,9 @@ impl Program {
 }
 
 /// Replaces the caller; returns only when that failed.
-fn replace(node: c_int, program: &Program, setup: Setup) -> Number {
-    match nodes::target(node) {
-        Ok(NODE_MASTER) => take_place(NODE_MASTER, program, setup),
+fn replace(node: Real, program: &Program, setup: Setup) -> Number {
+    match Doors::look(Some(&setup)).and_then(|doors| doors.check(node)) {
+        Ok(Real::MASTER) => take_place(Real::MASTER, program, setup),
         // Where the list is set up is to be known before its sockets are connected.
         Ok(node) if setup.is_listed() && !at_home() => take_place(node, program, setup),
         Ok(node) => {
@@ -137,11 +146,11 @@ fn replace(node: c_int, program: &Program, setup: Setup) -> Number {
 }
 
 /// Where nobody is left behind as a ghost: from a node the caller goes there first; where it is, it executes at once.
-fn take_place(node: c_int, program: &Program, setup: Setup) -> Number {
+fn take_place(node: Real, program: &Program, setup: Setup) -> Number {
     let here = match whoami() {
         Ok(here) => here,
         // Without an agent everybody is at home.
-        Err(_) if node == NODE_MASTER => NODE_MASTER,
+        Err(_) if node == Real::MASTER => Real::MASTER,
         Err(number) => return number,
     };
     let listed = setup.is_listed();
@@ -186,7 +195,7 @@ unsafe fn rexec(
         let setup = setup()?;
         // SAFETY: as the caller promises.
         let program = unsafe { Program::new(cmd, argv, envp) }?;
-        Err(replace(node, &program, setup))
+        Err(replace(nodes::target(node)?, &program, setup))
     })
 }
 
@@ -203,18 +212,13 @@ unsafe fn execmove(
         let setup = setup()?;
         // SAFETY: as the caller promises.
         let program = unsafe { Program::new(cmd, argv, envp) }?.found_here()?;
-        Err(replace(node, &program, setup))
+        Err(replace(nodes::target(node)?, &program, setup))
     })
 }
 
 /// On the master, or where no agent says otherwise.
 fn at_home() -> bool {
-    whoami().map_or(true, |node| node == NODE_MASTER)
-}
-
-/// The node that the caller is on.
-fn whoami() -> Result<c_int> {
-    Ok(Client::connect()?.whoami()?.node.0)
+    whoami().map_or(true, |node| node == Real::MASTER)
 }
 
 unsafe extern "C" fn bproc_rexec(node: c_int, cmd: *const c_char, argv: Strings, envp: Strings) -> c_int {
@@ -262,11 +266,11 @@ unsafe extern "C" fn bproc_execve(cmd: *const c_char, argv: Strings, envp: Strin
 /// Executes the master's program where the caller is; returns only when that failed.
 fn exec_from_master(program: Program) -> Number {
     let here = match whoami() {
-        Ok(NODE_MASTER) | Err(_) => return program.exec(),
+        Ok(Real::MASTER) | Err(_) => return program.exec(),
         Ok(node) => node,
     };
     // What a program is made of is known at home: it starts from there, as a program of the master's that travels.
-    if let Err(number) = moving::go_to(NODE_MASTER, moving::FLAGS, None) {
+    if let Err(number) = moving::go_to(Real::MASTER, moving::FLAGS, None) {
         return number;
     }
     let number = match program.found_here() {
@@ -284,11 +288,6 @@ fn exec_from_master(program: Program) -> Number {
 struct Failed {
     rank: c_int,
     number: c_int,
-}
-
-pub(super) fn pipe() -> Result<(OwnedFd, OwnedFd)> {
-    let (reader, writer) = std::io::pipe().map_err(|e| e.raw_os_error().unwrap_or(libc::EMFILE))?;
-    Ok((reader.into(), writer.into()))
 }
 
 /// Starts one child; its pid. It has no signal for its end until it runs the ghost: a child that never got so far
@@ -336,14 +335,14 @@ fn spread_from_node(nodes: &[c_int], pids: &mut [c_int], program: Program, setup
 
 /// Runs the program on all nodes at once. `pids` gets a pid or a negative number for each.
 fn spread(nodes: &[c_int], pids: &mut [c_int], program: Program, setup: Setup) -> Result<()> {
-    if whoami()? != NODE_MASTER {
+    if whoami()? != Real::MASTER {
         return spread_from_node(nodes, pids, program, setup);
     }
-    let (hear, tell) = pipe()?;
+    let (doors, (hear, tell)) = (Doors::look(Some(&setup))?, pipe()?);
     let mut scratch = Scratch::new();
     for (rank, (node, pid)) in nodes.iter().zip(pids.iter_mut()).enumerate() {
-        let target = nodes::target(*node);
-        if target == Ok(NODE_MASTER) {
+        let target = nodes::target(*node).and_then(|node| doors.check(node));
+        if target == Ok(Real::MASTER) {
             match moving::fork_here(Some(&setup).filter(|setup| setup.is_listed())) {
                 Ok((0, _)) => become_ranked(program, rank),
                 Ok((child, _)) => *pid = child,

@@ -10,7 +10,8 @@ use bproc_sys::pidfd::PidFd;
 use bproc_sys::signal::AllBlocked;
 use libc::{c_char, c_int};
 
-use super::create::{Program, Strings, pipe};
+use super::create::{Program, Strings};
+use super::moving::pipe;
 use super::{Number, Result, answer, errno, export};
 use crate::sys;
 use vmadump::capture::{Begun, DUMP_ALL, FdPolicy, Options};

@@ -120,6 +120,11 @@ impl Setup {
         self.listed
     }
 
+    /// Are there sockets to be connected?
+    pub(super) fn connects(&self) -> bool {
+        !self.sockets.is_empty()
+    }
+
     /// As a request has them.
     pub(super) fn streams(&self) -> Vec<Stream<'_>> {
         let stream = |(fd, origin): &(c_int, Origin)| {
@@ -159,10 +164,11 @@ pub(super) struct Ready {
 }
 
 impl Setup {
-    /// Opens and connects everything in the list.
+    /// Opens everything in the list, then connects the sockets: for a file that is not there nobody calls.
     pub(super) fn ready(&self) -> Result<Ready> {
         let mut ready = Ready { all: Vec::new(), told: Vec::new() };
-        for (fd, origin) in &self.all {
+        let (sockets, others): (Vec<_>, Vec<_>) = self.all.iter().partition(|(_, o)| matches!(o, Origin::Socket(_)));
+        for (fd, origin) in others.into_iter().chain(sockets) {
             let opened = match origin {
                 Origin::File { path, flags, mode, offset } => open(path, *flags, *mode, *offset)?,
                 Origin::Socket(at) => match self.sockets.get(*at) {

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::c_int;
 
-use super::abi::NODE_NONE;
+use super::abi::{NODE_MASTER, NODE_NONE};
 use super::{Result, beside, done, export};
 use bproc_common::errno::BE_INVALIDNODE;
+use bproc_common::id::NodeId;
 
 static MAP: AtomicPtr<Vec<c_int>> = AtomicPtr::new(std::ptr::null_mut());
 
@@ -18,11 +19,31 @@ pub(super) fn current() -> Option<&'static [c_int]> {
     unsafe { MAP.load(Ordering::Acquire).as_ref() }.map(Vec::as_slice)
 }
 
+/// A node by the number that the master has for it. It is of another type than the numbers of the program, so that none is
+/// mapped twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Real(c_int);
+
+impl Real {
+    pub(super) const MASTER: Real = Real(NODE_MASTER);
+
+    pub(super) fn number(self) -> c_int {
+        self.0
+    }
+}
+
+impl From<NodeId> for Real {
+    /// As an agent tells it.
+    fn from(node: NodeId) -> Real {
+        Real(node.0)
+    }
+}
+
 /// The real number of a node. What is below 0 is nobody's to map.
-pub(super) fn real(node: c_int) -> Result<c_int> {
+pub(super) fn real(node: c_int) -> Result<Real> {
     match current() {
-        Some(map) if node >= 0 => map.get(node as usize).copied().ok_or(BE_INVALIDNODE),
-        _ => Ok(node),
+        Some(map) if node >= 0 => map.get(node as usize).copied().map(Real).ok_or(BE_INVALIDNODE),
+        _ => Ok(Real(node)),
     }
 }
 
@@ -80,6 +101,16 @@ export!(bproc_init, bproc_set_node_map, bproc_clear_node_map);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_agent_tells_is_not_mapped() {
+        set(vec![2, 0, 1]).unwrap();
+        assert_eq!([0, 1, 2].map(real), [2, 0, 1].map(|node| Ok(Real::from(NodeId(node)))));
+        assert_eq!((real(3), real(NODE_MASTER)), (Err(BE_INVALIDNODE), Ok(Real::MASTER)));
+        assert_eq!([0, 1, 2].map(|node| known(Real::from(NodeId(node)).number())), [1, 2, 0]);
+        // SAFETY: a function of ours without arguments.
+        unsafe { bproc_clear_node_map() };
+    }
 
     #[test]
     fn maps_as_people_write_them() {

@@ -13,10 +13,12 @@ use bproc_sys::signal::AllBlocked;
 use libc::c_int;
 use prost::Message;
 
-use super::abi::{Io, NODE_MASTER};
+use super::abi::Io;
 use super::io::Setup;
+use super::map::Real;
+use super::nodes::{self, Doors};
 use super::pattern::{self, Made, Pattern};
-use super::{Number, Result, alone, answer, export, nodes};
+use super::{Number, Result, alone, answer, export};
 use crate::client::socket_path;
 use crate::error::Error;
 use crate::frame::{HEAD, PACKET_MAX, Packet};
@@ -49,11 +51,10 @@ struct Rank<'p> {
 }
 
 impl<'s> Going<'s> {
-    fn new(node: c_int, flags: c_int, setup: Option<&'s Setup>, rank: Option<Rank<'_>>) -> Result<Going<'s>> {
+    fn new(node: Real, flags: c_int, setup: Option<&'s Setup>, rank: Option<Rank<'_>>) -> Result<Going<'s>> {
         if flags & !ALL_FLAGS != 0 {
             return Err(libc::EINVAL);
         }
-        let node = nodes::target(node)?;
         let own = match rank {
             Some(_) => None,
             None => Some(reserve(setup)?),
@@ -61,7 +62,7 @@ impl<'s> Going<'s> {
         let place = rank.map(|rank| &rank.pattern.place).or(own.as_ref()).map_or(-1, AsRawFd::as_raw_fd);
         let body = Move {
             pid: 0,
-            node,
+            node: node.number(),
             flags: flags as u32,
             files: r#move::Files::StdioOnly.into(),
             socket: place,
@@ -89,6 +90,12 @@ impl<'s> Going<'s> {
     }
 }
 
+/// A pipe of the library's own, which is not to be taken for a standard stream that is closed.
+pub(super) fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    let made = std::io::pipe().and_then(|(hear, tell)| Ok((sys::raised(hear.into())?, sys::raised(tell.into())?)));
+    made.map_err(|e| e.raw_os_error().unwrap_or(libc::EMFILE))
+}
+
 pub(super) fn reserve(setup: Option<&Setup>) -> Result<OwnedFd> {
     sys::reserve(setup.map_or(0, Setup::highest)).map_err(|e| e.raw_os_error().unwrap_or(libc::EMFILE))
 }
@@ -101,7 +108,8 @@ fn connect(path: &Path, place: RawFd) -> std::result::Result<ManuallyDrop<Conn>,
     Ok(sys::conn_at(place))
 }
 
-pub(super) fn go_to(node: c_int, flags: c_int, setup: Option<Setup>) -> Result<()> {
+pub(super) fn go_to(node: Real, flags: c_int, setup: Option<Setup>) -> Result<()> {
+    let node = Doors::look(setup.as_ref())?.check(node)?;
     let mut going = Going::new(node, flags, setup.as_ref(), None)?;
     let blocked = AllBlocked::new();
     let place = going.go();
@@ -134,19 +142,19 @@ pub(super) enum Side {
 
 /// A child for each node. `pids` gets a pid or a negative number for each.
 pub(super) fn fork(nodes: &[c_int], pids: &mut [c_int], flags: c_int, setup: Option<&Setup>) -> Result<Side> {
-    let here = Client::connect()?.whoami()?.node.0;
-    let targets: Vec<Result<c_int>> = nodes.iter().map(|node| nodes::target(*node)).collect();
+    let (here, doors) = (nodes::whoami()?, Doors::look(setup)?);
+    let target = |node: &c_int| nodes::target(*node).and_then(|node| doors.check(node));
+    let targets: Vec<Result<Real>> = nodes.iter().map(target).collect();
     // Before the pipe, whose end nobody else may hold.
     let pattern = match pattern::make(here, &targets, flags, setup) {
         None => None,
         Some(Made::Rank(rank)) => return Ok(Side::Child(rank, Where::There)),
         Some(Made::Pattern(pattern)) => Some(pattern),
     };
-    let (hear, tell) = std::io::pipe().map_err(|e| e.raw_os_error().unwrap_or(libc::EMFILE))?;
-    let (hear, tell) = (OwnedFd::from(hear), OwnedFd::from(tell));
+    let (hear, tell) = pipe()?;
     for (number, (target, pid)) in targets.into_iter().zip(pids.iter_mut()).enumerate() {
         // Who comes to the master comes by himself.
-        let rank = pattern.as_ref().filter(|_| target != Ok(NODE_MASTER)).map(|pattern| Rank { pattern, number });
+        let rank = pattern.as_ref().filter(|_| target != Ok(Real::MASTER)).map(|pattern| Rank { pattern, number });
         let mut going = match target {
             // It stays.
             Ok(node) if node == here => {
@@ -285,21 +293,21 @@ unsafe fn list(io: *const Io, iolen: c_int) -> Result<Option<Setup>> {
 }
 
 unsafe extern "C" fn bproc_move(node: c_int) -> c_int {
-    alone(|| go_to(node, FLAGS, None))
+    alone(|| go_to(nodes::target(node)?, FLAGS, None))
 }
 
 unsafe extern "C" fn _bproc_move(node: c_int, flags: c_int) -> c_int {
-    alone(|| go_to(node, flags, None))
+    alone(|| go_to(nodes::target(node)?, flags, None))
 }
 
 unsafe extern "C" fn bproc_move_io(node: c_int, io: *const Io, iolen: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    alone(|| unsafe { list(io, iolen) }.and_then(|setup| go_to(node, FLAGS, setup)))
+    alone(|| unsafe { list(io, iolen) }.and_then(|setup| go_to(nodes::target(node)?, FLAGS, setup)))
 }
 
 unsafe extern "C" fn _bproc_move_io(node: c_int, io: *const Io, iolen: c_int, flags: c_int) -> c_int {
     // SAFETY: as the caller promises.
-    alone(|| unsafe { list(io, iolen) }.and_then(|setup| go_to(node, flags, setup)))
+    alone(|| unsafe { list(io, iolen) }.and_then(|setup| go_to(nodes::target(node)?, flags, setup)))
 }
 
 unsafe extern "C" fn bproc_rfork(node: c_int) -> c_int {

@@ -4,11 +4,13 @@ use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, IntoRawFd};
 
-use bproc_common::errno::{BE_INVALIDNODE, BE_INVALIDPROC};
+use bproc_common::errno::{BE_INVALIDNODE, BE_INVALIDPROC, BE_NODEDOWN};
 use bproc_common::perm::{Access, Caller};
 use libc::{c_char, c_int, c_void, sockaddr, sockaddr_in, sockaddr_in6};
 
 use super::abi::{ADDR_XATTR, NODE_ANY, NODE_MASTER, NODE_NONE, NODE_SELF, NodeInfo, ProcInfo, STATE_XATTR, X_OK};
+use super::io::Setup;
+use super::map::Real;
 use super::{Result, answer, beside, done, export, map, text};
 use crate::{Client, Node};
 
@@ -40,17 +42,50 @@ pub(super) fn one(number: c_int) -> Result<Node> {
     all()?.into_iter().find(|node| node.number == number).ok_or(BE_INVALIDNODE)
 }
 
-/// The real number of a node that is to do something.
-pub(super) fn target(number: c_int) -> Result<c_int> {
+/// The node that is to do something, of a number that the program uses.
+pub(super) fn target(number: c_int) -> Result<Real> {
     match number {
-        NODE_SELF => Ok(Client::connect()?.whoami()?.node.0),
+        NODE_SELF => whoami(),
         number if number < NODE_MASTER => Err(BE_INVALIDNODE),
         number => map::real(number),
     }
 }
 
+/// The node that the caller is on.
+pub(super) fn whoami() -> Result<Real> {
+    Ok(Client::connect()?.whoami()?.node.into())
+}
+
 fn here() -> Result<c_int> {
-    Ok(map::known(Client::connect()?.whoami()?.node.0))
+    Ok(map::known(whoami()?.number()))
+}
+
+/// What is known of nodes before anything is connected for a process that is to be there.
+pub(super) struct Doors(Option<(Real, Vec<Node>)>);
+
+impl Doors {
+    /// Looks only if something is to be connected.
+    pub(super) fn look(setup: Option<&Setup>) -> Result<Doors> {
+        if !setup.is_some_and(Setup::connects) {
+            return Ok(Doors(None));
+        }
+        Ok(Doors(Some((whoami()?, Client::connect()?.nodes()?))))
+    }
+
+    /// Refuses what the master would refuse anyway.
+    pub(super) fn check(&self, node: Real) -> Result<Real> {
+        let Some((here, nodes)) = &self.0 else { return Ok(node) };
+        if node == *here || node == Real::MASTER {
+            return Ok(node);
+        }
+        let found = nodes.iter().find(|n| n.number == node.number()).ok_or(BE_INVALIDNODE)?;
+        let access = Access { mode: found.mode, user: found.user, group: found.group };
+        match found.state.as_str() {
+            "down" => Err(BE_NODEDOWN),
+            _ if !accessible(&access) => Err(libc::EPERM),
+            _ => Ok(node),
+        }
+    }
 }
 
 /// A socket address of any family that there is room for.
@@ -291,7 +326,7 @@ fn attribute(node: c_int, name: &[u8]) -> Result<Vec<u8>> {
         name => {
             super::admin::attribute_name(name)?;
             let name = String::from_utf8(name.to_vec()).map_err(|_| libc::EINVAL)?;
-            Ok(Client::connect()?.attribute(target(node)?, name)?)
+            Ok(Client::connect()?.attribute(target(node)?.number(), name)?)
         }
     }
 }

@@ -10,8 +10,8 @@ use bproc_sys::seqpacket::Conn;
 use bproc_sys::signal::AllBlocked;
 use libc::c_int;
 
-use super::abi::NODE_MASTER;
 use super::io::Setup;
+use super::map::Real;
 use super::{Result, moving};
 use crate::frame::{HEAD, PACKET_MAX};
 use crate::reply::Where;
@@ -43,8 +43,8 @@ pub(super) enum Made {
 }
 
 /// Makes one, if it is worth it; if it fails, each tries by itself, and tells why.
-pub(super) fn make(here: c_int, targets: &[Result<c_int>], flags: c_int, setup: Option<&Setup>) -> Option<Made> {
-    let away = targets.iter().filter(|target| target.is_ok_and(|node| node != here && node != NODE_MASTER)).count();
+pub(super) fn make(here: Real, targets: &[Result<Real>], flags: c_int, setup: Option<&Setup>) -> Option<Made> {
+    let away = targets.iter().filter(|target| target.is_ok_and(|node| node != here && node != Real::MASTER)).count();
     if away < FEWEST || sys::own_memory() < SMALLEST {
         return None;
     }
@@ -53,6 +53,7 @@ pub(super) fn make(here: c_int, targets: &[Result<c_int>], flags: c_int, setup: 
     let (ours, theirs) = Conn::pair().ok()?;
     sys::replace(&theirs, place.as_raw_fd()).ok()?;
     drop(theirs);
+    let ours = Conn::from(sys::raised(ours.into()).ok()?);
     let mut buffer = vec![0; PACKET_MAX];
     let blocked = AllBlocked::new();
     let pid = match sys::fork_without_signal() {
