@@ -150,6 +150,11 @@ impl Table {
         let State::Starting(end) = std::mem::take(&mut entry.state) else { return None };
         if end.is_some() {
             entry.state = State::Ended;
+            if entry.held_by.is_none() {
+                // Its parent is here in person, and waits for it.
+                entry.started = start_of(entry.host_pid).unwrap_or(0);
+                self.zombies += 1;
+            }
         }
         end
     }
@@ -407,7 +412,7 @@ impl Table {
         }
         let of_skeleton = event.kind == kind::EXIT && self.is_skeleton(event.ppid as i32, is_ghost);
         let Some(entry) = self.entries.get_mut(&pid) else { return told };
-        if let State::Arriving(end) | State::Leaving(end) = &mut entry.state {
+        if let State::Starting(end) | State::Arriving(end) | State::Leaving(end) = &mut entry.state {
             if event.kind == kind::EXIT && !of_skeleton {
                 *end = Some((event.arg as i32, Vec::new()));
             }
