@@ -3,6 +3,7 @@
 
 use crate::digest::{Identity, Memo};
 use crate::offers::Offers;
+use crate::open;
 use crate::resolve::{self, Want, bundle};
 use bproc_proto::{Failure, Item, Link, Luggage};
 use bproc_sys::as_user;
@@ -64,6 +65,11 @@ pub struct Packer {
 }
 
 fn failed(path: &Path, error: &io::Error) -> Failure {
+    if error.raw_os_error() == Some(libc::EACCES)
+        && std::fs::metadata(path).is_ok_and(|meta| !meta.is_file() && !meta.is_dir())
+    {
+        return Failure { number: libc::EACCES, message: format!("{}: this is no file", path.display()) };
+    }
     let text = error.to_string();
     let words = text.split(" (os error").next().unwrap_or(&text);
     Failure { number: error.raw_os_error().unwrap_or(libc::EIO), message: format!("{}: {words}", path.display()) }
@@ -131,8 +137,8 @@ impl Packer {
     }
 
     fn pack_anew(&self, want: Want, caller: &Caller) -> Result<Arc<Packed>, Failure> {
-        let open = |path: &Path| open_as(path, caller);
-        let found = bundle(&want, &open).map_err(|missing| failed(&missing.path, &missing.error))?;
+        let found =
+            bundle(&want, &|path| open_as(path, caller)).map_err(|missing| failed(&missing.path, &missing.error))?;
         let mut stamps: BTreeMap<PathBuf, Stamp> = BTreeMap::new();
         let mut dirs = BTreeSet::new();
         let (mut items, mut private) = (Vec::new(), Vec::new());
@@ -166,10 +172,6 @@ impl Packer {
 
     fn item(&self, path: &Path, file: File, companion: bool) -> Result<(Item, Stamp), Failure> {
         let told = |error: io::Error| failed(path, &error);
-        let meta = file.metadata().map_err(told)?;
-        if !meta.is_file() {
-            return Err(failed(path, &io::Error::from_raw_os_error(libc::EACCES)));
-        }
         let (identity, digest) = self.memo.digest(&file).map_err(told)?;
         let links = trail(path).map_err(told)?;
         self.offers.offer(digest, path.into(), identity, file);
@@ -187,7 +189,7 @@ impl Packer {
     /// Packs files that belong to no program; those that are not there, or are no files, are left out.
     pub fn pack_files(&self, paths: &BTreeSet<PathBuf>) -> Luggage {
         let pack = |path: &PathBuf| {
-            let file = File::open(path).map_err(|error| failed(path, &error))?;
+            let file = open::regular(path).map_err(|error| failed(path, &error))?;
             self.item(path, file, false).map(|(item, _)| item)
         };
         let items = paths.iter().filter_map(|path| match pack(path) {
@@ -206,7 +208,7 @@ impl Packer {
     /// The program is not there.
     pub fn libraries_of(&self, program: &Path) -> Result<Vec<PathBuf>, Failure> {
         let want = Want { path: program.as_os_str().as_bytes().to_vec(), cwd: b"/".to_vec(), ..Want::default() };
-        let found = bundle(&want, &|path| File::open(path)).map_err(|m| failed(&m.path, &m.error))?;
+        let found = bundle(&want, &open::regular).map_err(|m| failed(&m.path, &m.error))?;
         Ok(found.parts.into_iter().skip(1).map(|part| part.path).collect())
     }
 }
@@ -220,13 +222,15 @@ impl Packed {
     }
 }
 
-/// Root is not let into everything (network file systems): then the caller's own rights are tried.
+/// Root is not let into everything (network file systems): then the caller's own rights are tried. What is no file is
+/// refused, even though the loader would wait for a FIFO that is named as a library: here, many would wait for it.
 fn open_as(path: &Path, caller: &Caller) -> io::Result<File> {
-    match File::open(path) {
+    match open::regular(path) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             let bytes = path.as_os_str().as_bytes();
-            let fd = as_user::open(caller.uid, caller.gid, &caller.groups, b"/", bytes, libc::O_RDONLY, 0)?;
-            Ok(File::from(fd))
+            let flags = libc::O_RDONLY | open::FLAGS;
+            let fd = as_user::open(caller.uid, caller.gid, &caller.groups, b"/", bytes, flags, 0)?;
+            open::checked(File::from(fd))
         }
         other => other,
     }
@@ -367,6 +371,21 @@ mod tests {
         assert_eq!(packer.pack(request(), &caller).unwrap_err().number, libc::EACCES);
         std::fs::remove_file(&script).unwrap();
         assert_eq!(packer.pack(request(), &caller).unwrap_err().number, libc::ENOENT);
+    }
+
+    #[test]
+    fn fifos_are_waited_for_by_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("libc.so.6");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let packer = Packer::new(Arc::default());
+        let environment = [[b"LD_LIBRARY_PATH=", dir.path().as_os_str().as_bytes()].concat()];
+        let packed = packer.pack(want(b"/bin/sh", b"/", &environment), &Caller::default()).unwrap();
+        assert!(!paths(&packed).contains(&fifo.as_path()) && packed.items.len() > 1);
+        let failure = packer.pack(want(fifo.as_os_str().as_bytes(), b"/", &[]), &Caller::default()).unwrap_err();
+        assert!(failure.number == libc::EACCES && failure.message.ends_with("this is no file"), "{failure:?}");
+        assert!(packer.pack_files(&BTreeSet::from([fifo.clone()])).items.is_empty());
+        assert!(packer.libraries_of(&fifo).is_err());
     }
 
     #[test]

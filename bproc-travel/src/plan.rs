@@ -2,6 +2,7 @@
 //! laid over what for the others. Looks at the node's files, changes nothing.
 
 use crate::digest::{Digest, Memo};
+use crate::open;
 use crate::pack::parts;
 use bproc_proto::{Failure, Item};
 use bproc_sys::view::{Root, Step};
@@ -77,7 +78,8 @@ pub fn has(root: &Root, item: &Item, same_machine: bool, memo: &Memo) -> Result<
         return Ok(known.0[..] == item.digest[..]);
     }
     // What cannot be read is another's: the program's own is laid over it.
-    let digest = root.read(&path).ok().and_then(|file| memo.digest(&file).ok());
+    let digest =
+        root.read(&path).ok().and_then(|file| open::checked(file).ok()).and_then(|file| memo.digest(&file).ok());
     Ok(digest.is_some_and(|(_, digest)| digest.0[..] == item.digest[..]))
 }
 

@@ -5,6 +5,7 @@
 
 use crate::elf::{self, Elf};
 use crate::ldcache::LdCache;
+use crate::open;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -169,7 +170,7 @@ impl Gather<'_> {
         let cache = Path::new("/etc/ld.so.cache");
         let cache_file = if musl { None } else { (self.open)(cache).ok() };
         if cache_file.is_some() && self.cache.is_none() {
-            self.cache = Some(LdCache::parse(&std::fs::read(cache).unwrap_or_default()));
+            self.cache = Some(LdCache::parse(&open::read(cache).unwrap_or_default()));
         }
         self.libraries(path_origin(path, elf), loader_elf, &loader, &rules);
         if let Some(file) = cache_file {
@@ -190,7 +191,7 @@ impl Gather<'_> {
             first.extend(preload.split(separators).map(<[u8]>::to_vec));
         }
         if matches!(rules, Rules::Glibc)
-            && let Ok(bytes) = std::fs::read("/etc/ld.so.preload")
+            && let Ok(bytes) = open::read(Path::new("/etc/ld.so.preload"))
             && let Ok(file) = (self.open)(Path::new("/etc/ld.so.preload"))
         {
             self.add(Path::new("/etc/ld.so.preload"), file, false);
@@ -446,7 +447,7 @@ fn default_dirs(program: &Elf) -> Vec<PathBuf> {
 fn musl_dirs(loader: &Path) -> Vec<PathBuf> {
     let name = loader.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let file = Path::new("/etc").join(name.split(".so").next().unwrap_or_default()).with_extension("path");
-    let text = std::fs::read(file).unwrap_or_else(|_| b"/lib:/usr/local/lib:/usr/lib".to_vec());
+    let text = open::read(&file).unwrap_or_else(|_| b"/lib:/usr/local/lib:/usr/lib".to_vec());
     let dirs = text.split(|b| matches!(b, b':' | b'\n')).filter(|dir| !dir.is_empty());
     dirs.map(|dir| PathBuf::from(OsStr::from_bytes(dir))).collect()
 }

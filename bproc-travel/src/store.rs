@@ -11,6 +11,7 @@
 //! recently used first. Nothing is believed of what a former agent left: a file is hashed before its first use.
 
 use crate::digest::{Digest, Hasher, Identity, Memo};
+use crate::open;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -167,7 +168,7 @@ impl Store {
             }
         }
         let path = self.object(digest);
-        let found = File::open(&path).and_then(|file| {
+        let found = open::regular(&path).and_then(|file| {
             let identity = Identity::of(&file.metadata()?);
             // Links come and go with trees, and change the time of change: content is what counts here.
             let identity = Identity { ctime: 0, ..identity };

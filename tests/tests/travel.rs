@@ -396,6 +396,30 @@ fn what_cannot_travel(place: &Place) -> Result<()> {
     place.cluster.quiet()
 }
 
+/// Nobody waits for the other end of a FIFO, whatever it is named as.
+fn fifos_are_no_files(place: &Place) -> Result<()> {
+    let dir = place.here("fifos")?;
+    for name in ["program", "interpreter", "listed"] {
+        let done = finish(Command::new("mkfifo").args(["-m", "755"]).arg(dir.join(name)), b"", LONG)?;
+        ensure!(done.status == 0, "{done:?}");
+    }
+    let dir = dir.display();
+    executable(Path::new(&format!("{dir}/script")), &format!("#!{dir}/interpreter\n"))?;
+    for (program, named) in [("program", "program"), ("script", "interpreter")] {
+        let done = place.cluster.shell(&format!("timeout -s KILL 20 bpsh 1 {dir}/{program}"))?;
+        ensure!(done.status == 126 && done.err().contains(&format!("{named}: this is no file")), "{done:?}");
+    }
+    let done = place.cluster.shell(&format!("timeout -s KILL 20 bplib -a {dir}/listed"))?;
+    ensure!(done.status == 1 && done.err().contains("neither a file nor a directory"), "{done:?}");
+    // Among others, or in the place of one, it is left out.
+    place.gives(&format!("timeout -s KILL 20 bplib -a {dir} && bplib -l"), &format!("{dir}/script\n"))?;
+    place.gives(
+        &format!("echo x >{dir}/later; bplib -a {dir}/later; rm {dir}/later; mkfifo {dir}/later; sleep 6"),
+        "",
+    )?;
+    place.gives("timeout -s KILL 20 bpsh 1 echo ran; timeout -s KILL 20 bplib -c; bplib -l", "ran\n")
+}
+
 fn many_at_once(place: &Place) -> Result<()> {
     let nodes = ["0", "1", "2"].repeat(20).join(",");
     let done = place.cluster.bpsh(&[&nodes, "bash", "-c", "echo $$"])?;
@@ -425,6 +449,7 @@ fn main() -> ExitCode {
         Test::new("the_cache_has_a_limit", the_cache_has_a_limit),
         Test::new("a_new_agent_and_a_damaged_cache", a_new_agent_and_a_damaged_cache),
         Test::new("what_cannot_travel", what_cannot_travel),
+        Test::new("fifos_are_no_files", fifos_are_no_files),
         Test::new("many_at_once", many_at_once),
     ];
     runner::main(Place::start, tests, Place::close)

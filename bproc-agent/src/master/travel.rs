@@ -167,8 +167,10 @@ impl Travel {
             }
             How::Add if !path.is_absolute() => return refuse(libc::EINVAL, "an absolute path is wanted"),
             How::Add => {
-                if let Err(error) = std::fs::metadata(&path) {
-                    return refuse(error.raw_os_error().unwrap_or(libc::EIO), "it is not there");
+                match std::fs::metadata(&path) {
+                    Ok(meta) if meta.is_file() || meta.is_dir() => {}
+                    Ok(_) => return refuse(libc::EINVAL, "it is neither a file nor a directory"),
+                    Err(error) => return refuse(error.raw_os_error().unwrap_or(libc::EIO), "it is not there"),
                 }
                 wishes.added.insert(path);
             }
