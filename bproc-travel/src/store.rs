@@ -279,6 +279,16 @@ impl Store {
         }
     }
 
+    /// Bytes that it may hold, but for what is in use.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// True when this is there, as far as is known without reading it.
+    pub fn holds(&self, digest: &Digest) -> bool {
+        self.lock().entries.contains_key(digest)
+    }
+
     /// True when there is more than there should be.
     pub fn is_too_full(&self) -> bool {
         self.lock().total > self.limit
