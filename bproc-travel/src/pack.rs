@@ -58,6 +58,7 @@ struct Packed {
 pub struct Packer {
     memo: Memo,
     offers: Arc<Offers>,
+    /// Without a working directory where none was asked for.
     packed: Mutex<HashMap<Want, Arc<Packed>>>,
     /// Programs that are being packed, by [`place_of`].
     at_work: [Mutex<()>; PLACES],
@@ -107,16 +108,12 @@ impl Packer {
     /// # Errors
     /// What execve would say to this caller of the program or its interpreter, and of libraries that he may not read.
     pub fn pack(&self, want: Want, caller: &Caller) -> Result<Luggage, Failure> {
-        let known = |want: &Want| {
-            let known = self.packed.lock().unwrap_or_else(PoisonError::into_inner).get(want).cloned();
-            known.filter(|packed| packed.is_valid())
-        };
-        let packed = match known(&want) {
+        let packed = match self.known(&want, |_| true) {
             Some(packed) => packed,
             None => {
                 // Many start the same at once: one of them reads the files.
-                let _one = self.at_work[place_of(&want)].lock().unwrap_or_else(PoisonError::into_inner);
-                match known(&want) {
+                let _one = self.at_work[place_of(&anywhere(&want))].lock().unwrap_or_else(PoisonError::into_inner);
+                match self.known(&want, |_| true) {
                     Some(packed) => packed,
                     None => self.pack_anew(want, caller)?,
                 }
@@ -131,9 +128,16 @@ impl Packer {
 
     /// The program if it was packed before, for everybody, from disks of this machine, and nothing has changed since.
     pub fn packed(&self, want: &Want) -> Option<Luggage> {
-        let known = self.packed.lock().unwrap_or_else(PoisonError::into_inner).get(want).cloned();
-        let packed = known.filter(|packed| packed.local && packed.private.is_empty() && packed.is_valid())?;
+        let packed = self.known(want, |packed| packed.local && packed.private.is_empty())?;
         Some(Luggage { items: packed.items.clone(), machine: self.machine.clone(), ..Luggage::default() })
+    }
+
+    /// What was packed before, fits and is as it was.
+    fn known(&self, want: &Want, fits: impl Fn(&Packed) -> bool) -> Option<Arc<Packed>> {
+        [&anywhere(want), want].into_iter().find_map(|want| {
+            let known = self.packed.lock().unwrap_or_else(PoisonError::into_inner).get(want).cloned();
+            known.filter(|packed| fits(packed) && packed.is_valid())
+        })
     }
 
     fn pack_anew(&self, want: Want, caller: &Caller) -> Result<Arc<Packed>, Failure> {
@@ -166,7 +170,7 @@ impl Packer {
         if all.len() >= MOST {
             all.clear();
         }
-        all.insert(want, packed.clone());
+        all.insert(if found.relative { want } else { anywhere(&want) }, packed.clone());
         Ok(packed)
     }
 
@@ -319,22 +323,18 @@ pub fn want(path: &[u8], cwd: &[u8], environment: &[Vec<u8>]) -> Want {
             environment.iter().find(|entry| entry.strip_prefix(name).is_some_and(|rest| rest.starts_with(b"=")));
         entry.map(|entry| entry[name.len() + 1..].to_vec()).filter(|value| !value.is_empty())
     };
-    let mut want = Want {
+    Want {
         path: path.to_vec(),
         cwd: cwd.to_vec(),
         library_path: get(b"LD_LIBRARY_PATH"),
         preload: get(b"LD_PRELOAD"),
         search_path: get(b"PATH"),
-    };
-    let relative = |list: &Option<Vec<u8>>| {
-        let parts = list.as_deref().map(|list| list.split(|b| matches!(b, b':' | b';' | b' ')));
-        parts.is_some_and(|mut parts| parts.any(|part| !part.starts_with(b"/")))
-    };
-    if want.path.starts_with(b"/") && !relative(&want.library_path) && !relative(&want.preload) {
-        // The same everywhere: found out once for all directories.
-        want.cwd = b"/".to_vec();
     }
-    want
+}
+
+/// For what is the same in all working directories.
+fn anywhere(want: &Want) -> Want {
+    Want { cwd: Vec::new(), ..want.clone() }
 }
 
 /// For tests and tools: the paths of what would travel.
@@ -386,6 +386,32 @@ mod tests {
         assert!(failure.number == libc::EACCES && failure.message.ends_with("this is no file"), "{failure:?}");
         assert!(packer.pack_files(&BTreeSet::from([fifo.clone()])).items.is_empty());
         assert!(packer.libraries_of(&fifo).is_err());
+    }
+
+    #[test]
+    fn interpreters_may_be_named_from_the_working_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["a", "b"] {
+            std::fs::create_dir(at(name)).unwrap();
+            std::fs::copy("/bin/true", at(name).join("i")).unwrap();
+        }
+        std::fs::copy("/bin/true", at("script")).unwrap();
+        std::fs::write(at("script"), "#!./i\n").unwrap();
+        let packer = Packer::new(Arc::default());
+        let pack = |cwd: &str| {
+            let want = want(at("script").as_os_str().as_bytes(), at(cwd).as_os_str().as_bytes(), &[]);
+            packer.pack(want, &Caller::default())
+        };
+        for name in ["a", "b", "a"] {
+            assert!(paths(&pack(name).unwrap()).contains(&at(name).join("./i").as_path()));
+        }
+        assert_eq!(pack("").unwrap_err().number, libc::ENOENT);
+        // Others are found out about once.
+        for cwd in [b"/tmp", b"/usr"] {
+            packer.pack(want(b"/bin/true", cwd, &[]), &Caller::default()).unwrap();
+        }
+        assert_eq!(packer.packed.lock().unwrap().len(), 3);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use crate::elf::{self, Elf};
 use crate::ldcache::LdCache;
 use crate::open;
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -68,6 +69,8 @@ pub struct Bundle {
     pub parts: Vec<Part>,
     /// Directories in which something was looked for and not found: what appears there may change the result.
     pub searched: BTreeSet<PathBuf>,
+    /// Something was looked for from the working directory.
+    pub relative: bool,
 }
 
 /// A file that should be there, and what open said.
@@ -87,9 +90,10 @@ pub type Open<'o> = dyn Fn(&Path) -> io::Result<File> + 'o;
 /// # Errors
 /// The program or an interpreter is not there. A library that is not there is left out: the loader will say so.
 pub fn bundle(want: &Want, open: &Open<'_>) -> Result<Bundle, Missing> {
-    let mut gather = Gather { want, open, bundle: Bundle::default(), cache: None };
-    gather.program(Path::new(OsStr::from_bytes(&want.path)), 0)?;
-    Ok(gather.bundle)
+    let mut gather = Gather { want, open, bundle: Bundle::default(), cache: None, relative: Cell::new(false) };
+    let program = gather.absolute(&want.path);
+    gather.program(&program, 0)?;
+    Ok(Bundle { relative: gather.relative.get(), ..gather.bundle })
 }
 
 struct Gather<'w> {
@@ -97,6 +101,7 @@ struct Gather<'w> {
     open: &'w Open<'w>,
     bundle: Bundle,
     cache: Option<LdCache>,
+    relative: Cell<bool>,
 }
 
 /// A file that was mapped by the loader.
@@ -144,7 +149,11 @@ impl Gather<'_> {
         Ok(())
     }
 
+    /// As kernel and loader take it: from the working directory.
     fn absolute(&self, path: &[u8]) -> PathBuf {
+        if !path.starts_with(b"/") {
+            self.relative.set(true);
+        }
         Path::new(OsStr::from_bytes(&self.want.cwd)).join(OsStr::from_bytes(path))
     }
 
