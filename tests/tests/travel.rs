@@ -411,7 +411,7 @@ fn a_list_may_be_too_long(place: &Place) -> Result<()> {
         fs::write(dir.join(format!("small-{number:04}")), format!("{number}\n"))?;
     }
     for number in 0..6 {
-        big_program(&dir.join(format!("tall-{number}")), 6, number + 300)?;
+        big_program(&dir.join(format!("tall-{number}")), 6, 2 * number + 300)?;
     }
     let done = place.cluster.shell(&format!("bplib -a {}", dir.display()))?;
     ensure!(done.status == 0 && done.err().contains("the cache of a node 24 MB"), "{done:?}");

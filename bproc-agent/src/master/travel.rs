@@ -13,7 +13,7 @@ use bproc_travel::offers::Offers;
 use bproc_travel::pack::{Caller, Packer, want};
 use bproc_travel::serve::{self, Held, Identify, Shelf, Spreading};
 use prost::Message;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::net::SocketAddr;
@@ -247,7 +247,9 @@ impl Travel {
             return;
         }
         let files = self.packer.pack_files(&paths);
-        let (list, bytes) = (files.encode_to_vec(), files.items.iter().map(|item| item.size).sum());
+        // What several have in common is kept once.
+        let contents: BTreeMap<_, _> = files.items.iter().map(|item| (&item.digest, item.size)).collect();
+        let (list, bytes) = (files.encode_to_vec(), contents.values().sum());
         let digest = Digest::of(&list);
         if lock(&self.keep).digest == digest.0 {
             return;
