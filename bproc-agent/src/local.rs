@@ -120,7 +120,7 @@ async fn send(fd: &AsyncFd<Conn>, body: reply::Body) -> Result<()> {
 }
 
 async fn watch_changes(fd: &AsyncFd<Conn>, mut changes: watch::Receiver<u64>) -> Result<()> {
-    send(fd, reply::Body::Done(wire::Done {})).await?;
+    send(fd, reply::Body::Done(wire::Done::default())).await?;
     let mut byte = [0; 16];
     loop {
         tokio::select! {

@@ -51,7 +51,7 @@ pub(crate) fn run(options: &Bplib) -> i32 {
         Err(error) => return complain(error),
     };
     if options.clear {
-        return client.change_libraries(How::Clear, Vec::new()).map_or_else(complain, |()| 0);
+        return client.change_libraries(How::Clear, Vec::new()).map_or_else(complain, |_| 0);
     }
     if !options.add && !options.delete {
         return list(&mut client, options.json).map_or_else(complain, |()| 0);
@@ -61,12 +61,17 @@ pub(crate) fn run(options: &Bplib) -> i32 {
         Err(error) => return complain(error),
     };
     let how = if options.add { How::Add } else { How::Delete };
-    let mut status = 0;
+    let (mut status, mut remark) = (0, String::new());
     for name in names {
         // The others are done all the same.
-        if let Err(error) = client.change_libraries(how, name) {
-            status = complain(error);
+        match client.change_libraries(how, name) {
+            // Of all that was said the last is true now.
+            Ok(words) => remark = words,
+            Err(error) => status = complain(error),
         }
+    }
+    if !remark.is_empty() {
+        complain(remark);
     }
     status
 }

@@ -30,6 +30,8 @@ pub mod flag {
     pub const SETTINGS: u32 = 64;
     /// What the kernel takes for no program is given to a shell, as execvp(3) does.
     pub const SHELL: u32 = 128;
+    /// The path is below the working directory. Where that can be entered, exec gets what follows it.
+    pub const BELOW_CWD: u32 = 256;
 }
 
 record! {

@@ -51,7 +51,9 @@ fn try_exec(ghost: &mut Ghost, fds: &Fds) -> sys::Result<Errno> {
     }
     block.make_pointers()?;
     sys::close(ghost.signals);
-    set_up(ghost, &block, files)?;
+    if set_up(ghost, &block, files)? && block.head.flags & flag::BELOW_CWD != 0 {
+        block.shorten_path()?;
+    }
     let argv = block.bytes[block.head.argv_at as usize..].as_ptr().cast();
     let envp = block.bytes[block.head.envp_at as usize..].as_ptr().cast();
     let path = block.text(block.head.path_at)?.as_ptr().cast();
@@ -153,6 +155,19 @@ fn settings(block: &Block) -> sys::Result<()> {
 }
 
 impl Block {
+    /// The program's path without the working directory in which it is.
+    fn shorten_path(&mut self) -> sys::Result<()> {
+        let cwd = self.text(self.head.cwd_at)?.to_bytes();
+        let path = self.text(self.head.path_at)?.to_bytes();
+        let skip = match path.strip_prefix(cwd) {
+            Some(rest) if cwd.ends_with(b"/") && !rest.is_empty() => cwd.len(),
+            Some([b'/', _, ..]) => cwd.len() + 1,
+            _ => 0,
+        };
+        self.head.path_at += skip as u64;
+        Ok(())
+    }
+
     /// The arguments for a shell: its name and the program's path instead of the zeroth.
     fn give_to_shell(&mut self) -> sys::Result<*const u64> {
         let path = self.text(self.head.path_at)?.as_ptr() as u64;
@@ -172,7 +187,8 @@ fn half(bytes: &[u8]) -> u32 {
     bytes.try_into().map_or(0, u32::from_ne_bytes)
 }
 
-fn set_up(ghost: &mut Ghost, block: &Block, files: &[i32]) -> sys::Result<()> {
+/// All but exec itself. True: it is in its working directory.
+fn set_up(ghost: &mut Ghost, block: &Block, files: &[i32]) -> sys::Result<bool> {
     let head = &block.head;
     let cwd = block.text(head.cwd_at)?;
     session(head)?;
@@ -188,9 +204,13 @@ fn set_up(ghost: &mut Ghost, block: &Block, files: &[i32]) -> sys::Result<()> {
     let _ = sys::set_nice(head.nice);
     limits(block.table(head.rlimits_at, u64::from(head.nrlimits), 16)?)?;
     identity(head, block.table(head.groups_at, u64::from(head.ngroups), 4)?)?;
+    let mut there = true;
     if entered.is_err() {
         match sys::chdir(cwd) {
-            Err(Errno(errno::ENOENT | errno::ENOTDIR)) if head.flags & flag::CWD_OPTIONAL != 0 => sys::chdir(c"/")?,
+            Err(Errno(errno::ENOENT | errno::ENOTDIR)) if head.flags & flag::CWD_OPTIONAL != 0 => {
+                sys::chdir(c"/")?;
+                there = false;
+            }
             other => other?,
         }
     }
@@ -199,7 +219,8 @@ fn set_up(ghost: &mut Ghost, block: &Block, files: &[i32]) -> sys::Result<()> {
     }
     // After the identity, whose change forgets it.
     sys::prctl(Prctl::SetParentDeathSignal, head.pdeathsig as u32 as usize, 0)?;
-    dispositions(head.ignored)
+    dispositions(head.ignored)?;
+    Ok(there)
 }
 
 /// Session and group. Being in the wanted place already is no error.

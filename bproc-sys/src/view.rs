@@ -423,7 +423,7 @@ impl Root {
     /// # Errors
     /// As open(2).
     pub fn read(&self, path: &Path) -> Result<File> {
-        self.get(path, libc::O_RDONLY | libc::O_NONBLOCK)
+        self.get(path, libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY)
     }
 
     /// True for a directory without entries.

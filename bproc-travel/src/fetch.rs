@@ -15,7 +15,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OnceCell, Semaphore, watch};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
 use tonic::Streaming;
 use tonic::transport::Channel;
 
@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Silence after which a source is given up.
 const SILENCE: Duration = Duration::from_secs(20);
 /// Transfers under way at once.
-const AT_ONCE: usize = 16;
+pub(crate) const AT_ONCE: usize = 16;
 
 type Client = FilesClient<Channel>;
 /// A node, or the master, and its address.
@@ -43,10 +43,13 @@ pub struct Wanted {
     pub mtime: u64,
 }
 
+/// Tells how a transfer ended.
+type Landing = watch::Receiver<Option<Result<(), Failure>>>;
+
 struct Flight {
     file: Arc<File>,
     progress: watch::Receiver<Progress>,
-    result: watch::Receiver<Option<Result<(), Failure>>>,
+    result: Landing,
 }
 
 /// Gets files.
@@ -60,7 +63,7 @@ pub struct Fetcher {
     master: Mutex<String>,
     flights: Mutex<HashMap<Digest, Flight>>,
     connections: Mutex<HashMap<Key, Arc<OnceCell<Client>>>>,
-    places: Semaphore,
+    places: Arc<Semaphore>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -87,7 +90,7 @@ impl Fetcher {
             master: Mutex::default(),
             flights: Mutex::default(),
             connections: Mutex::default(),
-            places: Semaphore::new(AT_ONCE),
+            places: Arc::new(Semaphore::new(AT_ONCE)),
         })
     }
 
@@ -106,11 +109,22 @@ impl Fetcher {
     /// # Errors
     /// Nobody gives it; no room.
     pub async fn get(self: &Arc<Self>, wanted: Wanted) -> Result<(), Failure> {
-        let held = self.store.get(&wanted.digest).map_err(|error| self.trouble(&wanted, &error.to_string(), &error))?;
-        if held.is_some() {
+        if self.holds(&wanted)? {
             return Ok(());
         }
-        let mut result = self.join(wanted)?;
+        let flying = lock(&self.flights).get(&wanted.digest).map(|flight| flight.result.clone());
+        let mut result = match flying {
+            Some(result) => result,
+            None => {
+                // Only who has a place opens files: thousands may be wanted at once.
+                let place = self.places.clone().acquire_owned().await;
+                let place = place.map_err(|error| self.trouble(&wanted, "no place", &io::Error::other(error)))?;
+                if self.holds(&wanted)? {
+                    return Ok(());
+                }
+                self.join(wanted, place)?
+            }
+        };
         loop {
             if let Some(result) = result.borrow_and_update().clone() {
                 return result;
@@ -121,7 +135,12 @@ impl Fetcher {
         }
     }
 
-    fn join(self: &Arc<Self>, wanted: Wanted) -> Result<watch::Receiver<Option<Result<(), Failure>>>, Failure> {
+    fn holds(&self, wanted: &Wanted) -> Result<bool, Failure> {
+        let held = self.store.get(&wanted.digest).map_err(|error| self.trouble(wanted, &error.to_string(), &error))?;
+        Ok(held.is_some())
+    }
+
+    fn join(self: &Arc<Self>, wanted: Wanted, place: OwnedSemaphorePermit) -> Result<Landing, Failure> {
         let mut flights = lock(&self.flights);
         if let Some(flight) = flights.get(&wanted.digest) {
             return Ok(flight.result.clone());
@@ -134,6 +153,7 @@ impl Fetcher {
         drop(flights);
         let fetcher = self.clone();
         tokio::spawn(async move {
+            let _place = place;
             let got = fetcher.fly(wanted, incoming, &progress_to).await;
             lock(&fetcher.flights).remove(&wanted.digest);
             progress_to.send_modify(|progress| progress.end = Some(got.is_ok()));
@@ -152,7 +172,6 @@ impl Fetcher {
     }
 
     async fn fly(&self, wanted: Wanted, incoming: Incoming, progress: &watch::Sender<Progress>) -> Result<(), Failure> {
-        let _place = self.places.acquire().await;
         let mut incoming = Some(incoming);
         let mut failed: Vec<i32> = Vec::new();
         let mut attempts = 0;

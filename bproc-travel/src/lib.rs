@@ -20,6 +20,7 @@ pub mod glob;
 pub mod ldcache;
 pub mod node;
 pub mod offers;
+pub mod open;
 pub mod pack;
 pub mod plan;
 pub mod resolve;

@@ -2,6 +2,7 @@
 //! They stay open where possible, so that one that is replaced meanwhile (an upgrade) still travels as it was.
 
 use crate::digest::{Digest, Identity};
+use crate::open;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -56,7 +57,7 @@ impl Offers {
         if let Some(file) = &offer.file {
             return Ok(Some((file.clone(), size)));
         }
-        let file = File::open(&offer.path)?;
+        let file = open::regular(&offer.path)?;
         if Identity::of(&file.metadata()?) != offer.identity {
             return Err(io::Error::from_raw_os_error(libc::ESTALE));
         }

@@ -3,6 +3,7 @@
 
 use crate::digest::{Identity, Memo};
 use crate::offers::Offers;
+use crate::open;
 use crate::resolve::{self, Want, bundle};
 use bproc_proto::{Failure, Item, Link, Luggage};
 use bproc_sys::as_user;
@@ -57,6 +58,7 @@ struct Packed {
 pub struct Packer {
     memo: Memo,
     offers: Arc<Offers>,
+    /// Without a working directory where none was asked for.
     packed: Mutex<HashMap<Want, Arc<Packed>>>,
     /// Programs that are being packed, by [`place_of`].
     at_work: [Mutex<()>; PLACES],
@@ -64,6 +66,11 @@ pub struct Packer {
 }
 
 fn failed(path: &Path, error: &io::Error) -> Failure {
+    if error.raw_os_error() == Some(libc::EACCES)
+        && std::fs::metadata(path).is_ok_and(|meta| !meta.is_file() && !meta.is_dir())
+    {
+        return Failure { number: libc::EACCES, message: format!("{}: this is no file", path.display()) };
+    }
     let text = error.to_string();
     let words = text.split(" (os error").next().unwrap_or(&text);
     Failure { number: error.raw_os_error().unwrap_or(libc::EIO), message: format!("{}: {words}", path.display()) }
@@ -101,16 +108,12 @@ impl Packer {
     /// # Errors
     /// What execve would say to this caller of the program or its interpreter, and of libraries that he may not read.
     pub fn pack(&self, want: Want, caller: &Caller) -> Result<Luggage, Failure> {
-        let known = |want: &Want| {
-            let known = self.packed.lock().unwrap_or_else(PoisonError::into_inner).get(want).cloned();
-            known.filter(|packed| packed.is_valid())
-        };
-        let packed = match known(&want) {
+        let packed = match self.known(&want, |_| true) {
             Some(packed) => packed,
             None => {
                 // Many start the same at once: one of them reads the files.
-                let _one = self.at_work[place_of(&want)].lock().unwrap_or_else(PoisonError::into_inner);
-                match known(&want) {
+                let _one = self.at_work[place_of(&anywhere(&want))].lock().unwrap_or_else(PoisonError::into_inner);
+                match self.known(&want, |_| true) {
                     Some(packed) => packed,
                     None => self.pack_anew(want, caller)?,
                 }
@@ -125,14 +128,21 @@ impl Packer {
 
     /// The program if it was packed before, for everybody, from disks of this machine, and nothing has changed since.
     pub fn packed(&self, want: &Want) -> Option<Luggage> {
-        let known = self.packed.lock().unwrap_or_else(PoisonError::into_inner).get(want).cloned();
-        let packed = known.filter(|packed| packed.local && packed.private.is_empty() && packed.is_valid())?;
+        let packed = self.known(want, |packed| packed.local && packed.private.is_empty())?;
         Some(Luggage { items: packed.items.clone(), machine: self.machine.clone(), ..Luggage::default() })
     }
 
+    /// What was packed before, fits and is as it was.
+    fn known(&self, want: &Want, fits: impl Fn(&Packed) -> bool) -> Option<Arc<Packed>> {
+        [&anywhere(want), want].into_iter().find_map(|want| {
+            let known = self.packed.lock().unwrap_or_else(PoisonError::into_inner).get(want).cloned();
+            known.filter(|packed| fits(packed) && packed.is_valid())
+        })
+    }
+
     fn pack_anew(&self, want: Want, caller: &Caller) -> Result<Arc<Packed>, Failure> {
-        let open = |path: &Path| open_as(path, caller);
-        let found = bundle(&want, &open).map_err(|missing| failed(&missing.path, &missing.error))?;
+        let found =
+            bundle(&want, &|path| open_as(path, caller)).map_err(|missing| failed(&missing.path, &missing.error))?;
         let mut stamps: BTreeMap<PathBuf, Stamp> = BTreeMap::new();
         let mut dirs = BTreeSet::new();
         let (mut items, mut private) = (Vec::new(), Vec::new());
@@ -160,16 +170,12 @@ impl Packer {
         if all.len() >= MOST {
             all.clear();
         }
-        all.insert(want, packed.clone());
+        all.insert(if found.relative { want } else { anywhere(&want) }, packed.clone());
         Ok(packed)
     }
 
     fn item(&self, path: &Path, file: File, companion: bool) -> Result<(Item, Stamp), Failure> {
         let told = |error: io::Error| failed(path, &error);
-        let meta = file.metadata().map_err(told)?;
-        if !meta.is_file() {
-            return Err(failed(path, &io::Error::from_raw_os_error(libc::EACCES)));
-        }
         let (identity, digest) = self.memo.digest(&file).map_err(told)?;
         let links = trail(path).map_err(told)?;
         self.offers.offer(digest, path.into(), identity, file);
@@ -187,7 +193,7 @@ impl Packer {
     /// Packs files that belong to no program; those that are not there, or are no files, are left out.
     pub fn pack_files(&self, paths: &BTreeSet<PathBuf>) -> Luggage {
         let pack = |path: &PathBuf| {
-            let file = File::open(path).map_err(|error| failed(path, &error))?;
+            let file = open::regular(path).map_err(|error| failed(path, &error))?;
             self.item(path, file, false).map(|(item, _)| item)
         };
         let items = paths.iter().filter_map(|path| match pack(path) {
@@ -206,7 +212,7 @@ impl Packer {
     /// The program is not there.
     pub fn libraries_of(&self, program: &Path) -> Result<Vec<PathBuf>, Failure> {
         let want = Want { path: program.as_os_str().as_bytes().to_vec(), cwd: b"/".to_vec(), ..Want::default() };
-        let found = bundle(&want, &|path| File::open(path)).map_err(|m| failed(&m.path, &m.error))?;
+        let found = bundle(&want, &open::regular).map_err(|m| failed(&m.path, &m.error))?;
         Ok(found.parts.into_iter().skip(1).map(|part| part.path).collect())
     }
 }
@@ -220,13 +226,15 @@ impl Packed {
     }
 }
 
-/// Root is not let into everything (network file systems): then the caller's own rights are tried.
+/// Root is not let into everything (network file systems): then the caller's own rights are tried. What is no file is
+/// refused, even though the loader would wait for a FIFO that is named as a library: here, many would wait for it.
 fn open_as(path: &Path, caller: &Caller) -> io::Result<File> {
-    match File::open(path) {
+    match open::regular(path) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             let bytes = path.as_os_str().as_bytes();
-            let fd = as_user::open(caller.uid, caller.gid, &caller.groups, b"/", bytes, libc::O_RDONLY, 0)?;
-            Ok(File::from(fd))
+            let flags = libc::O_RDONLY | open::FLAGS;
+            let fd = as_user::open(caller.uid, caller.gid, &caller.groups, b"/", bytes, flags, 0)?;
+            open::checked(File::from(fd))
         }
         other => other,
     }
@@ -315,22 +323,18 @@ pub fn want(path: &[u8], cwd: &[u8], environment: &[Vec<u8>]) -> Want {
             environment.iter().find(|entry| entry.strip_prefix(name).is_some_and(|rest| rest.starts_with(b"=")));
         entry.map(|entry| entry[name.len() + 1..].to_vec()).filter(|value| !value.is_empty())
     };
-    let mut want = Want {
+    Want {
         path: path.to_vec(),
         cwd: cwd.to_vec(),
         library_path: get(b"LD_LIBRARY_PATH"),
         preload: get(b"LD_PRELOAD"),
         search_path: get(b"PATH"),
-    };
-    let relative = |list: &Option<Vec<u8>>| {
-        let parts = list.as_deref().map(|list| list.split(|b| matches!(b, b':' | b';' | b' ')));
-        parts.is_some_and(|mut parts| parts.any(|part| !part.starts_with(b"/")))
-    };
-    if want.path.starts_with(b"/") && !relative(&want.library_path) && !relative(&want.preload) {
-        // The same everywhere: found out once for all directories.
-        want.cwd = b"/".to_vec();
     }
-    want
+}
+
+/// For what is the same in all working directories.
+fn anywhere(want: &Want) -> Want {
+    Want { cwd: Vec::new(), ..want.clone() }
 }
 
 /// For tests and tools: the paths of what would travel.
@@ -367,6 +371,47 @@ mod tests {
         assert_eq!(packer.pack(request(), &caller).unwrap_err().number, libc::EACCES);
         std::fs::remove_file(&script).unwrap();
         assert_eq!(packer.pack(request(), &caller).unwrap_err().number, libc::ENOENT);
+    }
+
+    #[test]
+    fn fifos_are_waited_for_by_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("libc.so.6");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let packer = Packer::new(Arc::default());
+        let environment = [[b"LD_LIBRARY_PATH=", dir.path().as_os_str().as_bytes()].concat()];
+        let packed = packer.pack(want(b"/bin/sh", b"/", &environment), &Caller::default()).unwrap();
+        assert!(!paths(&packed).contains(&fifo.as_path()) && packed.items.len() > 1);
+        let failure = packer.pack(want(fifo.as_os_str().as_bytes(), b"/", &[]), &Caller::default()).unwrap_err();
+        assert!(failure.number == libc::EACCES && failure.message.ends_with("this is no file"), "{failure:?}");
+        assert!(packer.pack_files(&BTreeSet::from([fifo.clone()])).items.is_empty());
+        assert!(packer.libraries_of(&fifo).is_err());
+    }
+
+    #[test]
+    fn interpreters_may_be_named_from_the_working_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["a", "b"] {
+            std::fs::create_dir(at(name)).unwrap();
+            std::fs::copy("/bin/true", at(name).join("i")).unwrap();
+        }
+        std::fs::copy("/bin/true", at("script")).unwrap();
+        std::fs::write(at("script"), "#!./i\n").unwrap();
+        let packer = Packer::new(Arc::default());
+        let pack = |cwd: &str| {
+            let want = want(at("script").as_os_str().as_bytes(), at(cwd).as_os_str().as_bytes(), &[]);
+            packer.pack(want, &Caller::default())
+        };
+        for name in ["a", "b", "a"] {
+            assert!(paths(&pack(name).unwrap()).contains(&at(name).join("./i").as_path()));
+        }
+        assert_eq!(pack("").unwrap_err().number, libc::ENOENT);
+        // Others are found out about once.
+        for cwd in [b"/tmp", b"/usr"] {
+            packer.pack(want(b"/bin/true", cwd, &[]), &Caller::default()).unwrap();
+        }
+        assert_eq!(packer.packed.lock().unwrap().len(), 3);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! laid over what for the others. Looks at the node's files, changes nothing.
 
 use crate::digest::{Digest, Memo};
+use crate::open;
 use crate::pack::parts;
 use bproc_proto::{Failure, Item};
 use bproc_sys::view::{Root, Step};
@@ -39,6 +40,8 @@ pub struct Layout {
     /// Files that cannot stand at their paths without changing directories that are the users': they are used from
     /// the tree.
     pub strays: Vec<PathBuf>,
+    /// Directories without files, only passed through by names with `..`, that cannot be made either.
+    pub lost: Vec<PathBuf>,
 }
 
 fn path_of(bytes: &[u8]) -> PathBuf {
@@ -77,16 +80,18 @@ pub fn has(root: &Root, item: &Item, same_machine: bool, memo: &Memo) -> Result<
         return Ok(known.0[..] == item.digest[..]);
     }
     // What cannot be read is another's: the program's own is laid over it.
-    let digest = root.read(&path).ok().and_then(|file| memo.digest(&file).ok());
+    let digest =
+        root.read(&path).ok().and_then(|file| open::checked(file).ok()).and_then(|file| memo.digest(&file).ok());
     Ok(digest.is_some_and(|(_, digest)| digest.0[..] == item.digest[..]))
 }
 
 impl Tree {
-    /// Adds a file that the node does not have, with the links that lead to it.
+    /// Adds a file that the node does not have, with the links that lead to it, and directories that its name leaves by
+    /// `..`. Where it is then.
     ///
     /// # Errors
     /// Its path is no path; something else of the program stands there.
-    pub fn add(&mut self, item: &Item, root: &Root) -> Result<(), Failure> {
+    pub fn add(&mut self, item: &Item, root: &Root) -> Result<PathBuf, Failure> {
         let path = path_of(&item.path);
         let digest = Digest::from_slice(&item.digest)
             .ok_or_else(|| refuse(libc::EPROTO, &path, "it travels without a digest"))?;
@@ -100,6 +105,7 @@ impl Tree {
             match part.as_slice() {
                 b"." => continue,
                 b".." => {
+                    self.pass_through(&done);
                     done.pop();
                     continue;
                 }
@@ -129,7 +135,18 @@ impl Tree {
             }
             rest.extend(parts(&target));
         }
-        self.put(&done, Node::File(digest))
+        self.put(&done, Node::File(digest)).map(|()| done)
+    }
+
+    /// A directory that must be there, whatever is in it. If something else stands there, exec will say so.
+    fn pass_through(&mut self, dir: &Path) {
+        let mut at = &mut self.0;
+        for name in names(dir).unwrap_or_default() {
+            match at.entry(name).or_insert_with(|| Node::Dir(BTreeMap::new())) {
+                Node::Dir(below) => at = below,
+                _ => return,
+            }
+        }
     }
 
     fn put(&mut self, path: &Path, node: Node) -> Result<(), Failure> {
@@ -229,10 +246,13 @@ fn graft(root: &Root, at: &Path, dir: &BTreeMap<OsString, Node>, layout: &mut La
             for name in missing {
                 match dir.get(name) {
                     Some(Node::Dir(below)) => {
-                        walk(below, &at.join(name), &mut |path, node| {
-                            if !matches!(node, Node::Dir(_)) {
-                                layout.strays.push(path.to_path_buf());
-                            }
+                        if below.is_empty() {
+                            layout.lost.push(at.join(name));
+                        }
+                        walk(below, &at.join(name), &mut |path, node| match node {
+                            Node::Dir(below) if below.is_empty() => layout.lost.push(path.to_path_buf()),
+                            Node::Dir(_) => {}
+                            _ => layout.strays.push(path.to_path_buf()),
                         });
                     }
                     _ => layout.strays.push(at.join(name)),
@@ -356,12 +376,26 @@ mod tests {
     }
 
     #[test]
+    fn names_may_pass_through_directories() {
+        let place = Place::new(&[("srv/x/other", "")], &["tmp"]);
+        let root = Root::open(place.0.path()).unwrap();
+        let mut tree = Tree::default();
+        assert_eq!(tree.add(&item("/home/a/../prog", b"p"), &root).unwrap(), PathBuf::from("/home/prog"));
+        assert_eq!(tree.0[OsStr::new("home")], {
+            let there = [("a", Node::Dir(BTreeMap::new())), ("prog", Node::File(Digest::of(b"p")))];
+            Node::Dir(there.into_iter().map(|(name, node)| (name.into(), node)).collect())
+        });
+        let layout = place.lay(&[item("/srv/x/a/../prog", b"p")]);
+        assert_eq!((layout.strays, layout.lost), (vec!["/srv/x/prog".into()], vec!["/srv/x/a".into()]));
+    }
+
+    #[test]
     fn what_stands_in_the_way_is_told() {
         let place = Place::new(&[("lib", "a file")], &["bin/sh"]);
         let root = Root::open(place.0.path()).unwrap();
         for (path, number) in [("/lib/x.so", libc::ENOTDIR), ("/bin/sh", libc::EISDIR)] {
             let mut tree = Tree::default();
-            let error = tree.add(&item(path, b"x"), &root).and_then(|()| tree.layout(&root, false)).unwrap_err();
+            let error = tree.add(&item(path, b"x"), &root).and_then(|_| tree.layout(&root, false)).unwrap_err();
             assert_eq!(error.number, number, "{}", error.message);
         }
         let mut tree = Tree::default();

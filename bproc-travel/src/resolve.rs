@@ -5,6 +5,8 @@
 
 use crate::elf::{self, Elf};
 use crate::ldcache::LdCache;
+use crate::open;
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -67,6 +69,8 @@ pub struct Bundle {
     pub parts: Vec<Part>,
     /// Directories in which something was looked for and not found: what appears there may change the result.
     pub searched: BTreeSet<PathBuf>,
+    /// Something was looked for from the working directory.
+    pub relative: bool,
 }
 
 /// A file that should be there, and what open said.
@@ -86,9 +90,10 @@ pub type Open<'o> = dyn Fn(&Path) -> io::Result<File> + 'o;
 /// # Errors
 /// The program or an interpreter is not there. A library that is not there is left out: the loader will say so.
 pub fn bundle(want: &Want, open: &Open<'_>) -> Result<Bundle, Missing> {
-    let mut gather = Gather { want, open, bundle: Bundle::default(), cache: None };
-    gather.program(Path::new(OsStr::from_bytes(&want.path)), 0)?;
-    Ok(gather.bundle)
+    let mut gather = Gather { want, open, bundle: Bundle::default(), cache: None, relative: Cell::new(false) };
+    let program = gather.absolute(&want.path);
+    gather.program(&program, 0)?;
+    Ok(Bundle { relative: gather.relative.get(), ..gather.bundle })
 }
 
 struct Gather<'w> {
@@ -96,6 +101,7 @@ struct Gather<'w> {
     open: &'w Open<'w>,
     bundle: Bundle,
     cache: Option<LdCache>,
+    relative: Cell<bool>,
 }
 
 /// A file that was mapped by the loader.
@@ -143,7 +149,11 @@ impl Gather<'_> {
         Ok(())
     }
 
+    /// As kernel and loader take it: from the working directory.
     fn absolute(&self, path: &[u8]) -> PathBuf {
+        if !path.starts_with(b"/") {
+            self.relative.set(true);
+        }
         Path::new(OsStr::from_bytes(&self.want.cwd)).join(OsStr::from_bytes(path))
     }
 
@@ -169,7 +179,7 @@ impl Gather<'_> {
         let cache = Path::new("/etc/ld.so.cache");
         let cache_file = if musl { None } else { (self.open)(cache).ok() };
         if cache_file.is_some() && self.cache.is_none() {
-            self.cache = Some(LdCache::parse(&std::fs::read(cache).unwrap_or_default()));
+            self.cache = Some(LdCache::parse(&open::read(cache).unwrap_or_default()));
         }
         self.libraries(path_origin(path, elf), loader_elf, &loader, &rules);
         if let Some(file) = cache_file {
@@ -190,7 +200,7 @@ impl Gather<'_> {
             first.extend(preload.split(separators).map(<[u8]>::to_vec));
         }
         if matches!(rules, Rules::Glibc)
-            && let Ok(bytes) = std::fs::read("/etc/ld.so.preload")
+            && let Ok(bytes) = open::read(Path::new("/etc/ld.so.preload"))
             && let Ok(file) = (self.open)(Path::new("/etc/ld.so.preload"))
         {
             self.add(Path::new("/etc/ld.so.preload"), file, false);
@@ -446,7 +456,7 @@ fn default_dirs(program: &Elf) -> Vec<PathBuf> {
 fn musl_dirs(loader: &Path) -> Vec<PathBuf> {
     let name = loader.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let file = Path::new("/etc").join(name.split(".so").next().unwrap_or_default()).with_extension("path");
-    let text = std::fs::read(file).unwrap_or_else(|_| b"/lib:/usr/local/lib:/usr/lib".to_vec());
+    let text = open::read(&file).unwrap_or_else(|_| b"/lib:/usr/local/lib:/usr/lib".to_vec());
     let dirs = text.split(|b| matches!(b, b':' | b'\n')).filter(|dir| !dir.is_empty());
     dirs.map(|dir| PathBuf::from(OsStr::from_bytes(dir))).collect()
 }

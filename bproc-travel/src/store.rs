@@ -11,6 +11,7 @@
 //! recently used first. Nothing is believed of what a former agent left: a file is hashed before its first use.
 
 use crate::digest::{Digest, Hasher, Identity, Memo};
+use crate::open;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -167,7 +168,7 @@ impl Store {
             }
         }
         let path = self.object(digest);
-        let found = File::open(&path).and_then(|file| {
+        let found = open::regular(&path).and_then(|file| {
             let identity = Identity::of(&file.metadata()?);
             // Links come and go with trees, and change the time of change: content is what counts here.
             let identity = Identity { ctime: 0, ..identity };
@@ -276,6 +277,16 @@ impl Store {
                 tracing::warn!(path = %tree.display(), %error, "an unused tree of the cache cannot be removed");
             }
         }
+    }
+
+    /// Bytes that it may hold, but for what is in use.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// True when this is there, as far as is known without reading it.
+    pub fn holds(&self, digest: &Digest) -> bool {
+        self.lock().entries.contains_key(digest)
     }
 
     /// True when there is more than there should be.

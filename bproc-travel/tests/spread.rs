@@ -187,3 +187,31 @@ async fn what_changes_meanwhile_is_told() {
     std::fs::rename(path.with_extension("new"), &path).unwrap();
     cluster.get(&fetcher, wanted).await.unwrap();
 }
+
+/// However many files are wanted at once, few descriptors are open for them.
+#[tokio::test]
+async fn thousands_at_once_need_few_descriptors() {
+    let cluster = Cluster::new(2).await;
+    let (fetcher, store) = cluster.node(0).await;
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let wanted: Vec<Wanted> = (0..2000u32).map(|number| cluster.offer(&number.to_ne_bytes())).collect();
+    let before = open();
+    let all = cluster.files.spawn(async move {
+        let get = |wanted: Wanted| {
+            let fetcher = fetcher.clone();
+            tokio::spawn(async move { fetcher.get(wanted).await })
+        };
+        let gets: Vec<_> = wanted.into_iter().map(get).collect();
+        for get in gets {
+            get.await.unwrap().unwrap();
+        }
+    });
+    let mut most = 0;
+    while !all.is_finished() {
+        most = most.max(open());
+        tokio::task::yield_now().await;
+    }
+    all.await.unwrap();
+    assert_eq!(store.usage().files, 2000);
+    assert!(most < before + 500, "{most} descriptors, {before} before");
+}

@@ -219,12 +219,15 @@ impl Client {
         }
     }
 
-    /// Changes that list.
+    /// Changes that list. What whoever does so should know all the same; mostly nothing.
     ///
     /// # Errors
     /// EPERM without CAP_SYS_ADMIN, ENOENT for a path to delete that is not in it; as [`Client::nodes`].
-    pub fn change_libraries(&mut self, how: wire::change_libraries::How, path: Vec<u8>) -> Result<(), Error> {
-        self.order(request::Body::ChangeLibraries(wire::ChangeLibraries { how: how.into(), path }))
+    pub fn change_libraries(&mut self, how: wire::change_libraries::How, path: Vec<u8>) -> Result<String, Error> {
+        match self.call(request::Body::ChangeLibraries(wire::ChangeLibraries { how: how.into(), path }))? {
+            reply::Body::Done(done) => Ok(done.remark),
+            _ => self.unexpected(),
+        }
     }
 
     /// Ends a node's machine: `reboot`, `halt` or `pwroff`. With `wait` it returns when the node is down.

@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::ffi::{CString, c_char};
 use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use bproc_proto::client::{self as wire, request};
@@ -89,7 +90,8 @@ impl Signals {
 pub struct SpawnRequest<'fd> {
     /// Number of the node.
     pub node: i32,
-    /// Path of the program.
+    /// Path of the program. Of one that travels and is not named from the root, the program gets to see that name where
+    /// the node has the working directory, as natively.
     pub path: Vec<u8>,
     /// Arguments, the zeroth included.
     pub argv: Vec<Vec<u8>>,
@@ -164,6 +166,13 @@ fn c_string(bytes: Vec<u8>, what: &str) -> Result<CString, Error> {
     CString::new(bytes).map_err(|_| Error::new(libc::EINVAL, format!("{what} contains a NUL byte")))
 }
 
+fn from_cwd(path: &[u8]) -> Result<Vec<u8>, Error> {
+    let told =
+        |e: std::io::Error| Error::new(e.raw_os_error().unwrap_or(libc::ENOENT), format!("the working directory: {e}"));
+    let cwd = std::env::current_dir().map_err(told)?;
+    Ok(cwd.join(std::ffi::OsStr::from_bytes(path)).into_os_string().into_encoded_bytes())
+}
+
 impl<'fd> Prepared<'fd> {
     /// Encodes the request. Nothing is sent yet.
     ///
@@ -183,8 +192,14 @@ impl<'fd> Prepared<'fd> {
         let fds = fds.chain(request.report).collect();
         let signals = request.signals.unwrap_or_else(Signals::current);
         let (pty, terminal) = (request.terminal.is_some(), request.terminal.unwrap_or_default());
+        let below_cwd = request.travel && !request.path.is_empty() && !request.path.starts_with(b"/");
+        let path = match below_cwd {
+            true => from_cwd(&request.path)?,
+            false => request.path,
+        };
         let spec = bproc_proto::SpawnSpec {
-            path: request.path,
+            path,
+            below_cwd,
             argv: request.argv,
             envp: request.envp,
             streams: request.streams.iter().map(stream).collect(),

@@ -68,6 +68,14 @@ impl Place {
         Ok(())
     }
 
+    /// The same from two nodes as from here, started in a directory.
+    fn same_in(&self, dir: &Path, program: &str) -> Result<()> {
+        let native = self.cluster.shell(&format!("cd {} && {program}", dir.display()))?;
+        let through = self.cluster.shell(&format!("cd {} && bpsh 0,1 {program}", dir.display()))?;
+        ensure!(native.status == 0 && through.out() == native.out().repeat(2), "{through:?}, natively {native:?}");
+        Ok(())
+    }
+
     fn cache(&self, node: i32) -> PathBuf {
         self.cluster.dir().join(format!("cache/node-{node}"))
     }
@@ -396,6 +404,114 @@ fn what_cannot_travel(place: &Place) -> Result<()> {
     place.cluster.quiet()
 }
 
+/// A list that no cache can hold hinders nobody.
+fn a_list_may_be_too_long(place: &Place) -> Result<()> {
+    let dir = place.here("long")?;
+    for number in 0..3000 {
+        fs::write(dir.join(format!("small-{number:04}")), format!("{number}\n"))?;
+    }
+    for number in 0..6 {
+        big_program(&dir.join(format!("tall-{number}")), 6, 2 * number + 300)?;
+    }
+    let done = place.cluster.shell(&format!("bplib -a {}", dir.display()))?;
+    ensure!(done.status == 0 && done.err().contains("the cache of a node 24 MB"), "{done:?}");
+    let read = format!("{0}/small-0000 {0}/small-2999", dir.display());
+    place.gives(&format!("bpsh -a cat {read}"), &"0\n2999\n".repeat(3))?;
+    place.gives("bpsh 0 bash -c 'echo runs'", "runs\n")?;
+    let limit = MEGABYTES << 20;
+    for node in 0..3 {
+        eventually("the cache keeps its limit", Duration::from_secs(60), || {
+            let bytes = place.cached_bytes(node)?;
+            Ok(if bytes <= limit { Ok(()) } else { Err(format!("node {node}: {bytes} bytes of {limit}")) })
+        })?;
+    }
+    place.gives("bplib -c; bplib -l", "")
+}
+
+/// Programs and interpreters are found by the names that they have natively, and see these.
+fn names_with_dots(place: &Place) -> Result<()> {
+    let dir = place.here("dots")?;
+    fs::create_dir_all(dir.join("a/b"))?;
+    executable(&dir.join("plain"), "#!/bin/bash\necho \"$0 $* ${PWD##*/}\"\n")?;
+    fs::copy("/bin/echo", dir.join("prg"))?;
+    executable(&dir.join("up"), &format!("#!{}/a/../plain x\n", dir.display()))?;
+    executable(&dir.join("a/relative"), "#!../plain y\n")?;
+    executable(&dir.join("here"), "#!./plain z\n")?;
+    executable(&dir.join("shell"), "echo \"$0 $*\"\n")?;
+    let at = dir.display().to_string();
+    for (from, program) in [
+        ("a", "../prg words"),
+        ("a", "../plain words"),
+        ("a/b", "../../plain words"),
+        ("", "./a/../plain words"),
+        ("", &format!("{at}/a/b/../../prg words")),
+        ("", &format!("{at}/a/../plain words")),
+        ("a", "../up words"),
+        ("a", "./relative words"),
+        ("", "./here words"),
+        ("", "a/../here words"),
+    ] {
+        place.same_in(&dir.join(from), program)?;
+    }
+    place.gives(&format!("cd {at}; PATH=$PATH:a/.. bpsh 0,1 plain x"), &"a/../plain x dots\n".repeat(2))?;
+    place.gives(&format!("cd {at}; bpsh 0,1 ./shell x"), &"./shell x\n".repeat(2))?;
+    // On a node with a directory of the same name, which is the users' and gets no other in it.
+    let users = PathBuf::from(format!("/tmp/bproc-travel-dots-{}", std::process::id()));
+    let on_node = place.root.join(users.strip_prefix("/")?);
+    fs::create_dir_all(users.join("a"))?;
+    fs::create_dir_all(&on_node)?;
+    fs::write(on_node.join("other"), "")?;
+    let result = (|| {
+        fs::copy("/bin/echo", users.join("prg"))?;
+        let line = format!("cd {}/a && bpsh 0 ../prg words", users.display());
+        place.gives(&line, "words\n")?;
+        fs::write(on_node.join("prg"), "another")?;
+        place.gives(&line, "words\n")
+    })();
+    fs::remove_dir_all(&users)?;
+    fs::remove_dir_all(&on_node)?;
+    result
+}
+
+/// A search path from the working directory.
+fn a_relative_search_path(place: &Place) -> Result<()> {
+    if !has("g++") {
+        return Ok(());
+    }
+    let dir = place.here("rpath")?;
+    fs::create_dir_all(dir.join("lib"))?;
+    compile("int two() { return 2; }", &["-shared", "-fPIC"], &dir.join("lib/libtwo.so"))?;
+    let source = "#include <cstdio>\nint two();\nint main() { std::printf(\"%d\\n\", two()); }";
+    let search = format!("-L{}/lib", dir.display());
+    compile(source, &[&search, "-ltwo", "-Wl,-rpath,lib"], &dir.join("two"))?;
+    place.same_in(&dir, "./two")?;
+    place.same_in(&dir, &format!("{}/two", dir.display()))
+}
+
+/// Nobody waits for the other end of a FIFO, whatever it is named as.
+fn fifos_are_no_files(place: &Place) -> Result<()> {
+    let dir = place.here("fifos")?;
+    for name in ["program", "interpreter", "listed"] {
+        let done = finish(Command::new("mkfifo").args(["-m", "755"]).arg(dir.join(name)), b"", LONG)?;
+        ensure!(done.status == 0, "{done:?}");
+    }
+    let dir = dir.display();
+    executable(Path::new(&format!("{dir}/script")), &format!("#!{dir}/interpreter\n"))?;
+    for (program, named) in [("program", "program"), ("script", "interpreter")] {
+        let done = place.cluster.shell(&format!("timeout -s KILL 20 bpsh 1 {dir}/{program}"))?;
+        ensure!(done.status == 126 && done.err().contains(&format!("{named}: this is no file")), "{done:?}");
+    }
+    let done = place.cluster.shell(&format!("timeout -s KILL 20 bplib -a {dir}/listed"))?;
+    ensure!(done.status == 1 && done.err().contains("neither a file nor a directory"), "{done:?}");
+    // Among others, or in the place of one, it is left out.
+    place.gives(&format!("timeout -s KILL 20 bplib -a {dir} && bplib -l"), &format!("{dir}/script\n"))?;
+    place.gives(
+        &format!("echo x >{dir}/later; bplib -a {dir}/later; rm {dir}/later; mkfifo {dir}/later; sleep 6"),
+        "",
+    )?;
+    place.gives("timeout -s KILL 20 bpsh 1 echo ran; timeout -s KILL 20 bplib -c; bplib -l", "ran\n")
+}
+
 fn many_at_once(place: &Place) -> Result<()> {
     let nodes = ["0", "1", "2"].repeat(20).join(",");
     let done = place.cluster.bpsh(&[&nodes, "bash", "-c", "echo $$"])?;
@@ -425,6 +541,10 @@ fn main() -> ExitCode {
         Test::new("the_cache_has_a_limit", the_cache_has_a_limit),
         Test::new("a_new_agent_and_a_damaged_cache", a_new_agent_and_a_damaged_cache),
         Test::new("what_cannot_travel", what_cannot_travel),
+        Test::new("a_list_may_be_too_long", a_list_may_be_too_long),
+        Test::new("names_with_dots", names_with_dots),
+        Test::new("a_relative_search_path", a_relative_search_path),
+        Test::new("fifos_are_no_files", fifos_are_no_files),
         Test::new("many_at_once", many_at_once),
     ];
     runner::main(Place::start, tests, Place::close)

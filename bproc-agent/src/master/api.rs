@@ -196,7 +196,7 @@ impl Space for Api {
         match place.await {
             Err(_) => Err(status(libc::EAGAIN, "the agent is ending; try again")),
             Ok(None) => Err(nowhere()),
-            Ok(Some(_)) => signal(&handle, pid, asked.signal, asker.uid).map(|()| Response::new(wire::Done {})),
+            Ok(Some(_)) => signal(&handle, pid, asked.signal, asker.uid).map(|()| Response::new(wire::Done::default())),
         }
     }
 }

@@ -254,7 +254,7 @@ pub(super) async fn answer(request: request::Body, asker: &Asker, fds: Vec<Owned
             let gids = asker.gids().into_iter().collect();
             desk.facts.send(Fact::Client(ClientFact::SetNode { change, uid: asker.uid, gids, answer })).await.ok();
             match receiver.await {
-                Ok(Ok(())) => reply::Body::Done(wire::Done {}),
+                Ok(Ok(())) => reply::Body::Done(wire::Done::default()),
                 Ok(Err(failure)) => reply::Body::Failure(failure),
                 Err(_) => ending(),
             }
@@ -264,7 +264,7 @@ pub(super) async fn answer(request: request::Body, asker: &Asker, fds: Vec<Owned
             let fact = ClientFact::Resize { resize, caller: asker.pid, answer };
             desk.facts.send(Fact::Client(fact)).await.ok();
             match receiver.await {
-                Ok(true) => reply::Body::Done(wire::Done {}),
+                Ok(true) => reply::Body::Done(wire::Done::default()),
                 Ok(false) => fail(libc::ESRCH, &format!("process {pid} is no child of yours that runs on a node")),
                 Err(_) => ending(),
             }
@@ -288,7 +288,7 @@ pub(super) async fn answer(request: request::Body, asker: &Asker, fds: Vec<Owned
         request::Body::Release(spread) => {
             let by = Pid::new(asker.number().unwrap_or(asker.pid));
             desk.facts.send(Fact::Client(ClientFact::Release(spread, by))).await.ok();
-            reply::Body::Done(wire::Done {})
+            reply::Body::Done(wire::Done::default())
         }
         request::Body::Spawn(spawn) => match desk.awake.during(start(spawn, asker, fds, desk)).await {
             Ok(spawned) => reply::Body::Spawned(spawned),
@@ -308,7 +308,7 @@ pub(super) async fn answer(request: request::Body, asker: &Asker, fds: Vec<Owned
             let (answer, receiver) = oneshot::channel();
             desk.facts.send(Fact::Client(ClientFact::SetAttribute(set, answer))).await.ok();
             match receiver.await {
-                Ok(Ok(())) => reply::Body::Done(wire::Done {}),
+                Ok(Ok(())) => reply::Body::Done(wire::Done::default()),
                 Ok(Err(failure)) => reply::Body::Failure(failure),
                 Err(_) => ending(),
             }
@@ -325,7 +325,7 @@ pub(super) async fn answer(request: request::Body, asker: &Asker, fds: Vec<Owned
         request::Body::ChangeLibraries(change) => {
             let travel = desk.travel.clone();
             match tokio::task::spawn_blocking(move || travel.change(change.how(), &change.path)).await {
-                Ok(Ok(())) => reply::Body::Done(wire::Done {}),
+                Ok(Ok(remark)) => reply::Body::Done(wire::Done { remark }),
                 Ok(Err(failure)) => reply::Body::Failure(failure),
                 Err(_) => ending(),
             }

@@ -13,7 +13,7 @@ use bproc_travel::offers::Offers;
 use bproc_travel::pack::{Caller, Packer, want};
 use bproc_travel::serve::{self, Held, Identify, Shelf, Spreading};
 use prost::Message;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::net::SocketAddr;
@@ -32,6 +32,8 @@ pub struct Keep {
     pub digest: Vec<u8>,
     /// Bytes of the encoded list.
     pub size: u64,
+    /// Bytes of the files.
+    bytes: u64,
 }
 
 struct Wishes {
@@ -53,6 +55,8 @@ pub struct Travel {
     wishes: Mutex<Wishes>,
     keep: Mutex<Keep>,
     dir: PathBuf,
+    /// Of the nodes' caches, when they are configured as this machine is.
+    limit: u64,
     /// Where nodes ask for files.
     pub address: String,
 }
@@ -102,6 +106,7 @@ impl Travel {
             wishes: Mutex::new(wishes),
             keep: Mutex::default(),
             dir,
+            limit: config.cache.limit,
             address: bound.to_string(),
         });
         let this = travel.clone();
@@ -152,11 +157,11 @@ impl Travel {
         lock(&self.wishes).paths.clone()
     }
 
-    /// Changes the list, as `bplib` asks.
+    /// Changes the list, as `bplib` asks. What it should say all the same.
     ///
     /// # Errors
     /// ENOENT: what is to go is not in it. EINVAL: no absolute path.
-    pub fn change(&self, how: How, path: &[u8]) -> Result<(), Failure> {
+    pub fn change(&self, how: How, path: &[u8]) -> Result<String, Failure> {
         let path = PathBuf::from(OsStr::from_bytes(path));
         let refuse = |number, why: &str| Err(Failure { number, message: format!("{}: {why}", path.display()) });
         let mut wishes = lock(&self.wishes);
@@ -167,8 +172,10 @@ impl Travel {
             }
             How::Add if !path.is_absolute() => return refuse(libc::EINVAL, "an absolute path is wanted"),
             How::Add => {
-                if let Err(error) = std::fs::metadata(&path) {
-                    return refuse(error.raw_os_error().unwrap_or(libc::EIO), "it is not there");
+                match std::fs::metadata(&path) {
+                    Ok(meta) if meta.is_file() || meta.is_dir() => {}
+                    Ok(_) => return refuse(libc::EINVAL, "it is neither a file nor a directory"),
+                    Err(error) => return refuse(error.raw_os_error().unwrap_or(libc::EIO), "it is not there"),
                 }
                 wishes.added.insert(path);
             }
@@ -195,7 +202,20 @@ impl Travel {
         }
         drop(wishes);
         self.look(true);
-        Ok(())
+        Ok(self.remark())
+    }
+
+    fn remark(&self) -> String {
+        let (bytes, limit) = (self.keep().bytes, self.limit);
+        if bytes <= limit {
+            return String::new();
+        }
+        let megabytes = |bytes: u64| bytes.div_ceil(1 << 20);
+        format!(
+            "the list has {} MB, the cache of a node {} MB (cache.megabytes): of what a node lacks it keeps no more at hand",
+            megabytes(bytes),
+            megabytes(limit)
+        )
     }
 
     /// The configuration has changed. Blocks.
@@ -226,13 +246,16 @@ impl Travel {
             *lock(&self.keep) = Keep::default();
             return;
         }
-        let list = self.packer.pack_files(&paths).encode_to_vec();
+        let files = self.packer.pack_files(&paths);
+        // What several have in common is kept once.
+        let contents: BTreeMap<_, _> = files.items.iter().map(|item| (&item.digest, item.size)).collect();
+        let (list, bytes) = (files.encode_to_vec(), contents.values().sum());
         let digest = Digest::of(&list);
         if lock(&self.keep).digest == digest.0 {
             return;
         }
         match self.offer_list(&list, digest) {
-            Ok(()) => *lock(&self.keep) = Keep { digest: digest.0.to_vec(), size: list.len() as u64 },
+            Ok(()) => *lock(&self.keep) = Keep { digest: digest.0.to_vec(), size: list.len() as u64, bytes },
             Err(error) => tracing::warn!(%error, "nodes are not told which files to keep at hand"),
         }
     }

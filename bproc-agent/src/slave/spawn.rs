@@ -529,6 +529,7 @@ fn block(spec: &SpawnSpec, place: Option<&Place>) -> Option<Vec<u8>> {
     flags |= if spec.no_new_privs { exec::flag::NO_NEW_PRIVS } else { 0 };
     flags |= if place.is_some() { exec::flag::MOUNTS } else { 0 };
     flags |= if spec.shell { exec::flag::SHELL } else { 0 };
+    flags |= if spec.below_cwd && place.is_none_or(|place| place.path.is_none()) { exec::flag::BELOW_CWD } else { 0 };
     flags |= if spec.settings.is_some() { exec::flag::SETTINGS } else { 0 };
     let settings = spec.settings.clone().unwrap_or_default();
     let path = place.and_then(|place| place.path.as_ref()).unwrap_or(&spec.path);

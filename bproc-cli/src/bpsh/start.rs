@@ -26,7 +26,7 @@ const SHELL: &CStr = c"/bin/sh";
 /// What to run.
 #[derive(Debug)]
 pub(crate) struct Program {
-    /// Absolute path.
+    /// As a shell gives it to exec.
     pub(crate) path: Vec<u8>,
     pub(crate) argv: Vec<Vec<u8>>,
     pub(crate) envp: Vec<Vec<u8>>,

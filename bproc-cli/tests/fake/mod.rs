@@ -78,7 +78,7 @@ fn serve(conn: &Conn) {
                 let one = |pid, node| wire::ProcessOnNode { pid, node, comm: "x".into(), state: "R".into() };
                 reply::Body::Processes(wire::ProcessList { processes: vec![one(42, 1), one(1343000, 0)] })
             }
-            request::Body::SetNode(change) if change.number == 0 => reply::Body::Done(wire::Done {}),
+            request::Body::SetNode(change) if change.number == 0 => reply::Body::Done(wire::Done::default()),
             request::Body::Spawn(spawn) => run(spawn, fds, &mut programs),
             _ => fail(libc::EPERM, "only root may do this"),
         };

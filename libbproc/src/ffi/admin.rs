@@ -145,7 +145,7 @@ unsafe extern "C" fn bproc_nodereconnect(
 }
 
 fn libraries(how: How, path: Vec<u8>) -> c_int {
-    done(|| Client::connect().and_then(|mut client| client.change_libraries(how, path)).map_err(Number::from))
+    done(|| Client::connect().and_then(|mut client| client.change_libraries(how, path)).map(drop).map_err(Number::from))
 }
 
 unsafe extern "C" fn bproc_libclear() -> c_int {

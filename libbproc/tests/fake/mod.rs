@@ -65,7 +65,7 @@ fn serve(conn: Conn, waiting: &Waiting) {
     while let Ok((payload, fds)) = frame::recv(&conn, &mut buffer) {
         let request = wire::Request::decode(payload.as_slice()).unwrap().body.unwrap();
         if let request::Body::Watch(_) = request {
-            send(&conn, Body::Done(wire::Done {}));
+            send(&conn, Body::Done(wire::Done::default()));
             waiting.watchers.lock().unwrap().push(conn);
             return;
         }
@@ -76,7 +76,7 @@ fn serve(conn: Conn, waiting: &Waiting) {
                 return;
             }
             request::Body::Power(wire::Power { number: 1, .. }) => {
-                let done = |conn: Conn| send(&conn, Body::Done(wire::Done {}));
+                let done = |conn: Conn| send(&conn, Body::Done(wire::Done::default()));
                 waiting.reboots.lock().unwrap().drain(..).for_each(done);
             }
             request::Body::GetAttribute(get) if get.name == "bproc.waiting" => {
@@ -126,7 +126,7 @@ fn nodes() -> Vec<wire::Node> {
 
 fn answer(request: request::Body) -> Body {
     use request::Body::*;
-    let done = Body::Done(wire::Done {});
+    let done = Body::Done(wire::Done::default());
     match request {
         Nodes(_) => Body::Nodes(wire::NodeList { nodes: nodes() }),
         Processes(_) => {
