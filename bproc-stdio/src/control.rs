@@ -222,14 +222,17 @@ impl Control {
             let (names, successor) = (names(&ask.streams)?, token(&ask.token)?);
             let ends = master.hand_on(&names, successor).map_err(broken)?;
             let waits = ends.iter().any(|end| end.stalls);
-            let leading = ends.iter().filter_map(|end| master.leading.number(&end.fd)).collect();
+            let last: Vec<_> = ends.iter().filter_map(|end| master.leading.number(&end.fd)).collect();
             // When one waits, all do that can: the others need not be through when the process goes.
             let home = |(end, (_, _, kind)): (HandedOn, &(Token, i32, Kind))| match (kind, end.behind) {
                 (Kind::Input, _) => crate::turn::come_home(end.turn, end.fd),
-                (_, Some(behind)) if waits && is_channel(&end.fd) => write_later(end.fd, behind),
+                (_, Some(behind)) if waits && is_channel(&end.fd) => write_later(end.fd, behind, &master.leading),
                 _ => Ok(end.fd),
             };
-            let fds = ends.into_iter().zip(&names).map(home).collect::<io::Result<_>>().map_err(broken)?;
+            let fds: Vec<_> = ends.into_iter().zip(&names).map(home).collect::<io::Result<_>>().map_err(broken)?;
+            // What has left the first is in the last.
+            let first = fds.iter().filter_map(|fd| master.leading.number(fd)).filter(|number| !last.contains(number));
+            let leading = first.chain(last.iter().copied()).collect();
             return Ok((Reply { waits, leading, ..Reply::default() }, fds));
         }
         self.handle_plain(body, fds).map(|reply| (reply, Vec::new()))

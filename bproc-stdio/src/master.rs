@@ -486,7 +486,7 @@ impl Master {
                         let _ = sender.send(Ok(Chunk { fd, winsize, ..Chunk::default() })).await;
                     }
                 },
-                Some(ask) = asks.next(), if reader.is_some() || at_end => asks.note(ask, reader.as_ref()),
+                Some(ask) = asks.next(), if reader.is_some() || at_end => asks.note(ask, reader.as_ref().map_or(0, Reader::waiting)),
                 got = sender.clone().reserve_owned(), if place.is_none() && (reads || asks.is_due()) => match got {
                     Ok(got) => place = Some(got),
                     Err(_) => return Ended::Lost,

@@ -10,8 +10,6 @@ use bproc_proto::stdio::Chunk;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
-use crate::turn::Reader;
-
 /// Answered when what is in the pipe now is written on the node; dropped when it never will be.
 pub(crate) type Ask = oneshot::Sender<()>;
 /// Asks the stream at the pipe's other end.
@@ -109,9 +107,27 @@ impl Asks {
         ask
     }
 
-    /// It waits for what is in the pipe.
-    pub(crate) fn note(&mut self, ask: Ask, pipe: Option<&Reader>) {
-        self.noted.push_back((self.read + pipe.map_or(0, Reader::waiting), ask));
+    /// It waits for what is in the pipe, so many bytes.
+    pub(crate) fn note(&mut self, ask: Ask, waiting: u64) {
+        self.noted.push_back((self.read + waiting, ask));
+    }
+
+    /// Those that are due are for the pipe to which all was copied.
+    pub(crate) fn pass_on(&mut self, to: &Through) {
+        while self.is_due()
+            && let Some((_, ask)) = self.noted.pop_front()
+        {
+            let _ = to.send(ask);
+        }
+    }
+
+    /// The same with all, at the end.
+    pub(crate) fn pass_all_on(&mut self, to: &Through) {
+        let late =
+            self.asked.take().into_iter().flat_map(|mut asked| std::iter::from_fn(move || asked.try_recv().ok()));
+        for ask in self.noted.drain(..).map(|(_, ask)| ask).chain(late) {
+            let _ = to.send(ask);
+        }
     }
 
     /// Is one to be passed on now?

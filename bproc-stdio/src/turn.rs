@@ -12,6 +12,7 @@ use nix::unistd::{Whence, lseek};
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 use crate::end::{Held, Sink, Source};
+use crate::through::{Asks, Leading};
 use crate::wire::Token;
 
 /// What was read from a descriptor and has reached no process.
@@ -154,29 +155,36 @@ impl Behind {
 }
 
 /// An output for a process that comes home, before all that it wrote elsewhere is written: a pipe, with a task that empties it
-/// when its time has come.
-pub(crate) fn write_later(fd: OwnedFd, mut behind: Behind) -> io::Result<OwnedFd> {
+/// when its time has come. If it leads back to a node, so does the pipe.
+pub(crate) fn write_later(fd: OwnedFd, mut behind: Behind, leading: &Leading) -> io::Result<OwnedFd> {
     let (reader, writer) = io::pipe()?;
+    let through = leading.of(&fd);
+    let asked = through.as_ref().map(|_| leading.begin(&writer)).transpose()?;
     let sink = Sink::new(fd, Held::Shared)?;
     let mut source = Source::new(reader.into(), Held::Ours)?;
     tokio::spawn(async move {
-        tokio::select! {
-            () = behind.wait() => {}
-            () = sink.broken() => return,
-        }
+        let (mut asks, mut its_turn) = (Asks::new(asked), false);
         loop {
-            let data = tokio::select! {
-                data = source.read() => data,
-                () = sink.broken() => return,
-            };
-            match data {
-                Ok(data) if !data.is_empty() => {
-                    if sink.write_all(data).await.is_err() {
-                        return;
-                    }
-                }
-                _ => return,
+            if let Some(through) = &through {
+                asks.pass_on(through);
             }
+            tokio::select! {
+                () = behind.wait(), if !its_turn => its_turn = true,
+                Some(ask) = asks.next() => asks.note(ask, source.waiting()),
+                () = sink.broken() => return,
+                data = source.read(), if its_turn => match data {
+                    Ok(data) if !data.is_empty() => {
+                        asks.read += data.len() as u64;
+                        if sink.write_all(data).await.is_err() {
+                            return;
+                        }
+                    }
+                    _ => break,
+                },
+            }
+        }
+        if let Some(through) = &through {
+            asks.pass_all_on(through);
         }
     });
     Ok(writer.into())

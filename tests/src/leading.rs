@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::cluster::Cluster;
 use crate::run::finish;
@@ -41,8 +41,16 @@ pub fn outputs_that_stay(cluster: &Cluster) -> Result<()> {
         let there = words("leads-there", "bpmove", places);
         let there: Vec<&str> = [node].into_iter().chain(there.iter().map(String::as_str)).collect();
         let far = finish(cluster.command("bpsh").args(&there), INPUT, LIMIT)?;
-        let same = (far.out(), far.err(), far.status) == (native.out(), native.err(), native.status);
+        let same = (far.err(), far.status) == (native.err(), native.status);
         ensure!(same, "from node {node} to {places}: {far:?}; natively: {native:?}");
+        let (far, native) = (far.out(), native.out());
+        if far != native {
+            // They are long.
+            let same = far.lines().zip(native.lines()).take_while(|(far, native)| far == native).count();
+            let from = |text: &str| text.lines().skip(same).take(6).map(str::to_owned).collect::<Vec<_>>();
+            let (far, native) = (from(&far), from(&native));
+            bail!("from node {node} to {places}: after {same} lines {far:?}; natively: {native:?}");
+        }
     }
     cluster.quiet()
 }

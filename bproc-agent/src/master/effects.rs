@@ -244,7 +244,8 @@ impl Actor {
                 let stat = Process::open(pid).and_then(|p| p.stat()).ok();
                 status = stat.filter(|s| s.state == b'Z').map_or(0, |s| s.exit_code);
             }
-            let wrote = pipes.take(pid);
+            // Another one may watch, too, who was told to when it had ended.
+            let wrote = pipes.of(pid);
             if !wrote.is_empty() {
                 iod.are_there(&wrote).await;
             }

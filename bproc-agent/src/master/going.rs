@@ -34,8 +34,6 @@ pub struct Going {
     pub(super) successor: Vec<u8>,
     pub(super) mover: Option<Mover>,
     pub(super) fds: Vec<(i32, OwnedFd)>,
-    /// See [`super::streams::Streams::leading`].
-    pub(super) leading: Vec<u64>,
     /// Its image is another process's, that others get too: this one's number.
     pub(super) image: Option<Pid>,
     /// From whom the target gets it, and to whom it passes it on.

@@ -86,7 +86,6 @@ impl Going {
             successor: Vec::new(),
             mover: None,
             fds: Vec::new(),
-            leading: Vec::new(),
             image: None,
             relay: Default::default(),
             leaving: false,

@@ -281,6 +281,7 @@ impl Actor {
             Fact::Ready(pid) => self.core.ghost_ready(pid, out),
             Fact::RelativeGone(pid, status) => {
                 self.no_longer_watched(pid);
+                self.pipes.went(pid);
                 self.kernel.remove_starter(pid);
                 self.adopts(pid, out);
                 self.core.relative_gone(pid, status, out);

@@ -216,7 +216,6 @@ impl Actor {
             successor: Vec::new(),
             mover: None,
             fds: asked.home,
-            leading: Vec::new(),
             image,
             relay: link::Relay::default(),
             leaving: false,
@@ -243,9 +242,9 @@ impl Actor {
             (Some(_), None, _) if well => self.vouched.home(pid),
             _ => {}
         }
-        if well {
-            self.pipes.take(pid);
-            self.pipes.came(pid, going.leading);
+        // One that stays at home keeps them, and one that has come may have ended by now.
+        if well == going.to.is_some() {
+            self.pipes.went(pid);
         }
         self.settle_streams(going.spec.stdio_token, well);
         going.moved
@@ -346,7 +345,11 @@ impl Actor {
             (Ok(streams), Some(going)) => {
                 (going.spec.streams, going.spec.stdio_token) = (streams.streams, streams.token);
                 going.successor = streams.successor;
-                (going.fds, going.leading) = (streams.fds, streams.leading);
+                going.fds = streams.fds;
+                if going.to.is_none() {
+                    // Before it runs: it may end at once.
+                    self.pipes.came(pid, streams.leading);
+                }
                 Ok(())
             }
             (Err(f), _) => Err(Refusal::Failed(NodeId::MASTER, f.number, f.message)),

@@ -47,9 +47,14 @@ impl HomePipes {
         }
     }
 
-    /// One has left, or ended. Those that it had.
-    pub fn take(&self, pid: Pid) -> Vec<u64> {
-        self.lock().remove(&pid).unwrap_or_default()
+    /// Those that one has.
+    pub fn of(&self, pid: Pid) -> Vec<u64> {
+        self.lock().get(&pid).cloned().unwrap_or_default()
+    }
+
+    /// One has left, or ended.
+    pub fn went(&self, pid: Pid) {
+        self.lock().remove(&pid);
     }
 }
 
