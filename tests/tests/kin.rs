@@ -182,12 +182,7 @@ fn generations(cluster: &Cluster) -> Result<()> {
         first.args(["-c", r#"sh -c "$ALL"; exit $?"#]).envs([("ALL", script), ("LAST", LAST)]);
         let mut program = Traveller::start(&mut first)?;
         program.until("ready")?;
-        let mut line = vec![program.pid()];
-        while line.len() < 4 {
-            let last = line[line.len() - 1];
-            let children = fs::read_to_string(format!("/proc/{last}/task/{last}/children"))?;
-            line.push(children.trim().parse().with_context(|| format!("children of {last}: {children:?}"))?);
-        }
+        let line = line_of(program.pid(), 4)?;
         for node in ["0", "1"] {
             for member in order {
                 go(cluster, line[1 + member], node)?;
@@ -200,8 +195,42 @@ fn generations(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// The same, many levels deep, from the last one up.
+fn many_generations(cluster: &Cluster) -> Result<()> {
+    const DEPTH: usize = 14;
+    // Each adds one to what the one below has ended with; the last waits for a signal.
+    const SCRIPT: &str = r#"if [ $1 -gt 0 ]; then sh -c "$ALL" x $(($1 - 1)); exit $(($? + 1)); fi
+        trap 'exit 3' USR1; echo ready; while :; do sleep 0.02; done"#;
+    let mut first = Command::new("sh");
+    let mut program = Traveller::start(first.args(["-c", SCRIPT, "x", &DEPTH.to_string()]).env("ALL", SCRIPT))?;
+    program.until("ready")?;
+    let line = line_of(program.pid(), DEPTH + 1)?;
+    for member in line.iter().skip(1).rev() {
+        go(cluster, *member, "0")?;
+    }
+    signal_to(line[DEPTH], libc::SIGUSR1)?;
+    let end = program.end()?;
+    ensure!(end == (String::new(), (3 + DEPTH as i32) << 8), "{end:?}");
+    cluster.quiet()
+}
+
+/// A process, its child, and so on.
+fn line_of(first: i32, length: usize) -> Result<Vec<i32>> {
+    let mut line = vec![first];
+    while line.len() < length {
+        let last = line[line.len() - 1];
+        let children = fs::read_to_string(format!("/proc/{last}/task/{last}/children"))?;
+        line.push(children.trim().parse().with_context(|| format!("children of {last}: {children:?}"))?);
+    }
+    Ok(line)
+}
+
 fn main() -> ExitCode {
     let test = |case: &'static str| Test::new(case, move |cluster: &Cluster| compare(cluster, case));
-    let others = [Test::new("stopped_ones_move", stopped_ones_move), Test::new("generations", generations)];
+    let others = [
+        Test::new("stopped_ones_move", stopped_ones_move),
+        Test::new("generations", generations),
+        Test::new("many_generations", many_generations),
+    ];
     runner::main(|| Cluster::start(3), CASES.into_iter().map(test).chain(others).collect(), Cluster::close)
 }

@@ -9,8 +9,8 @@ use bproc_sys::process::{Process, Status};
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-/// Ancestors at most that get skeletons.
-const LONGEST: usize = 8;
+/// Ancestors at most that get skeletons. Of more the topmost has another parent there than here, who could not wait for it.
+const LONGEST: usize = 64;
 
 /// What the caller is.
 #[derive(Debug)]
