@@ -181,6 +181,8 @@ impl Actor {
         let pid = asked.facts.pid;
         let token = match Token::random() {
             _ if self.moving.contains_key(&pid) => Err(effects::failure(Refusal::Busy(pid))),
+            // While it was looked at: a ghost that has ended is nobody's any more, and would be taken for a process from here.
+            _ if asked.handle.has_exited().unwrap_or(true) => Err(effects::failure(Refusal::Ended(pid))),
             _ if asked.request.spread != 0 && !self.may_follow(&asked.request, asked.facts.parent) => {
                 Err(failure(libc::EINVAL, format!("no process is held whose image process {pid} may get")))
             }
