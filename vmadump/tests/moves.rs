@@ -102,6 +102,45 @@ fn memory_files() {
     });
 }
 
+/// Whoever is moved in the middle of reading the clock reads the right one, in a time namespace with another clock or out of it:
+/// the kernel's data for that lie elsewhere there.
+#[test]
+fn clocks_of_time_namespaces() {
+    const OFFSET: &str = "1000000";
+    if !std::path::Path::new("/proc/self/ns/time").exists() {
+        return;
+    }
+    in_namespace("clocks_of_time_namespaces", LIMIT, || {
+        let mut program = Traveller::start(Command::new(compile("clocks", &["-O2"])).arg(OFFSET));
+        for r#move in 0..60 {
+            program.line();
+            let mut body = match r#move % 2 {
+                0 => Command::new("unshare"),
+                _ => Command::new("sleep"),
+            };
+            if r#move % 2 == 0 {
+                body.args(["--time", "--monotonic", OFFSET, "--fork", "sleep"]);
+            }
+            let body = body.arg("60").spawn().unwrap();
+            let (pid, of) = (body.id() as i32, format!("/proc/{0}/task/{0}/children", body.id()));
+            let child = || std::fs::read_to_string(&of).unwrap().trim().parse().ok();
+            let is_ready = |pid: &i32| std::fs::read(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == b"sleep\n");
+            let its_own = || if r#move % 2 == 0 { child() } else { Some(pid) };
+            let pid = loop {
+                if let Some(pid) = its_own().filter(is_ready) {
+                    break pid;
+                }
+                std::thread::yield_now();
+            };
+            program.travel_into(body, pid);
+        }
+        program.line();
+        // SAFETY: plain numbers; it runs, or is a zombie of ours.
+        unsafe { libc::kill(program.pid, libc::SIGKILL) };
+        assert_eq!(program.end().1, libc::SIGKILL);
+    });
+}
+
 #[test]
 fn sixty_four_threads_static() {
     in_namespace("sixty_four_threads_static", LIMIT, || {

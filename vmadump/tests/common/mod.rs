@@ -147,6 +147,16 @@ impl Traveller {
         self.moves += 1;
     }
 
+    /// As [`Self::travel`], into another process; `body` is this one, or waits for it and ends with it.
+    pub fn travel_into(&mut self, body: Child, pid: i32) {
+        self.dump_and_end();
+        let file = File::open(&self.image).unwrap();
+        let prepared = self.prepare(file, RestoreOptions { body: Body::Into(pid), ..RestoreOptions::default() });
+        assert_eq!(prepared.go().unwrap(), pid);
+        (self.body, self.pid) = (Some(body), pid);
+        self.moves += 1;
+    }
+
     pub fn prepare(&self, file: File, mut options: RestoreOptions<'_>) -> Prepared {
         let null = File::open("/dev/null").unwrap();
         let stderr = std::io::stderr();
