@@ -249,15 +249,16 @@ fn ghosts_look_like_their_processes(cluster: &Cluster) -> Result<()> {
     let result = eventually("both ghosts look right", SOON, || {
         let ghosts = cluster.ghosts();
         let lines: Vec<Vec<u8>> = ghosts.iter().map(looks).collect();
-        let has = |line: &[u8]| lines.iter().any(|other| other == line);
-        let good = has(b"sleep\x0088\0") && has(b"renamed\x0099\0") && ghosts.len() == 2;
-        Ok(if good { Ok(ghosts) } else { Err(format!("{ghosts:?} {lines:?}")) })
+        let with = |line: &[u8]| Some(ghosts[lines.iter().position(|other| other == line)?].clone());
+        match (with(b"sleep\x0088\0"), with(b"renamed\x0099\0")) {
+            (Some(child), Some(parent)) if ghosts.len() == 2 => Ok(Ok((child, parent))),
+            _ => Ok(Err(format!("{ghosts:?} {lines:?}"))),
+        }
     });
     shell.kill()?;
     shell.wait()?;
-    let ghosts = result?;
-    let child = ghosts.iter().find(|ghost| looks(ghost) == b"sleep\x0088\0").context("the child's ghost")?;
-    ensure!(ghosts.iter().any(|ghost| ghost.pid == child.ppid), "the tree is another: {ghosts:?}");
+    let (child, parent) = result?;
+    ensure!(child.ppid == parent.pid, "the tree is another: {child:?} {parent:?}");
     // bpsh takes all along.
     cluster.quiet()
 }
