@@ -214,6 +214,21 @@ fn many_generations(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// Children end all the time, while their parent comes to where they are and goes: each end is told.
+fn ends_while_it_comes(cluster: &Cluster) -> Result<()> {
+    const SCRIPT: &str = r#"for i in $(seq 40); do sleep 0.06 & wait $! || exit 1; done; exit 7"#;
+    let shell = Traveller::start(Command::new("bash").args(["-c", SCRIPT]))?;
+    let goes = |node: &str| {
+        let done = try_move(cluster, shell.pid(), node)?;
+        let ended = ENDED.iter().any(|words| done.err().contains(words));
+        ensure!(done.status == 0 || ended, "to {node}: {}", done.err());
+        Ok(done.status == 0)
+    };
+    while goes("1")? && goes("0")? {}
+    ensure!(shell.end()? == (String::new(), 7 << 8), "its end");
+    cluster.quiet()
+}
+
 /// A process, its child, and so on.
 fn line_of(first: i32, length: usize) -> Result<Vec<i32>> {
     let mut line = vec![first];
@@ -231,6 +246,7 @@ fn main() -> ExitCode {
         Test::new("stopped_ones_move", stopped_ones_move),
         Test::new("generations", generations),
         Test::new("many_generations", many_generations),
+        Test::new("ends_while_it_comes", ends_while_it_comes),
     ];
     runner::main(|| Cluster::start(3), CASES.into_iter().map(test).chain(others).collect(), Cluster::close)
 }

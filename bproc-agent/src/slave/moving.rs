@@ -362,7 +362,12 @@ impl Actor {
             false => event::Body::Departed(wire::Departed { r#move, failure, frozen_ns, bytes, ..Default::default() }),
         });
         match target && runs_here {
-            true => self.hand_over_kept(pid, half.host_pid),
+            true => {
+                self.hand_over_kept(pid, half.host_pid);
+                for told in self.table.untold_ends(pid) {
+                    self.tell(told);
+                }
+            }
             false => self.reap_kept(pid),
         }
         if target && !runs_here {

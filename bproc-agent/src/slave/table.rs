@@ -40,6 +40,10 @@ pub(super) struct Entry {
     pub(super) execed: bool,
     /// How it ended, once the master was told.
     pub(super) told_end: Option<i32>,
+    /// How it ended, by the kernel's record: its parent's stand-in tells of it, unless the parent comes into that one's place.
+    pub(super) untold_end: Option<i32>,
+    /// It was reaped since.
+    pub(super) freed: bool,
     /// Who holds its zombie, if that is one of ours.
     pub(super) held_by: Option<i32>,
     /// Start in clock ticks after boot, once that was asked for.
@@ -435,6 +439,8 @@ impl Table {
                 let exited = wire::Exited { pid, status: event.arg as i32, rusage: None };
                 told.events.push(event::Body::Exited(exited));
             }
+            kind::EXIT if of_skeleton => entry.untold_end = Some(event.arg as i32),
+            kind::FREE if entry.untold_end.is_some() && entry.state == State::Running => entry.freed = true,
             kind::FREE if entry.state == State::Ended && entry.host_pid == event.host_pid as i32 => {
                 self.entries.remove(&pid);
                 told.events.push(event::Body::Reaped(pid));

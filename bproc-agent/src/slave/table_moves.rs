@@ -4,6 +4,7 @@ use super::space::Found;
 use super::table::{Entry, State, Table, start_of};
 use bproc_common::id::Pid;
 use bproc_proto::SpawnSpec;
+use bproc_proto::link::{self as wire, event};
 use bproc_sys::process::Process;
 
 /// What was in the place of a process that is elsewhere.
@@ -77,6 +78,29 @@ impl Table {
             self.zombies += 1;
         }
         end
+    }
+
+    /// It has come. Children that ended while its stand-in became its body were told by nobody: what the master is told of them.
+    pub fn untold_ends(&mut self, parent: i32) -> Vec<event::Body> {
+        let untold = |e: &Entry| e.ppid == parent && e.state == State::Running && e.held_by.is_none();
+        let mut events = Vec::new();
+        let mut reaped = Vec::new();
+        for (pid, entry) in self.entries.iter_mut().filter(|(_, e)| untold(e)) {
+            let Some(status) = entry.untold_end else { continue };
+            events.push(event::Body::Exited(wire::Exited { pid: *pid, status, rusage: None }));
+            entry.state = State::Ended;
+            if entry.freed {
+                reaped.push(*pid);
+            } else {
+                entry.started = start_of(entry.host_pid).unwrap_or(0);
+                self.zombies += 1;
+            }
+        }
+        for pid in reaped {
+            self.entries.remove(&pid);
+            events.push(event::Body::Reaped(pid));
+        }
+        events
     }
 
     /// It does not run here: it has gone, or did not come. What became of what was in its place.
