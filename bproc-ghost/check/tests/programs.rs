@@ -208,7 +208,7 @@ fn what_is_tried_first_and_fails_changes_nothing() {
     // What works is done, and once.
     let text = output_if(&mut conn, true, head(), "echo $$ $(id -u); kill -USR2 $$", |_| {});
     assert_eq!(text, "300 65534\n");
-    assert_eq!(space.report(ev::CHILD).msg.c, libc::SIGUSR2);
+    assert_eq!(space.report(ev::CHILD).msg.c, i64::from(libc::SIGUSR2));
 }
 
 #[test]
