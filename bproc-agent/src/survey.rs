@@ -75,7 +75,7 @@ fn takes(host_pid: i32, wishes: &Wishes) -> Result<(), Error> {
         1 => FdPolicy::DropOthers,
         _ => FdPolicy::StdioOnly,
     };
-    let options = Options { flags: wishes.flags, fds };
+    let options = Options { flags: wishes.flags, fds, positions: true };
     let mut looks = LOOKS;
     loop {
         match check(host_pid, &options) {

@@ -23,6 +23,8 @@ pub(crate) fn run(options: &Bpmove) -> i32 {
     let Some(node) = node(&options.node) else {
         return complain(format!("'{}' is no node: a number, or master", options.node));
     };
+    // What a shell has open is open here, too, and would seem to be shared: `bpmove $$`.
+    crate::sys::close_inherited();
     let mut status = 0;
     for pid in &options.pids {
         let files = if options.drop_files { Files::DropOthers } else { Files::Carry };

@@ -21,6 +21,12 @@ pub(crate) fn open_standard_streams() {
     }
 }
 
+/// Closes everything but the standard streams. Nothing may have been opened yet.
+pub(crate) fn close_inherited() {
+    // SAFETY: numbers only; nobody in this process has a descriptor beyond 2.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+}
+
 /// Borrows a standard stream. They are open for the whole life of the process.
 pub(crate) fn standard(fd: i32) -> BorrowedFd<'static> {
     debug_assert!((0..3).contains(&fd));

@@ -100,6 +100,7 @@ pub mod op {
     pub const SIGNAL: u32 = 10;
     /// Become a program: first descriptor is a memfd with an exec block ([`crate::exec`]), the others are its
     /// open files. On failure RESULT with -errno, then the process exits; on success the connection just ends.
+    /// `a` not 0: a child tries it first, and if that fails RESULT comes likewise, and the process stays what it is.
     pub const EXEC: u32 = 11;
     /// Set ns_last_pid to `a`; with 0 tell it (init only).
     pub const LAST_PID: u32 = 12;

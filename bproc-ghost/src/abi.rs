@@ -14,6 +14,7 @@ pub(crate) mod nr {
     pub(crate) const IOCTL: usize = 16;
     pub(crate) const PREAD64: usize = 17;
     pub(crate) const GETPID: usize = 39;
+    pub(crate) const PTRACE: usize = 101;
     pub(crate) const GETUID: usize = 102;
     pub(crate) const SOCKET: usize = 41;
     pub(crate) const CONNECT: usize = 42;

@@ -3,12 +3,13 @@
 //! Order matters: what needs privilege comes before the identity changes, descriptors
 //! before the limit on their number, the signal mask last. A signal that is pending
 //! goes over into the program, or acts on it, as natively. After the first step there is
-//! no way back: a failure is told and the process ends.
+//! no way back: a failure is told and the process ends. Whoever must not end has a child try it before ([`crate::trial`]).
 
 use crate::abi::{Action, Caps, Limit, Prctl, RLIMIT_NOFILE, ambient, errno, sig};
 use crate::command::{Answer, Fds, INVALID};
 use crate::ghost::Ghost;
 use crate::sys::{self, Errno, MAX_FDS};
+use crate::trial;
 use bproc_common::exec::{Head, MAGIC, MAX_BLOCK, flag};
 use bproc_common::ghost::{Msg, Role};
 use bproc_common::wire::Record;
@@ -19,19 +20,26 @@ const SHELL: &CStr = c"/bin/sh";
 /// Exit code of a process that could not become the program, as shells have it.
 const EXIT_NO_PROGRAM: i32 = 127;
 
-/// Returns only in init, which can become nothing else.
+/// Returns only in init, which can become nothing else, and where it was to be tried first, and cannot be done.
 pub(crate) fn become_program(ghost: &mut Ghost, msg: &Msg, fds: &Fds) -> sys::Result<Answer> {
     if ghost.role == Role::Init {
         return Err(INVALID);
     }
-    let error = match try_exec(ghost, fds) {
+    if msg.a != 0
+        && let Some(error) = trial::refusal(ghost, fds)
+    {
+        return Err(error);
+    }
+    let error = match attempt(ghost, fds, false) {
         Ok(error) | Err(error) => error,
     };
     ghost.answer(msg.tag, Err(error));
     sys::exit(EXIT_NO_PROGRAM)
 }
 
-fn try_exec(ghost: &mut Ghost, fds: &Fds) -> sys::Result<Errno> {
+/// Does all of it. `trial`: in a child that is ended when that has worked. It leaves its signals blocked, and the terminal to
+/// the others, who would lose it with its end.
+pub(crate) fn attempt(ghost: &mut Ghost, fds: &Fds, trial: bool) -> sys::Result<Errno> {
     let [memfd, files @ ..] = fds.all() else {
         return Err(INVALID);
     };
@@ -51,13 +59,15 @@ fn try_exec(ghost: &mut Ghost, fds: &Fds) -> sys::Result<Errno> {
     }
     block.make_pointers()?;
     sys::close(ghost.signals);
-    if set_up(ghost, &block, files)? && block.head.flags & flag::BELOW_CWD != 0 {
+    if set_up(ghost, &block, files, trial)? && block.head.flags & flag::BELOW_CWD != 0 {
         block.shorten_path()?;
     }
     let argv = block.bytes[block.head.argv_at as usize..].as_ptr().cast();
     let envp = block.bytes[block.head.envp_at as usize..].as_ptr().cast();
     let path = block.text(block.head.path_at)?.as_ptr().cast();
-    sys::set_mask(block.head.blocked);
+    if !trial {
+        sys::set_mask(block.head.blocked);
+    }
     // SAFETY: make_pointers has made both tables arrays of pointers to texts in the block, ended by null.
     let mut error = unsafe { sys::execve(path, argv, envp) };
     if error == Errno(errno::ENOEXEC) && block.head.flags & flag::SHELL != 0 {
@@ -188,12 +198,12 @@ fn half(bytes: &[u8]) -> u32 {
 }
 
 /// All but exec itself. True: it is in its working directory.
-fn set_up(ghost: &mut Ghost, block: &Block, files: &[i32]) -> sys::Result<bool> {
+fn set_up(ghost: &mut Ghost, block: &Block, files: &[i32], trial: bool) -> sys::Result<bool> {
     let head = &block.head;
     let cwd = block.text(head.cwd_at)?;
     session(head)?;
     place_files(ghost, files, block.table(head.fds_at, u64::from(head.nfds), 4)?)?;
-    if head.flags & flag::CTTY != 0 {
+    if head.flags & flag::CTTY != 0 && !trial {
         sys::take_terminal(0)?;
     }
     // With privilege first: natively a working directory is inherited, and whether its path may be walked is never

@@ -5,7 +5,7 @@
 //! the connection to the agent; [`queue`] the signals not yet acknowledged;
 //! [`children`] what became of children; [`command`] takes orders, which [`signals`],
 //! [`family`], [`title`] and [`exec`] carry out, [`delivered`] with a memory for those
-//! sent; [`lease`] ends an init without agent; [`sys`] is the only place with
+//! sent; [`trial`] tries a program before; [`lease`] ends an init without agent; [`sys`] is the only place with
 //! system calls, [`abi`] their numbers and records, [`mem`] what a compiler takes for
 //! granted.
 //!
@@ -29,3 +29,4 @@ mod queue;
 mod signals;
 mod sys;
 mod title;
+mod trial;

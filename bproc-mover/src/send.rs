@@ -32,7 +32,7 @@ pub fn send(agent: &Agent, task: &Send) -> Result<Done, Failure> {
         1 => FdPolicy::DropOthers,
         _ => FdPolicy::StdioOnly,
     };
-    let options = Options { flags: task.flags, fds };
+    let options = Options { flags: task.flags, fds, positions: true };
     // The agents connect meanwhile.
     let mut surveyed = patiently(|| survey(task.pid, &options))?;
     let (keys, stream) = agent.line()?;

@@ -135,7 +135,7 @@ fn patient(from: &mut impl Read, mut into: &mut [u8], idle: &mut impl FnMut()) -
 /// # Errors
 /// Why it cannot be held.
 pub fn hold(agent: &Agent, task: &Hold) -> Result<Done, Failure> {
-    let options = Options { flags: task.flags, fds: FdPolicy::StdioOnly };
+    let options = Options { flags: task.flags, fds: FdPolicy::StdioOnly, ..Options::default() };
     patiently(|| check(task.pid, &options))?;
     let frozen = patiently(|| freeze(task.pid, &options))?;
     frozen.bind()?;

@@ -7,6 +7,7 @@
 //! - [`pty`]: a person at a terminal
 //! - [`traveller`]: programs that move
 //! - [`midway`]: processes that are caught in the middle of a move
+//! - [`positions`]: files at whose position several write
 //! - [`case`]: what a parent sees of its child, natively and through the system
 
 pub mod case;
@@ -15,6 +16,7 @@ pub mod corners;
 mod history;
 pub mod leading;
 pub mod midway;
+pub mod positions;
 pub mod procs;
 pub mod pty;
 pub mod run;

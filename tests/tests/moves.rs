@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use bproc_tests::cluster::{Cluster, Role, eventually, signal_to};
+use bproc_tests::positions;
 use bproc_tests::run::{finish, patience};
 use bproc_tests::runner::{self, Test};
 use bproc_tests::traveller::{AROUND, Traveller, around, compile, go, place, try_move};
@@ -581,6 +582,8 @@ fn main() -> ExitCode {
         Test::new("input", input),
         Test::new("library", library),
         Test::new("refusals", refusals),
+        Test::new("shared_positions", positions::shared),
+        Test::new("descriptors_that_go_along", positions::goes_along),
         Test::new("the_end_meanwhile", the_end_meanwhile),
         Test::new("a_target_without_room", a_target_without_room),
         Test::new("many_moves_of_one", many_moves_of_one),

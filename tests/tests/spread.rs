@@ -144,6 +144,42 @@ fn programs_of_a_node(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// A program that cannot be executed on the node where the caller's parent is: the call says so, and the parent hears nothing of it,
+/// as natively.
+fn programs_that_fail(cluster: &Cluster) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let path = compile(cluster, "tests/programs/fails.c", &[], true)?;
+    let text = |name: &str, mode: u32| -> Result<String> {
+        let file = cluster.dir().join(format!("log/{name}"));
+        fs::write(&file, "no program")?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode))?;
+        Ok(file.to_string_lossy().into_owned())
+    };
+    let run = |words: &[&str]| {
+        let mut command = Command::new(&path);
+        Traveller::start(cluster.environment(command.args(words)))?.end()
+    };
+    for file in ["/does/not/exist".to_owned(), "/etc".to_owned(), text("data", 0o644)?, text("words", 0o755)?] {
+        // The two write at the same time.
+        let sorted = |(text, status): (String, i32)| {
+            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            lines.sort_unstable();
+            (lines, status)
+        };
+        let native = sorted(run(&["-9", "-9", "0", &file])?);
+        ensure!(native.1 == 0 && native.0.contains(&"status 1280".to_owned()), "natively: {native:?}");
+        for arrangement in [["3", "3", "0"], ["3", "3", "1"], ["3", "3", "2"], ["-1", "3", "0"]] {
+            for _ in 0..3 {
+                let words: Vec<&str> = arrangement.iter().copied().chain([file.as_str()]).collect();
+                let seen = sorted(run(&words)?);
+                ensure!(seen == native, "{words:?}: {seen:?}, natively {native:?}");
+                cluster.quiet().with_context(|| format!("{words:?}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn down(cluster: &Cluster, node: i32) -> Result<()> {
     let is_down = |states: &[String]| states.get(node as usize).is_some_and(|s| s == "down");
     cluster.wait_states("the node is down", is_down)
@@ -308,6 +344,7 @@ fn main() -> ExitCode {
         Test::new("programs", programs),
         Test::new("from_anywhere", |cluster| from_anywhere(cluster, &["-std=c11", "-std=gnu17", "-xc++"])),
         Test::new("programs_of_a_node", programs_of_a_node),
+        Test::new("programs_that_fail", programs_that_fail),
         Test::new("what_they_became", what_they_became),
         Test::new("outputs_that_stay", outputs_that_stay),
         Test::new("node_maps", |cluster| corners(cluster, "map", &["-1", "1"])),

@@ -58,7 +58,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let old = pid;
         let start = Instant::now();
         let source = std::thread::spawn(move || -> Result<(u64, Duration), String> {
-            let frozen = freeze(old, &Options { flags: 6, fds: FdPolicy::StdioOnly }).map_err(|e| e.to_string())?;
+            let frozen = freeze(old, &Options { flags: 6, fds: FdPolicy::StdioOnly, ..Options::default() })
+                .map_err(|e| e.to_string())?;
             let frozen_after = start.elapsed();
             let n = frozen.write_image(from).map_err(|e| e.to_string())?;
             frozen.kill().map_err(|e| e.to_string())?;

@@ -24,6 +24,7 @@ use bproc_stdio::wire::Token;
 use bproc_sys::pidfd::PidFd;
 use bproc_sys::process::Process;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// How often a move is tried of a process that changes its files or groups meanwhile.
@@ -92,6 +93,18 @@ fn moving(request: &wire::Move, asker: &Asker) -> Option<Pid> {
     Pid::new(number).filter(|pid| pid.get() > 1)
 }
 
+/// Waits a moment for the ghost of a process that a node has just forked: who asks may be quicker than the record of the fork.
+async fn come(pid: Pid) {
+    const LOOKS: u32 = 20;
+    const PAUSE: Duration = Duration::from_millis(5);
+    for _ in 0..LOOKS {
+        if !PidFd::open(pid).is_err_and(|e| e.errno() == libc::ESRCH) {
+            return;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
 /// `again`: it is, when something has changed meanwhile.
 async fn ask_once(
     request: wire::Move,
@@ -104,6 +117,7 @@ async fn ask_once(
     let pid = moving(&request, asker);
     let pid = pid.ok_or_else(|| failure(libc::EINVAL, format!("{} is no process that can move", request.pid)))?;
     let number = pid.get();
+    come(pid).await;
     let place = settled(pid, remote == Some(number), desk).await;
     desk.following.settle(pid).await;
     let local = place.is_none();

@@ -266,7 +266,7 @@ impl Spawner {
             // It comes here, too, and room was made for it meanwhile.
             return Ok(skeleton);
         }
-        let skeleton = self.family.clone_when_free(parent, child.pid, true).await?;
+        let skeleton = self.family.clone_when_free(parent, child.pid, true).await?.member;
         skeleton.ghost.tell(op::CREDS, child.uid.into(), child.gid.into(), vec![]);
         skeleton.ghost.tell(op::NAME, 0, 0, child.comm.clone());
         // A session or group that is not here cannot be joined; the number stays with the others.

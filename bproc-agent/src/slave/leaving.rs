@@ -35,7 +35,9 @@ impl Spawner {
                     let message = format!("its descriptor {fd} leads to {link}, which stays on node {}", self.node);
                     return Err(Failure { number: libc::EOPNOTSUPP, message });
                 }
-                None if !listed && fd > 0 && link != "/dev/null" && (stays || !strict) => back.push(fd),
+                None if listed || fd == 0 || link == "/dev/null" => {}
+                // Where it went on at a position of its own it would write over the output of whoever has the file here.
+                None if stays || !strict || shares_position(host_pid, fd).await => back.push(fd),
                 None => {}
             }
         }
@@ -61,6 +63,12 @@ impl Spawner {
     fn broken(&self, why: &dyn std::fmt::Display) -> Failure {
         Failure { number: libc::EIO, message: format!("the stdio service of node {}: {why}", self.node) }
     }
+}
+
+/// Has another process the open file to which this descriptor writes at a position?
+async fn shares_position(host_pid: i32, fd: i32) -> bool {
+    let look = move || vmadump::capture::who_shares_position(host_pid, fd).is_some();
+    tokio::task::spawn_blocking(look).await.unwrap_or(false)
 }
 
 impl Actor {

@@ -1,6 +1,6 @@
 //! The slave role: one task owns what is known of the node's processes; spawns run beside it.
 //!
-//! - [`space`]: the pid namespace and its record · [`spawn`]: skeletons and exec · [`link`]: to the master
+//! - [`space`]: the pid namespace and its record · [`spawn`]: skeletons and exec, of a `block` · [`link`]: to the master
 //! - [`moving`]: processes that come and go while they run · [`rooms`]: places for those that come
 //! - `orders`: what the master orders · `groups`: signals to whole groups · `clients`: what is asked on this machine
 //! - `children`: those of a process that comes · `halts`: children that are stopped elsewhere
@@ -9,6 +9,7 @@
 //! - [`clocks`]: those of its processes · [`shown`]: what they do, for `ps` on the master
 //! - [`table`]: processes, and what the kernel tells of them · [`run`]: start-up · [`life`]: lives of the node
 
+mod block;
 mod children;
 mod clients;
 pub mod clocks;
@@ -56,7 +57,7 @@ use looks::Looks;
 use moving::Half;
 use names::Naming;
 use space::Space;
-use spawn::{Family, Member, Spawner};
+use spawn::{Family, Member, NotStarted, Spawner};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -93,7 +94,7 @@ pub enum Fact {
     /// A process was made and is about to exec: pid in the space and here.
     Made(i32, i32),
     /// A spawn ended.
-    Spawned(u64, i32, Result<(), Failure>),
+    Spawned(u64, i32, Result<(), NotStarted>),
     /// The output of an ended process is out.
     Flushed(wire::Exited),
     /// An order was carried out.

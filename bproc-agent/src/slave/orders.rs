@@ -1,14 +1,15 @@
 //! What the master orders: programs that start, blocks of pids, and where the rest goes.
 
 use super::names::Naming;
+use super::spawn::NotStarted;
 use super::{Actor, Fact, run};
 use bproc_common::ghost::op;
 use bproc_common::id::Pid;
 use bproc_core::lease::Block;
 use bproc_core::slave::Cursor;
 use bproc_mover::wire::{Empty, Task};
+use bproc_proto::SpawnSpec;
 use bproc_proto::link::{self as wire, event, order};
-use bproc_proto::{Failure, SpawnSpec};
 use bproc_sys::process::{Change, Limit};
 use std::collections::BTreeSet;
 
@@ -116,11 +117,11 @@ impl Actor {
         });
     }
 
-    pub(super) fn spawned(&mut self, pid: i32, failure: Option<Failure>) {
-        let failed = failure.is_some();
-        self.tell(event::Body::Spawned(wire::Spawned { pid, failure }));
-        if failed {
-            if let Some(parent) = self.table.failed(pid).and_then(|by| self.family.get(by)) {
+    pub(super) fn spawned(&mut self, pid: i32, why: Option<NotStarted>) {
+        let stands = why.as_ref().map(|why| why.stands);
+        self.tell(event::Body::Spawned(wire::Spawned { pid, failure: why.map(|why| why.failure) }));
+        if let Some(stands) = stands {
+            if let Some(parent) = self.table.failed(pid, stands).and_then(|by| self.family.get(by)) {
                 parent.ghost.tell(op::REAP, pid.into(), 0, vec![]);
             }
             return;

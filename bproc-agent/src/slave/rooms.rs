@@ -260,7 +260,7 @@ impl Spawner {
                 stand_in
             }
             None => {
-                let body = self.make(spec, natives.clone()).await?;
+                let body = self.make(spec, natives.clone()).await?.member;
                 body.ghost.tell(op::HOLD, left::QUEUED, 0, vec![]);
                 body
             }

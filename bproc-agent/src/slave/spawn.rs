@@ -1,9 +1,9 @@
 //! Putting a process into the space: skeletons of those it refers to, the clone with the master's pid, the exec.
 
+use super::block::block;
 use crate::awake::Awake;
 use crate::ghosts::{CallError, Ghost};
 use crate::stdio::{Iod, words};
-use bproc_common::exec::{self, Builder, Head};
 use bproc_common::ghost::op;
 use bproc_common::id::Pid;
 use bproc_core::slave::{Relative, Step, plan};
@@ -12,7 +12,7 @@ use bproc_proto::{Failure, Luggage, SpawnSpec};
 use bproc_stdio::IodError;
 use bproc_sys::process::Process;
 use bproc_sys::signal::SigInfo;
-use bproc_travel::node::{Place, Traveller, environment};
+use bproc_travel::node::{Place, Traveller};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -155,20 +155,20 @@ impl Family {
     }
 
     /// A number whose former holder has been told to go, or was reaped a moment ago, is free a little later: `insist`.
-    pub(super) async fn clone_when_free(&self, by: i32, pid: i32, insist: bool) -> Result<Member, Failure> {
+    pub(super) async fn clone_when_free(&self, by: i32, pid: i32, insist: bool) -> Result<Made, Failure> {
         const TRIES: usize = 1000;
         const PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
         for _ in 1..TRIES {
             match self.clone_by(by, pid).await {
                 Err(failure) if insist && failure.number == libc::EEXIST => tokio::time::sleep(PAUSE).await,
-                other => return other,
+                other => return other.map(|member| Made { member, stood: false }),
             }
             // It went a moment ago, and comes back: its stand-in was about to connect.
-            if let Some(stand_in) = self.get(pid) {
-                return Ok(stand_in);
+            if let Some(member) = self.get(pid) {
+                return Ok(Made { member, stood: true });
             }
         }
-        self.clone_by(by, pid).await
+        self.clone_by(by, pid).await.map(|member| Made { member, stood: false })
     }
 
     /// Its connection counts no longer: it is a process now.
@@ -210,6 +210,28 @@ impl Family {
     }
 }
 
+/// Who is to become a process.
+pub(super) struct Made {
+    pub(super) member: Member,
+    /// It has stood for the process before: its parent may be here, or its children.
+    pub(super) stood: bool,
+}
+
+/// Why a program was not started.
+#[derive(Debug)]
+pub struct NotStarted {
+    /// The reason.
+    pub failure: Failure,
+    /// What was to become the process stands for it, as before.
+    pub stands: bool,
+}
+
+impl From<Failure> for NotStarted {
+    fn from(failure: Failure) -> NotStarted {
+        NotStarted { failure, stands: false }
+    }
+}
+
 fn failed(number: i32, message: String) -> Failure {
     Failure { number, message }
 }
@@ -246,29 +268,32 @@ impl Spawner {
         stdio_address: &str,
         natives: BTreeSet<i32>,
         made: impl FnOnce(i32),
-    ) -> Result<(), Failure> {
+    ) -> Result<(), NotStarted> {
         // Beside making the process: most of the time nothing is to be done for it.
         let place = self.place(spec);
-        let member = self.make(spec, natives).await?;
+        let Made { member, stood } = self.make(spec, natives).await?;
         made(member.host_pid);
+        // One who has been its stand-in stays that: the process runs on elsewhere, and tells its caller itself.
+        let give_up = |failure| {
+            if !stood {
+                member.ghost.tell(op::EXIT, 127, 0, vec![]);
+            }
+            NotStarted { failure, stands: stood }
+        };
         let (place, fds, forwarded) = match self.equip(spec, place).await {
             Ok(equipped) => equipped,
-            Err(failure) => {
-                member.ghost.tell(op::EXIT, 127, 0, vec![]);
-                return Err(failure);
-            }
+            Err(failure) => return Err(give_up(failure)),
         };
         // With the stdio service before the program can run: an agent that is killed in between leaves none without its
         // streams. Its answer is not waited for: what the process writes waits in its pipes.
         let attached = match self.attach(spec, forwarded, stdio_address).await {
             Ok(attached) => attached,
             Err(error) => {
-                member.ghost.tell(op::EXIT, 127, 0, vec![]);
                 let text = format!("node {}: the stdio service does not answer: {error:#}", self.node);
-                return Err(failed(libc::EIO, text));
+                return Err(give_up(failed(libc::EIO, text)));
             }
         };
-        let answer = member.ghost.ask(op::EXEC, 0, 0, vec![], fds);
+        let answer = member.ghost.ask(op::EXEC, stood.into(), 0, vec![], fds);
         let (answer, attached) = tokio::join!(answer, attached);
         // Until now the place was in use by nobody but us.
         drop(place);
@@ -287,7 +312,8 @@ impl Spawner {
                 let number = -value as i32;
                 let path = String::from_utf8_lossy(&spec.path);
                 let why = std::io::Error::from_raw_os_error(number);
-                Err(failed(number, format!("{path}: {}", words(&why))))
+                let failure = failed(number, format!("{path}: {}", words(&why)));
+                Err(NotStarted { failure, stands: stood })
             }
         }
     }
@@ -333,7 +359,7 @@ impl Spawner {
         }))
     }
 
-    pub(super) async fn make(&self, spec: &SpawnSpec, natives: BTreeSet<i32>) -> Result<Member, Failure> {
+    pub(super) async fn make(&self, spec: &SpawnSpec, natives: BTreeSet<i32>) -> Result<Made, Failure> {
         let _one_at_a_time = self.family.making().await;
         self.family.complete().await;
         let relatives: Vec<Relative> =
@@ -348,7 +374,7 @@ impl Spawner {
             match step {
                 // It has been the parent of others here: its skeleton becomes what it stood for.
                 Step::Clone { pid, .. } if pid == spec.pid && self.family.get(pid).is_some() => {
-                    last = self.family.get(pid);
+                    last = self.family.get(pid).map(|member| Made { member, stood: true });
                 }
                 Step::Clone { by, pid } => {
                     // A parent that is here in person makes no children for us: init does, or for a skeleton somebody of
@@ -358,21 +384,21 @@ impl Spawner {
                         true if pid == spec.pid => 1,
                         true => self.family.of_session(relatives.iter().find(|r| r.pid == pid).map_or(0, |r| r.sid)),
                     };
-                    let member = match self.family.clone_when_free(by, pid, pid == spec.pid).await {
-                        Ok(member) => member,
+                    let made = match self.family.clone_when_free(by, pid, pid == spec.pid).await {
+                        Ok(made) => made,
                         // A leader that is dead while others of its group live: they keep its number taken, and it
                         // stands for the group without any process.
                         Err(failure) if failure.number == libc::EEXIST && pid != spec.pid => continue,
                         Err(failure) => return Err(failure),
                     };
                     if let Some(r) = spec.relatives.iter().find(|r| r.pid == pid) {
-                        member.ghost.tell(op::CREDS, r.uid.into(), r.gid.into(), vec![]);
-                        member.ghost.tell(op::NAME, 0, 0, r.comm.clone());
+                        made.member.ghost.tell(op::CREDS, r.uid.into(), r.gid.into(), vec![]);
+                        made.member.ghost.tell(op::NAME, 0, 0, r.comm.clone());
                         if r.subreaper {
-                            self.family.make_subreaper(pid, &member);
+                            self.family.make_subreaper(pid, &made.member);
                         }
                     }
-                    last = Some(member);
+                    last = Some(made);
                 }
                 // The process's own are in its exec block.
                 Step::Session { pid } | Step::Group { pid, .. } if pid == spec.pid => {}
@@ -517,62 +543,4 @@ fn terminal(spec: &SpawnSpec, uid: u32) -> std::io::Result<Terminal> {
     }
     bproc_sys::terminal::set_modes(&slave, &spec.termios)?;
     Ok(Terminal { master, slave })
-}
-
-fn block(spec: &SpawnSpec, place: Option<&Place>) -> Option<Vec<u8>> {
-    let c = spec.credentials.clone().unwrap_or_default();
-    let own_session = spec.sid == spec.pid;
-    let own_group = spec.pgid == spec.pid;
-    let mut flags = exec::flag::CWD_OPTIONAL;
-    flags |= if own_session || spec.pty { exec::flag::SETSID } else { exec::flag::SETPGID };
-    flags |= if spec.pty { exec::flag::CTTY } else { 0 };
-    flags |= if spec.no_new_privs { exec::flag::NO_NEW_PRIVS } else { 0 };
-    flags |= if place.is_some() { exec::flag::MOUNTS } else { 0 };
-    flags |= if spec.shell { exec::flag::SHELL } else { 0 };
-    flags |= if spec.below_cwd && place.is_none_or(|place| place.path.is_none()) { exec::flag::BELOW_CWD } else { 0 };
-    flags |= if spec.settings.is_some() { exec::flag::SETTINGS } else { 0 };
-    let settings = spec.settings.clone().unwrap_or_default();
-    let path = place.and_then(|place| place.path.as_ref()).unwrap_or(&spec.path);
-    let moved = place.filter(|place| !place.moved.is_empty()).map(|p| environment(&spec.envp, &p.moved));
-    let head = Head {
-        flags,
-        ruid: c.ruid,
-        euid: c.euid,
-        suid: c.suid,
-        rgid: c.rgid,
-        egid: c.egid,
-        sgid: c.sgid,
-        umask: spec.umask,
-        pgid: if own_group { 0 } else { spec.pgid },
-        nice: spec.nice,
-        pdeathsig: spec.pdeathsig,
-        blocked: spec.blocked,
-        ignored: spec.ignored,
-        cap_bounding: c.cap_bounding,
-        cap_inheritable: c.cap_inheritable,
-        cap_ambient: c.cap_ambient,
-        policy: settings.policy,
-        priority: settings.priority,
-        io_priority: settings.io_priority,
-        personality: settings.personality.unwrap_or(u32::MAX),
-        core_filter: settings.core_filter.unwrap_or(u32::MAX),
-        oom_score_adj: settings.oom_score_adj,
-        timer_slack: settings.timer_slack_ns,
-        securebits: spec.securebits,
-        ..Head::default()
-    };
-    let limits: Vec<_> = spec.limits.iter().map(|l| (l.soft, l.hard)).collect();
-    let fds: Vec<_> = spec.streams.iter().filter(|s| s.kind() != Kind::Closed).map(|s| s.fd).collect();
-    Builder {
-        head,
-        path,
-        cwd: &spec.cwd,
-        argv: &spec.argv,
-        envp: moved.as_ref().unwrap_or(&spec.envp),
-        groups: &c.groups,
-        fds: &fds,
-        rlimits: &limits,
-        processors: &settings.processors,
-    }
-    .build()
 }

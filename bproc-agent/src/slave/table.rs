@@ -163,14 +163,15 @@ impl Table {
         end
     }
 
-    /// It could not be started. Returns who holds its zombie, if it has ended already.
-    pub fn failed(&mut self, pid: i32) -> Option<i32> {
+    /// It could not be started. Returns who holds its zombie, if it has ended already. `stands`: what was to become it stands for it,
+    /// as before.
+    pub fn failed(&mut self, pid: i32, stands: bool) -> Option<i32> {
         let entry = self.entries.get_mut(&pid)?;
         let made = entry.host_pid != 0;
         let ended = matches!(entry.state, State::Starting(Some(_)));
         entry.state = State::Failed;
         let held_by = entry.held_by;
-        if ended || !made {
+        if ended || !made || stands {
             self.entries.remove(&pid);
         }
         held_by.filter(|_| ended)

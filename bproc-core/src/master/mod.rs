@@ -191,20 +191,28 @@ impl Master {
             (Ok(()), Ok(())) => {
                 process.phase = Phase::Running;
                 process.made = true;
+                let (at_gate, early) = (process.at_gate, std::mem::take(&mut process.early_signals));
                 out.push(Action::TrackSignals(pid));
                 out.push(Action::Answer(ask, Ok(())));
-                if process.at_gate {
+                if let Some(node) = self.node_of(pid) {
+                    for (number, siginfo) in early {
+                        self.order(node, Order::Signal { pid, number, siginfo }, out);
+                    }
+                }
+                if at_gate {
                     // The caller was killed while it waited.
                     self.kill_remote(pid, out);
                 }
             }
             (held, Err(refusal)) => {
                 let at_gate = process.at_gate;
+                let early = std::mem::take(&mut process.early_signals);
                 self.processes.remove(&pid);
                 if held.is_ok() {
                     out.push(if at_gate { Action::Release(pid) } else { Action::LetGo(pid) });
                 }
                 out.push(Action::Answer(ask, Err(refusal)));
+                out.extend(early.into_iter().map(|(_, siginfo)| Action::SignalLocal(pid, siginfo)));
             }
             (Err(errno), Ok(())) => {
                 out.push(Action::Answer(ask, Err(Refusal::CannotHold(pid, errno))));

@@ -357,7 +357,7 @@ pub(super) struct Process {
     pub arrived: u32,
     /// Newest one that was dropped as a copy.
     pub dropped: u32,
-    /// Signals that came while the node was not known: number and siginfo.
+    /// Signals that came while the node was not known, or it was not known whether it starts there: number and siginfo.
     pub early_signals: Vec<(u32, Vec<u8>)>,
     pub ghost_stopped: Option<Stopped>,
     /// The node said so last.
@@ -421,6 +421,11 @@ impl Process {
     /// Its node has said that it could not be started.
     pub(super) fn has_not_started(&self) -> bool {
         matches!(self.phase, Phase::Starting { started: Some(Err(_)), .. })
+    }
+
+    /// It is not known yet whether it runs on its node.
+    pub(super) fn is_starting(&self) -> bool {
+        matches!(self.phase, Phase::Starting { .. })
     }
 
     /// The node has not said whether it runs.

@@ -192,7 +192,12 @@ impl Master {
             Some(Some(node)) if node != from => {
                 self.order(node, Order::Signal { pid: target, number: 0, siginfo }, out);
             }
-            Some(_) => {}
+            // To the stand-in that is to become it: it gets it there, or here, if nothing comes of that.
+            Some(_) => {
+                if let Some(process) = self.processes.get_mut(&target).filter(|p| p.is_starting()) {
+                    process.early_signals.push((0, siginfo));
+                }
+            }
             // Only those that have a skeleton on that node can be reached from it.
             None if self.relatives.get(&target).is_some_and(|nodes| nodes.contains(&from)) => {
                 out.push(Action::SignalLocal(target, siginfo));

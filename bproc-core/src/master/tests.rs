@@ -99,6 +99,25 @@ fn a_failed_exec_lets_the_caller_go_and_leaves_nothing() {
 }
 
 #[test]
+fn what_the_stand_in_is_sent_during_a_start_comes_to_where_the_process_is() {
+    for works in [true, false] {
+        let mut m = up();
+        let mut out = vec![];
+        m.spawn(Ask(7), facts(50), &mut out);
+        m.signal_from_node(NODE, pid(50), siginfo(10), None, &mut out);
+        m.held(pid(50), Ok(()), &mut out);
+        out.clear();
+        let result = if works { Ok(()) } else { Err(Refusal::Failed(NODE, 2, "no such file".into())) };
+        m.spawned(pid(50), result, &mut out);
+        let there =
+            |a: &Action| matches!(a, Action::Send(NODE, _, Order::Signal { pid: to, number: 0, .. }) if *to == pid(50));
+        let here = |a: &Action| matches!(a, Action::SignalLocal(to, _) if *to == pid(50));
+        assert_eq!(out.iter().filter(|a| there(a)).count(), usize::from(works), "{out:?}");
+        assert_eq!(out.iter().filter(|a| here(a)).count(), usize::from(!works), "{out:?}");
+    }
+}
+
+#[test]
 fn a_killed_ghost_is_released_only_after_the_node_confirms() {
     let mut m = up();
     running(&mut m, 50);

@@ -10,9 +10,20 @@ use std::os::unix::fs::PermissionsExt;
 
 /// Lets the skeleton become `sh -c SCRIPT` and gives what it prints; success shows as end of the connection.
 fn output<'a>(conn: &mut Conn, head: Head, script: &str, change: impl FnOnce(&mut Builder<'a>)) -> String {
+    output_if(conn, false, head, script, change)
+}
+
+/// [`output`]; `tried`: a child tries it before.
+fn output_if<'a>(
+    conn: &mut Conn,
+    tried: bool,
+    head: Head,
+    script: &str,
+    change: impl FnOnce(&mut Builder<'a>),
+) -> String {
     let (mut reader, writer) = pipe().expect("a pipe");
     let block = shell(head, script, change);
-    conn.send(op::EXEC, 0, 0, &[], &[block.as_raw_fd(), writer.as_raw_fd()]);
+    conn.send(op::EXEC, tried.into(), 0, &[], &[block.as_raw_fd(), writer.as_raw_fd()]);
     drop(writer);
     while let Some(packet) = conn.receive() {
         assert_ne!(packet.msg.op, ev::RESULT, "exec failed: {}", packet.msg.a);
@@ -179,6 +190,25 @@ fn a_missing_directory_may_be_replaced_by_the_root() {
     let mut conn = space.clone_child(301, Role::Skeleton);
     let block = program("/bin/true", "/no/such/place", root_head());
     assert_eq!(conn.call_with(op::EXEC, 0, 0, &[], &[block.as_raw_fd()]), -i64::from(libc::ENOENT));
+}
+
+#[test]
+fn what_is_tried_first_and_fails_changes_nothing() {
+    let mut space = Space::start();
+    let mut conn = space.clone_child(300, Role::Skeleton);
+    let head = || Head { flags: flag::SETSID, euid: 65534, ruid: 65534, suid: 65534, ..root_head() };
+    for (path, reason) in [("/no/such/program", libc::ENOENT), ("/etc", libc::EACCES)] {
+        let block = program(path, "/", head());
+        assert_eq!(conn.call_with(op::EXEC, 1, 0, &[], &[block.as_raw_fd()]), -i64::from(reason), "{path}");
+        let info = siginfo(libc::SIGUSR1, libc::SI_QUEUE, 1, 0, 7);
+        assert_eq!(space.call_with(op::SIGNAL, 300, 0, &info, &[]), 0);
+        conn.report(ev::SIGNAL);
+    }
+    assert_eq!(space.call(op::REAP, 300, 0), 0, "it lives");
+    // What works is done, and once.
+    let text = output_if(&mut conn, true, head(), "echo $$ $(id -u); kill -USR2 $$", |_| {});
+    assert_eq!(text, "300 65534\n");
+    assert_eq!(space.report(ev::CHILD).msg.c, i64::from(libc::SIGUSR2));
 }
 
 #[test]

@@ -54,6 +54,29 @@ pub(crate) fn reap(pid: i32) -> Result<i32> {
     plain!(nr::WAIT4, pid, 0, options, 0).map(|pid| pid as i32)
 }
 
+/// Status of a traced process that stops because it executes a program.
+pub(crate) const EXEC_STOP: i32 = 5 | 4 << 8;
+
+/// The parent traces this process from now on.
+pub(crate) fn trace_me() -> Result<()> {
+    const TRACEME: usize = 0;
+    plain!(nr::PTRACE, TRACEME).map(|_| ())
+}
+
+/// A stopped tracee stops when it executes a program, and dies with this process.
+pub(crate) fn bind_tracee(pid: i32) -> Result<()> {
+    const SETOPTIONS: usize = 0x4200;
+    const TRACE_EXEC: usize = 1 << 4;
+    const EXIT_KILL: usize = 1 << 20;
+    plain!(nr::PTRACE, SETOPTIONS, pid, 0, TRACE_EXEC | EXIT_KILL).map(|_| ())
+}
+
+/// A stopped tracee goes on, without the signal that has stopped it.
+pub(crate) fn let_go_on(pid: i32) -> Result<()> {
+    const CONT: usize = 7;
+    plain!(nr::PTRACE, CONT, pid, 0, 0).map(|_| ())
+}
+
 pub(crate) fn setpgid(pid: i32, group: i32) -> Result<()> {
     plain!(nr::SETPGID, pid, group).map(|_| ())
 }

@@ -134,7 +134,7 @@ impl Between {
             Ok(0) => {
                 not_its.into_iter().for_each(sys::close);
                 let number = begin(program, blocked, kept).and_then(|(begun, child)| {
-                    let frozen = begun.freeze(&Options { flags, fds: FdPolicy::StdioOnly });
+                    let frozen = begun.freeze(&Options { flags, fds: FdPolicy::StdioOnly, ..Options::default() });
                     let written = frozen.and_then(|frozen| frozen.write_image(out)).map_err(|e| e.errno());
                     // It never was more than an image. Who cannot execute may have been taken away already.
                     let _ = child.send_signal(libc::SIGKILL);

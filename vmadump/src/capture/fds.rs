@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use super::FdPolicy;
 use super::areas::Layout;
 use super::contents;
+use super::positions::Position;
 use super::survey::file_ref;
 use crate::ahead::OpenFile;
 use crate::error::{Error, Refusal, Uncarried};
@@ -24,7 +25,7 @@ const MOST_WAITING: usize = 4 << 20;
 /// A descriptor as /proc shows it.
 pub(super) struct Seen {
     pub(super) fd: i32,
-    link: Vec<u8>,
+    pub(super) link: Vec<u8>,
     pub(super) info: String,
 }
 
@@ -45,17 +46,17 @@ fn all(pid: i32) -> Result<Vec<Seen>, Error> {
         Some(libc::ENOENT | libc::ESRCH) => Error::Gone(pid),
         _ => SysError::from_io("read the descriptors of", pid, &e).into(),
     })?;
-    let mut seen: Vec<Seen> = dir
-        .flatten()
-        .filter_map(|entry| {
-            let fd = entry.file_name().to_str()?.parse().ok()?;
-            let link = fs::read_link(entry.path()).ok()?.into_os_string().into_encoded_bytes();
-            let info = String::from_utf8(files::read_record(&format!("/proc/{pid}/fdinfo/{fd}")).ok()?).ok()?;
-            Some(Seen { fd, link, info })
-        })
-        .collect();
+    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+    let mut seen: Vec<Seen> = dir.flatten().filter_map(|entry| one(pid, number(entry)?)).collect();
     seen.sort_by_key(|s| s.fd);
     Ok(seen)
+}
+
+/// One descriptor, if it is open.
+pub(super) fn one(pid: i32, fd: i32) -> Option<Seen> {
+    let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?.into_os_string().into_encoded_bytes();
+    let info = String::from_utf8(files::read_record(&format!("/proc/{pid}/fdinfo/{fd}")).ok()?).ok()?;
+    Some(Seen { fd, link, info })
 }
 
 /// Descriptors that no policy lets go.
@@ -96,11 +97,14 @@ pub(crate) struct Channels {
     all: HashMap<(bool, u32), u32>,
     /// Memory files by device and inode: who else has it.
     pub(super) memory: HashMap<(u64, u64), Option<i32>>,
+    /// Files that are written at a position.
+    positions: Vec<Position>,
 }
 
 impl Channels {
     /// Those of a process, standard streams left out. Slow where there are any: everybody's descriptors are looked at.
-    pub(super) fn of(pid: i32) -> Result<Channels, Error> {
+    /// `positions`: with the files that it writes at a position.
+    pub(super) fn of(pid: i32, positions: bool) -> Result<Channels, Error> {
         let seen = all(pid)?;
         let at = |kind: &'static [u8]| seen.iter().filter(move |s| s.fd > 2).filter_map(move |s| s.inode(kind));
         let streams: HashSet<&[u8]> = seen.iter().filter(|s| s.fd <= 2).map(|s| s.link.as_slice()).collect();
@@ -113,8 +117,9 @@ impl Channels {
         all.retain(|key, _| !streams.contains(name(*key).as_bytes()));
         let memory = seen.iter().filter(|s| s.fd > 2 && contents::name(&s.link).is_some());
         let memory: HashMap<_, _> = memory.filter_map(|s| Some((contents::identity(pid, s.fd)?, None))).collect();
-        let mut channels = Channels { all, memory };
-        if !channels.memory.is_empty() {
+        let positions = if positions { written(pid, &seen) } else { Vec::new() };
+        let mut channels = Channels { all, memory, positions };
+        if !channels.memory.is_empty() || !channels.positions.is_empty() {
             // It may have been sent to anybody.
             channels.leave_shared(pid, &numbers());
         } else if !channels.all.is_empty() {
@@ -130,6 +135,7 @@ impl Channels {
                 let at = link.path();
                 let Ok(link) = fs::read_link(&at) else { continue };
                 let seen = Seen { fd: 0, link: link.into_os_string().into_encoded_bytes(), info: String::new() };
+                self.positions.iter_mut().for_each(|position| position.compare(pid, &seen.link, (*other, &at)));
                 if contents::name(&seen.link).is_some() {
                     let Ok(meta) = fs::metadata(at) else { continue };
                     self.memory.entry((meta.dev(), meta.ino())).and_modify(|with| *with = Some(*other));
@@ -158,11 +164,18 @@ impl Channels {
     /// In the stopped process: without those that a child got since.
     pub(super) fn again(&self, pid: i32) -> Channels {
         let mut now = self.clone();
-        if !now.all.is_empty() || !now.memory.is_empty() {
+        if !now.all.is_empty() || !now.memory.is_empty() || !now.positions.is_empty() {
             now.leave_shared(pid, &super::survey::children(pid));
         }
         now
     }
+}
+
+/// Descriptors by which a process writes at a position, without copies of standard streams, which go along with these.
+fn written(pid: i32, seen: &[Seen]) -> Vec<Position> {
+    let (streams, others): (Vec<&Seen>, Vec<&Seen>) = seen.iter().partition(|s| s.fd <= 2);
+    let is_copy = |s: &Seen| streams.iter().any(|of| of.link == s.link && same_file((pid, of.fd), (pid, s.fd)));
+    others.into_iter().filter(|s| !is_copy(s)).filter_map(|s| Position::of(pid, s)).collect()
 }
 
 /// Processes of the same user: whoever has a descriptor of another got it by fork, or from one of these.
@@ -175,7 +188,7 @@ fn others_of(pid: i32) -> Vec<i32> {
 }
 
 /// All processes.
-fn numbers() -> Vec<i32> {
+pub(super) fn numbers() -> Vec<i32> {
     let dir = fs::read_dir("/proc").into_iter().flatten().flatten();
     dir.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
 }
@@ -246,6 +259,9 @@ fn kind(pid: i32, seen: &Seen, layout: &mut Layout, own: &Channels) -> FdKind {
         }
         if link.starts_with("/proc/") || link.starts_with("/sys/") {
             return lost(&link);
+        }
+        if let Some(shared) = own.positions.iter().find(|p| p.is(seen)).and_then(Position::shared) {
+            return lost(&shared);
         }
         let offset = fdinfo(&seen.info, "pos").and_then(|p| p.parse().ok()).unwrap_or(0);
         return match file_ref(pid, &seen.link, meta.ino()) {

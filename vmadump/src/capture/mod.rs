@@ -14,6 +14,7 @@ mod contents;
 mod fds;
 mod ghost;
 mod pages;
+mod positions;
 mod state;
 mod survey;
 mod vdsos;
@@ -24,6 +25,7 @@ pub(crate) use areas::Layout;
 pub use begun::Begun;
 pub use ghost::NotExecuted;
 pub(crate) use pages::{Room, Source};
+pub use positions::who_shares_position;
 pub(crate) use survey::{Survey, children};
 
 use crate::ahead::Question;
@@ -56,6 +58,9 @@ pub struct Options {
     pub flags: u32,
     /// Open files.
     pub fds: FdPolicy,
+    /// Descriptors beyond 2 by which it writes to a regular file, not at its end, where another process has got the same
+    /// open file, cannot be carried: each of the two would have a position of its own, and write over the other's output.
+    pub positions: bool,
 }
 
 /// Read-only mappings of files below /lib and /usr/lib travel as data.

@@ -122,7 +122,7 @@ impl Survey {
             Err(error) => return Err(error),
         }
         if options.fds != FdPolicy::StdioOnly {
-            survey.channels = Channels::of(pid)?;
+            survey.channels = Channels::of(pid, options.positions)?;
             let (refused, open) = fds::look(pid, options.fds, &survey.channels)?;
             why.extend(refused);
             survey.open = open;

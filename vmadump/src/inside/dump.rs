@@ -21,7 +21,7 @@ use crate::wire::Bytes;
 pub fn dump_self(out: impl Write, flags: u32) -> Result<u64, Error> {
     one_thread()?;
     let pid = std::process::id() as i32;
-    let options = Options { flags, fds: FdPolicy::StdioOnly };
+    let options = Options { flags, fds: FdPolicy::StdioOnly, ..Options::default() };
     let survey = Survey::of_own(pid, &options)?;
     let quiet = Quiet::new();
     let mut context = Context::default();

@@ -109,7 +109,7 @@ impl Traveller {
             body: Some(child),
             moves: 0,
             image: dir().join(format!("image-{}-{pid}", std::env::var(INNER).unwrap_or_default())),
-            options: Options { flags: 6, fds: FdPolicy::Carry },
+            options: Options { flags: 6, fds: FdPolicy::Carry, ..Options::default() },
             facts: None,
         }
     }

@@ -174,7 +174,8 @@ fn dump(args: &DumpArgs) -> Outcome {
     // Whatever is wrong with the file is told before the process is stopped.
     let mut output = Output::open(&args.file)?;
     vmadump::no_signal_for_large_files();
-    let frozen = freeze(args.pid, &capture::Options { flags, fds }).map_err(|e| fail(&e))?;
+    let frozen =
+        freeze(args.pid, &capture::Options { flags, fds, ..capture::Options::default() }).map_err(|e| fail(&e))?;
     let bar = bar("dump");
     let written = frozen.write_image_with(output.file(), &mut advance(&bar));
     bar.finish_and_clear();
