@@ -131,8 +131,8 @@ pub fn goes_along(cluster: &Cluster) -> Result<()> {
         read -u 5 line; echo $line; exit 3";
     fs::write(&file, "line\n")?;
     let mut command = Command::new("bash");
-    let done = finish(cluster.environment(command.args(["-c", script]).arg(&file)), b"", LIMIT)?;
-    ensure!(done.status == 3, "{done:?}");
+    let end = Traveller::start(cluster.environment(command.args(["-c", script]).arg(&file)))?.end()?;
+    ensure!(end == (String::new(), 3 << 8), "{end:?}");
     let places = ["0", "1", "master", "2", "master"];
     let wanted: String = places.iter().map(|place| format!("1 {place}\n3 {place}\n")).collect();
     let text = fs::read_to_string(format!("{}.out", file.display()))?;
