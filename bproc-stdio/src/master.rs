@@ -25,7 +25,7 @@ use handing::Kept;
 
 use crate::end::{Held, Sink};
 use crate::pump::{Counters, Ended, Place, QUEUE, count, is_hangup};
-use crate::through::{Asked, Asks, Leading, answer};
+use crate::through::{Asked, Asks, Leading, answer, outlast};
 use crate::turn::{Behind, Gone, MyTurn, Reader, Turn};
 use crate::watched::{pidfd, watch};
 use crate::wire::{Kind, StreamSpec, Token};
@@ -393,6 +393,7 @@ impl Master {
                         answer(through.as_ref(), &sender, told).await;
                     }
                     if chunk.end {
+                        outlast(through.as_ref(), sender);
                         return Ended::Whole;
                     }
                 }

@@ -417,6 +417,10 @@ impl Call {
                         }
                         if chunk.end && !pty {
                             input.sink = None;
+                            if self.held == Held::Shared {
+                                // It leads back here: no process moves on with it.
+                                break Ended::Whole;
+                            }
                         }
                         if let (true, Some(sink)) = (chunk.end, &input.sink)
                             && let Err(e) = sink.terminal_eof(in_line).await

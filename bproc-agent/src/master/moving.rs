@@ -24,6 +24,7 @@ use bproc_stdio::wire::Token;
 use bproc_sys::pidfd::PidFd;
 use bproc_sys::process::Process;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// How often a move is tried of a process that changes its files or groups meanwhile.
@@ -70,6 +71,9 @@ pub async fn ask(request: wire::Move, asker: &Asker, fds: Vec<OwnedFd>, desk: &D
     result
 }
 
+/// How long the word of a new process on a node may take longer than a question about it from there.
+const OVERTAKEN: Duration = Duration::from_millis(500);
+
 async fn ask_until(request: wire::Move, asker: &Asker, fds: Vec<OwnedFd>, desk: &Desk) -> Result<Moved, Failure> {
     // What leads back to a node is called for once.
     let mut left = if asker.back().is_empty() { TRIES } else { 1 };
@@ -104,7 +108,11 @@ async fn ask_once(
     let pid = moving(&request, asker);
     let pid = pid.ok_or_else(|| failure(libc::EINVAL, format!("{} is no process that can move", request.pid)))?;
     let number = pid.get();
-    let place = settled(pid, remote == Some(number), desk).await;
+    let mut place = settled(pid, remote == Some(number), desk).await;
+    if place.is_none() && asker.node().is_some() && PidFd::open(pid).is_err() {
+        // Forked there a moment ago: the question has overtaken the word of it.
+        place = tokio::time::timeout(OVERTAKEN, settled(pid, true, desk)).await.ok().flatten();
+    }
     desk.following.settle(pid).await;
     let local = place.is_none();
     // A node speaks for its own processes only.
