@@ -109,7 +109,8 @@ async fn ask_once(
     let pid = pid.ok_or_else(|| failure(libc::EINVAL, format!("{} is no process that can move", request.pid)))?;
     let number = pid.get();
     let mut place = settled(pid, remote == Some(number), desk).await;
-    if place.is_none() && asker.node().is_some() && PidFd::open(pid).is_err() {
+    let is_far = remote.is_some() || asker.node().is_some();
+    if place.is_none() && is_far && PidFd::open(pid).is_err() {
         // Forked there a moment ago: the question has overtaken the word of it.
         place = tokio::time::timeout(OVERTAKEN, settled(pid, true, desk)).await.ok().flatten();
     }
