@@ -19,4 +19,5 @@ pub mod procs;
 pub mod pty;
 pub mod run;
 pub mod runner;
+pub mod shared_input;
 pub mod traveller;

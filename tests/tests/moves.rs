@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bproc_tests::cluster::{Cluster, Role, eventually, signal_to};
 use bproc_tests::run::{finish, patience};
 use bproc_tests::runner::{self, Test};
+use bproc_tests::shared_input::shared_input;
 use bproc_tests::traveller::{AROUND, Traveller, around, compile, go, place, try_move};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -579,6 +580,7 @@ fn main() -> ExitCode {
         Test::new("streams", streams),
         Test::new("output_that_nobody_reads", output_that_nobody_reads),
         Test::new("input", input),
+        Test::new("shared_input", shared_input),
         Test::new("library", library),
         Test::new("refusals", refusals),
         Test::new("the_end_meanwhile", the_end_meanwhile),

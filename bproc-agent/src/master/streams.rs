@@ -125,7 +125,7 @@ pub async fn listed_streams(
             copies
         } else {
             let token = Token::random().map_err(|e| broken(e.to_string()))?;
-            let expected = desk.iod.expect(token.as_bytes(), &wanted, copies, None, false, pid).await;
+            let expected = desk.iod.expect_held(token.as_bytes(), &wanted, copies, pid).await;
             expected.map_err(|e| broken(format!("{e:#}")))?;
             all.token = token.as_bytes().to_vec();
             Vec::new()
