@@ -38,6 +38,8 @@ pub struct Asked {
     stdio: Vec<Vec<u8>>,
     /// The descriptors of one that asks for its own, and comes home.
     home: Vec<(i32, OwnedFd)>,
+    /// See [`Streams::leading`].
+    leading: Vec<u64>,
     children: Vec<bproc_proto::Relative>,
     survey: Option<Survey>,
     request: wire::Move,
@@ -162,17 +164,18 @@ async fn ask_once(
     } else {
         survey = None;
     }
-    let mut home = Vec::new();
+    let (mut home, mut leading) = (Vec::new(), Vec::new());
     if request.listed {
         let streams = listed_streams(pid, &request, (fds, asker.back()), &spec, desk).await?;
-        (spec.streams, spec.stdio_token, home) = (streams.streams, streams.token, streams.fds);
+        (spec.streams, spec.stdio_token) = (streams.streams, streams.token);
+        (home, leading) = (streams.fds, streams.leading);
         stdio = bproc_mover::send::stdio(pid.get());
     } else if leaves && mine {
         let streams = own_streams(pid, request.socket != 0, desk).await?;
         (spec.streams, spec.stdio_token, stdio) = (streams.streams, streams.token, streams.stdio);
     }
     let (answer, receiver) = oneshot::channel();
-    let asked = Asked { facts, spec, stdio, home, children, survey, request, handle, again, answer };
+    let asked = Asked { facts, spec, stdio, home, leading, children, survey, request, handle, again, answer };
     desk.facts.send(Fact::Client(ClientFact::Move(Box::new(asked)))).await.ok();
     receiver.await.map_err(ending).and_then(|r| r)
 }
@@ -207,6 +210,10 @@ impl Actor {
         self.next_ask += 1;
         self.asks.insert(ask, Waiting { pid, answer: Waits::Move(asked.answer) });
         let from = self.core.whereabouts(pid);
+        if asked.facts.to.is_none() {
+            // Before it runs: it may end at once.
+            self.pipes.came(pid, asked.leading);
+        }
         let mut spec = asked.spec;
         if from.is_some() {
             spec.rights = self.vouched.of(pid);

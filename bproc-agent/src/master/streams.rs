@@ -113,6 +113,7 @@ pub async fn listed_streams(
         let from: Vec<_> = wanted.iter().map(|(fd, input)| (back.to_vec(), *fd, *input)).collect();
         let handed = hand_on(&desk.iod, &from, wanted.iter().map(|(fd, _)| *fd).collect(), back, home).await?;
         all.token = handed.token;
+        all.leading = handed.taken.leading;
         handed.taken.fds
     } else {
         if wanted.len() != fds.len() {
