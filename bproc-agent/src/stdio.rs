@@ -92,7 +92,8 @@ impl Iod {
         Ok(self.client().await?.expect_for(token, &streams, owner.get()).await?)
     }
 
-    /// As [`Iod::expect`], for a process that still reads its input here: it is not read before [`Iod::open`].
+    /// As [`Iod::expect`], for a process that still reads its input here: it is not read before [`Iod::open`], and then only what
+    /// is read where the process is.
     ///
     /// # Errors
     /// The service is lost.

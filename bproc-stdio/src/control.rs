@@ -249,7 +249,9 @@ impl Control {
                     return Err(refuse(libc::EINVAL, "one report at most, and it is the last"));
                 }
                 let report = report.map(|(_, fd)| Report::new(fd, ask.owner));
-                let streams = streams.into_iter().map(|(spec, fd)| End::new(spec, fd)).collect();
+                // Who has read it here until now may leave others behind who do.
+                let end = |(spec, fd)| End { on_demand: ask.held, ..End::new(spec, fd) };
+                let streams = streams.into_iter().map(end).collect();
                 let expected = master.expect(token(&ask.token)?, streams, ask.node, ask.owner, ask.held, report);
                 if expected { done } else { Err(in_use()) }
             }
@@ -262,7 +264,12 @@ impl Control {
                     rest.push((turn, behind));
                 }
                 let streams = pair(specs, fds)?.into_iter().zip(rest);
-                let streams = streams.map(|((spec, fd), (turn, behind))| End { turn, behind, ..End::new(spec, fd) });
+                let streams = streams.map(|((spec, fd), (turn, behind))| End {
+                    turn,
+                    behind,
+                    on_demand: true,
+                    ..End::new(spec, fd)
+                });
                 let expected = master.expect(successor, streams.collect(), None, 0, false, master.report_of(&names));
                 if expected { done } else { Err(in_use()) }
             }

@@ -30,6 +30,9 @@ const PIPE_SIZE: i32 = 256 * 1024;
 /// Milliseconds after which a thread that waits for a descriptor looks whether anyone still wants it.
 const LOOK_UP_MS: u16 = 1000;
 
+/// How often an odd device is looked at.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// Whose the open file description is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Held {
@@ -136,6 +139,16 @@ fn read_into(buffer: &mut BytesMut, read: impl FnOnce(*mut libc::c_void, usize) 
     Ok(got)
 }
 
+fn waiting(how: &How) -> u64 {
+    let (How::Polled(fd) | How::Socket(fd)) = how else {
+        return 0;
+    };
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int to a valid place.
+    let failed = unsafe { libc::ioctl(fd.get_ref().as_raw_fd(), libc::FIONREAD, &mut bytes) } != 0;
+    if failed { 0 } else { u64::try_from(bytes).unwrap_or(0) }
+}
+
 /// Where bytes come from.
 pub(crate) struct Source {
     how: How,
@@ -194,6 +207,31 @@ impl Source {
         Ok(self.buffer.split().freeze())
     }
 
+    /// Comes back when a read would not wait; nothing is read.
+    pub(crate) async fn ready(&self) {
+        while !self.is_ready() {
+            match &self.how {
+                How::Polled(fd) | How::Socket(fd) => {
+                    let Ok(mut ready) = fd.readable().await else { return };
+                    // Somebody else may have read it.
+                    if !self.is_ready() {
+                        ready.clear_ready();
+                    }
+                }
+                How::Blocking(_) => tokio::time::sleep(LOOK_AGAIN).await,
+            }
+        }
+    }
+
+    /// Would a read not wait?
+    pub(crate) fn is_ready(&self) -> bool {
+        let fd = match &self.how {
+            How::Polled(fd) | How::Socket(fd) => fd.get_ref(),
+            How::Blocking(fd) => fd.as_ref(),
+        };
+        self.pending.is_some() || poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], 0u8) != Ok(0)
+    }
+
     /// What was read may be in a thread's hands when whoever awaits it is ended.
     pub(crate) fn reads_in_threads(&self) -> bool {
         matches!(self.how, How::Blocking(_))
@@ -209,13 +247,7 @@ impl Source {
 
     /// Bytes that wait to be read; 0 where the kernel does not tell.
     pub(crate) fn waiting(&self) -> u64 {
-        let (How::Polled(fd) | How::Socket(fd)) = &self.how else {
-            return 0;
-        };
-        let mut bytes: libc::c_int = 0;
-        // SAFETY: FIONREAD writes one int to a valid place.
-        let failed = unsafe { libc::ioctl(fd.get_ref().as_raw_fd(), libc::FIONREAD, &mut bytes) } != 0;
-        if failed { 0 } else { u64::try_from(bytes).unwrap_or(0) }
+        waiting(&self.how)
     }
 
     /// Whether it is the master side of a terminal that a session has as its own.
@@ -323,6 +355,11 @@ impl Sink {
             return;
         }
         std::future::pending().await
+    }
+
+    /// Bytes in a pipe that nobody has read.
+    pub(crate) fn waiting(&self) -> u64 {
+        waiting(&self.how)
     }
 
     /// Is the reader of a pipe gone?

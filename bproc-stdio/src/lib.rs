@@ -30,6 +30,7 @@ mod service;
 mod slave;
 mod through;
 mod turn;
+mod wanted;
 mod watched;
 pub mod wire;
 

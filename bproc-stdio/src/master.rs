@@ -1,6 +1,7 @@
 //! On the master: the master-side ends of the processes' streams, handed to the node that calls for them.
 
 mod handing;
+mod input;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -12,7 +13,6 @@ use bproc_config::net::PeerInfo;
 use bproc_config::tls::Peer;
 use bproc_proto::stdio::Chunk;
 use bproc_proto::stdio::stdio_server::Stdio;
-use bytes::Bytes;
 use tokio::io::Interest;
 use tokio::sync::{self, Notify, mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -24,9 +24,9 @@ pub(crate) use handing::HandedOn;
 use handing::Kept;
 
 use crate::end::{Held, Sink};
-use crate::pump::{Counters, Ended, Place, QUEUE, count, is_hangup};
-use crate::through::{Asked, Asks, Leading, answer};
-use crate::turn::{Behind, Gone, MyTurn, Reader, Turn};
+use crate::pump::{Counters, Ended, QUEUE, count};
+use crate::through::{Asked, Leading, answer, outlast};
+use crate::turn::{Behind, Gone, MyTurn, Turn};
 use crate::watched::{pidfd, watch};
 use crate::wire::{Kind, StreamSpec, Token};
 
@@ -77,13 +77,15 @@ pub(crate) struct End {
     /// An input that leads back to a node: what it is asked.
     pub(crate) asked: Option<Asked>,
     pub(crate) past: Past,
+    /// An input: it is read only when somebody on the node reads it.
+    pub(crate) on_demand: bool,
 }
 
 impl End {
     /// The end of a fresh stream.
     pub(crate) fn new(spec: StreamSpec, fd: OwnedFd) -> End {
         let (turn, past) = (Turn::default(), Past::default());
-        End { spec, fd, turn, behind: None, asked: None, past }
+        End { spec, fd, turn, behind: None, asked: None, past, on_demand: false }
     }
 }
 
@@ -393,6 +395,7 @@ impl Master {
                         answer(through.as_ref(), &sender, told).await;
                     }
                     if chunk.end {
+                        outlast(through.as_ref(), sender);
                         return Ended::Whole;
                     }
                 }
@@ -404,125 +407,12 @@ impl Master {
         let _ = tokio::time::timeout(DRAIN, drained).await;
         Ended::Broken
     }
-
-    /// To the process: what can be read is sent, when it is its turn.
-    async fn input(&self, claim: Claim, mut requests: Streaming<Chunk>, sender: mpsc::Sender<Answer>) -> Ended {
-        let (fd, pty) = (claim.fd, claim.end.spec.kind() == Kind::PtyInput);
-        let mut winsize = claim.winsize;
-        winsize.mark_changed();
-        let turn = claim.end.turn.lock_owned();
-        tokio::pin!(turn);
-        let (mut end, mut reader) = (Some(claim.end.fd), None::<Reader>);
-        let mut place = None;
-        let (mut told_end, mut at_end) = (false, false);
-        let mut asks = Asks::new(claim.end.asked);
-        // What comes back, while it does and until it is known what becomes of the process.
-        let mut recalled = None::<Vec<Bytes>>;
-        loop {
-            if at_end && !told_end && recalled.is_none() {
-                told_end = true;
-                place = None::<mpsc::OwnedPermit<Answer>>;
-                let _ = sender.send(Ok(Chunk { fd, end: true, ..Chunk::default() })).await;
-            }
-            let reads = reader.is_some() && !at_end && recalled.is_none();
-            if recalled.is_none()
-                && asks.is_due()
-                && let Some(place) = place.take()
-            {
-                place.put(Chunk { fd, mark: asks.send(), ..Chunk::default() });
-                continue;
-            }
-            tokio::select! {
-                request = requests.message() => match request {
-                    Ok(Some(chunk)) if chunk.broken => return Ended::Broken,
-                    Ok(Some(chunk)) if chunk.end => return Ended::Whole,
-                    Ok(Some(chunk)) if chunk.recall => {
-                        recalled = Some(Vec::new());
-                        place = None;
-                        let _ = sender.send(Ok(Chunk { fd, recall: true, ..Chunk::default() })).await;
-                    }
-                    Ok(Some(chunk)) if chunk.resume => {
-                        recalled = None;
-                        (told_end, at_end) = (false, false);
-                    }
-                    Ok(Some(chunk)) => {
-                        if let Some(recalled) = &mut recalled {
-                            recalled.push(chunk.data);
-                        }
-                        if recalled.is_none() {
-                            asks.answered(chunk.mark);
-                        } else if chunk.mark != 0 {
-                            if let (Some(reader), Some(recalled)) = (&mut reader, &mut recalled) {
-                                reader.take_back(std::mem::take(recalled)).await;
-                            }
-                            let _ = sender.send(Ok(Chunk { fd, mark: chunk.mark, ..Chunk::default() })).await;
-                        }
-                    }
-                    Ok(None) if told_end => return Ended::Whole,
-                    other => return gone(&other),
-                },
-                turn = &mut turn, if end.is_some() => match end.take().map(|end| Reader::new(turn, end)) {
-                    Some(Ok(fresh)) => {
-                        // What a thread has read cannot be told to have been.
-                        if fresh.reads_in_threads() {
-                            claim.used.store(true, Ordering::Relaxed);
-                        }
-                        reader = Some(fresh);
-                    }
-                    Some(Err(e)) => {
-                        tracing::debug!("{:?} fd {fd}: cannot be read: {e}", claim.token);
-                        at_end = true;
-                    }
-                    None => {}
-                },
-                changed = winsize.changed(), if pty => {
-                    let size = *winsize.borrow_and_update();
-                    if changed.is_err() {
-                        return Ended::Lost;
-                    }
-                    if let Some(size) = size {
-                        place = None;
-                        let winsize = Bytes::copy_from_slice(&size);
-                        let _ = sender.send(Ok(Chunk { fd, winsize, ..Chunk::default() })).await;
-                    }
-                },
-                Some(ask) = asks.next(), if reader.is_some() || at_end => asks.note(ask, reader.as_ref().map_or(0, Reader::waiting)),
-                got = sender.clone().reserve_owned(), if place.is_none() && (reads || asks.is_due()) => match got {
-                    Ok(got) => place = Some(got),
-                    Err(_) => return Ended::Lost,
-                },
-                data = read(&mut reader), if place.is_some() && reads => match data {
-                    Ok(data) if !data.is_empty() => {
-                        claim.used.store(true, Ordering::Relaxed);
-                        count(&self.counters.input, data.len());
-                        asks.read += data.len() as u64;
-                        if let Some(place) = place.take() {
-                            place.put(Chunk { fd, data, ..Chunk::default() });
-                        }
-                    }
-                    end => {
-                        if let Err(e) = end && !is_hangup(&e) {
-                            tracing::debug!("{:?} fd {fd}: cannot be read: {e}", claim.token);
-                        }
-                        at_end = true;
-                    }
-                },
-            }
-        }
-    }
 }
 
 /// Ends the tasks; descriptors that nobody called for close with the processes.
 fn end(processes: impl IntoIterator<Item = Process>) {
     for process in processes {
         process.running.iter().for_each(AbortHandle::abort);
-    }
-}
-
-async fn read(reader: &mut Option<Reader>) -> std::io::Result<Bytes> {
-    match reader {
-        Some(reader) => reader.read().await,
-        None => Ok(Bytes::new()),
     }
 }
 

@@ -1,5 +1,7 @@
 //! On a node: the node-side ends of the processes' pipes, a call to the master for each.
 
+mod input;
+
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
@@ -12,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
 use crate::closed::Closed;
-use crate::end::{Held, Sink, Source, WayBack};
+use crate::end::{Held, Source};
 use crate::links::{Link, Links};
 use crate::pipes::Pipes;
 use crate::pump::{Counters, Ended, Place, QUEUE, count, is_hangup};
@@ -39,6 +41,8 @@ enum Ask {
     Stays,
     /// It has ended.
     Over,
+    /// A process has ended, perhaps the last that read it: to be dropped when what was not read is back.
+    Returned(oneshot::Sender<()>),
 }
 
 /// Dropped, and with it the ways to its streams: they end.
@@ -131,11 +135,19 @@ impl Slave {
         self.lock().remove(&token);
     }
 
-    /// Comes back when all that the process has written is written at the far end (true) or cannot be (false).
+    /// Comes back when all that the process has written is written at the far end (true) or cannot be (false), and what nobody
+    /// is left to read is back there.
     pub(crate) async fn flush(&self, token: Token) -> bool {
-        let senders = self.lock().get(&token).map(|p| p.flushes.clone()).unwrap_or_default();
+        let all = self.lock().get(&token).map(|p| (p.flushes.clone(), p.inputs.clone()));
+        let (senders, inputs) = all.unwrap_or_default();
         let mut whole = true;
         let mut answers = Vec::new();
+        let mut returned = Vec::new();
+        for (_, input) in inputs {
+            let (done, answer) = oneshot::channel();
+            let _ = input.send(Ask::Returned(done));
+            returned.push(answer);
+        }
         for sender in senders {
             let (done, answer) = oneshot::channel();
             // A stream that has ended already takes no request: it is through.
@@ -146,6 +158,9 @@ impl Slave {
         for answer in answers {
             // Dropped unanswered: the stream ended before it saw the request.
             whole &= answer.await.unwrap_or(true);
+        }
+        for answer in returned {
+            let _ = answer.await;
         }
         whole
     }
@@ -351,170 +366,6 @@ impl Call {
             self.hangup.send_replace(true);
         }
         ended
-    }
-
-    /// From the master to the process.
-    async fn input(
-        &self,
-        fd: OwnedFd,
-        mut asks: mpsc::UnboundedReceiver<Ask>,
-        sender: Sender,
-        answers: Streaming<Chunk>,
-    ) -> Ended {
-        let number = self.spec.fd;
-        let pty = self.spec.kind() == Kind::PtyInput;
-        let mut hung_up = self.hung_up.clone();
-        let way_back = if pty { None } else { WayBack::to(&fd).ok() };
-        let sink = match Sink::new(fd, self.held) {
-            Ok(sink) => sink,
-            Err(e) => {
-                tracing::warn!("{:?} fd {number}: cannot be written: {e}", self.token);
-                let _ = sender.send(Chunk { fd: number, broken: true, ..Chunk::default() }).await;
-                return Ended::Broken;
-            }
-        };
-        // None: the process has been told the end.
-        let mut input = Input { fd: number, sink: Some(sink), way_back, rest: Bytes::new(), sender, answers };
-        let mut in_line = false;
-        let ended = loop {
-            let open = input.sink.is_some();
-            let idle = input.rest.is_empty();
-            tokio::select! {
-                ask = asks.recv() => match ask {
-                    Some(Ask::Recall(done)) => match input.recall().await {
-                        Some(()) => {
-                            let _ = done.send(true);
-                            match asks.recv().await {
-                                Some(Ask::Gone | Ask::Over) => break Ended::Whole,
-                                _ if input.resume().await => {}
-                                _ => break Ended::Broken,
-                            }
-                        }
-                        None => {
-                            let _ = done.send(false);
-                            break Ended::Lost;
-                        }
-                    },
-                    Some(Ask::Gone | Ask::Over) if !open => break Ended::Whole,
-                    Some(_) => {}
-                    None => break Ended::Broken,
-                },
-                answer = input.answers.message(), if idle => match answer {
-                    Ok(Some(chunk)) => {
-                        if let (Ok(size), Some(sink)) = (<[u8; 8]>::try_from(&chunk.winsize[..]), &input.sink)
-                            && let Err(e) = sink.set_winsize(size)
-                        {
-                            tracing::debug!("{:?} fd {number}: size of the terminal: {e}", self.token);
-                        }
-                        if let Some(last) = chunk.data.last() {
-                            in_line = *last != b'\n';
-                            count(&self.slave.counters.input, chunk.data.len());
-                        }
-                        input.rest = chunk.data;
-                        // All before it is written.
-                        if chunk.mark != 0 {
-                            let _ = input.sender.send(Chunk { fd: number, mark: chunk.mark, ..Chunk::default() }).await;
-                        }
-                        if chunk.end && !pty {
-                            input.sink = None;
-                        }
-                        if let (true, Some(sink)) = (chunk.end, &input.sink)
-                            && let Err(e) = sink.terminal_eof(in_line).await
-                        {
-                            tracing::debug!("{:?} fd {number}: end of input: {e}", self.token);
-                            break Ended::Broken;
-                        }
-                    }
-                    Ok(None) if !open => break Ended::Whole,
-                    Ok(None) | Err(_) => return Ended::Lost,
-                },
-                written = write(&input.sink, &mut input.rest), if !idle => if written.is_err() { break Ended::Broken },
-                () = broken(&input.sink), if open => break Ended::Broken,
-                () = is_up(&mut hung_up), if pty => break Ended::Broken,
-            }
-        };
-        let Input { sink, sender, mut answers, .. } = input;
-        drop(sink);
-        let (whole, broken) = (ended == Ended::Whole, ended == Ended::Broken);
-        let _ = sender.send(Chunk { fd: number, end: whole, broken, ..Chunk::default() }).await;
-        drop(sender);
-        // The master closes its end and the call; what it had sent before is of no use.
-        while let Ok(Some(_)) = answers.message().await {}
-        ended
-    }
-}
-
-/// The stream of an input.
-struct Input {
-    fd: i32,
-    /// None: the process has been told the end.
-    sink: Option<Sink>,
-    way_back: Option<WayBack>,
-    /// Came, and is not written.
-    rest: Bytes,
-    sender: Sender,
-    answers: Streaming<Chunk>,
-}
-
-impl Input {
-    /// Sends back what has come and was not read, in its order: from the pipe, from here, from the way.
-    async fn recall(&mut self) -> Option<()> {
-        let fd = self.fd;
-        self.sender.send(Chunk { fd, recall: true, ..Chunk::default() }).await.ok()?;
-        // One whose readers are gone, or that is no pipe, has nothing to give.
-        let read = self.way_back.as_ref().and_then(|way| way.drain().ok()).unwrap_or_default();
-        let mut back = vec![read, std::mem::take(&mut self.rest)];
-        loop {
-            let chunk = self.answers.message().await.ok()??;
-            back.push(chunk.data);
-            if chunk.end {
-                self.sink = None;
-            }
-            if chunk.recall {
-                break;
-            }
-        }
-        for data in back.into_iter().filter(|data| !data.is_empty()) {
-            self.sender.send(Chunk { fd, data, ..Chunk::default() }).await.ok()?;
-        }
-        self.sender.send(Chunk { fd, mark: 1, ..Chunk::default() }).await.ok()?;
-        loop {
-            if self.answers.message().await.ok()??.mark != 0 {
-                return Some(());
-            }
-        }
-    }
-
-    /// The process stays: it gets again what came back. False: nobody reads it.
-    async fn resume(&mut self) -> bool {
-        if self.sink.is_none() {
-            self.sink = self.way_back.as_ref().and_then(|way| way.sink().ok());
-        }
-        match &self.sink {
-            Some(sink) if !sink.is_broken() => {
-                self.sender.send(Chunk { fd: self.fd, resume: true, ..Chunk::default() }).await.is_ok()
-            }
-            _ => false,
-        }
-    }
-}
-
-async fn is_up(hung_up: &mut watch::Receiver<bool>) {
-    let _ = hung_up.wait_for(|up| *up).await;
-}
-
-/// Writes some of it. May be interrupted without loss.
-async fn write(sink: &Option<Sink>, rest: &mut Bytes) -> std::io::Result<()> {
-    let Some(sink) = sink else { return Err(std::io::ErrorKind::BrokenPipe.into()) };
-    let written = sink.write(rest).await?;
-    let _ = rest.split_to(written);
-    Ok(())
-}
-
-async fn broken(sink: &Option<Sink>) {
-    match sink {
-        Some(sink) => sink.broken().await,
-        None => std::future::pending().await,
     }
 }
 

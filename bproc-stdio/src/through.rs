@@ -77,6 +77,20 @@ pub(crate) async fn answer(through: Option<&Through>, sender: &mpsc::Sender<Resu
     }
 }
 
+/// Keeps the call of a stream that has ended open until what came by it is on the node, too, where it leads back to one: who asks
+/// for it after its end must wait as well. To be called while the pipe is open.
+pub(crate) fn outlast(through: Option<&Through>, sender: mpsc::Sender<Result<Chunk, Status>>) {
+    let (done, told) = oneshot::channel();
+    if through.is_some_and(|through| through.send(done).is_ok()) {
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = told => {}
+                () = sender.closed() => {}
+            }
+        });
+    }
+}
+
 /// What a stream to a node was asked.
 pub(crate) struct Asks {
     asked: Option<Asked>,

@@ -5,15 +5,21 @@ use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use nix::poll::{PollFd, PollFlags, poll};
-use nix::unistd::{Whence, lseek};
+use nix::sys::stat::{major, minor};
+use nix::unistd::{Pid, Whence, getpgid, lseek};
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
-use crate::end::{Held, Sink, Source};
+use crate::end::{Held, Sink, Source, WayBack};
 use crate::through::{Asks, Leading};
+use crate::wanted::Demand;
 use crate::wire::Token;
+
+/// When it is tried again to read what another one has read, or may read now.
+pub(crate) const NOT_YET: Duration = Duration::from_millis(20);
 
 /// What was read from a descriptor and has reached no process.
 #[derive(Default)]
@@ -34,13 +40,17 @@ pub(crate) struct Reader {
     source: Option<Source>,
     /// Of a file: to go back in it, and to begin again.
     file: Option<OwnedFd>,
+    /// The device of a terminal.
+    terminal: Option<libc::dev_t>,
 }
 
 impl Reader {
     pub(crate) fn new(turn: MyTurn, fd: OwnedFd) -> io::Result<Reader> {
         let file = is_file(&fd).then(|| fd.try_clone()).transpose()?;
+        let terminal = nix::unistd::isatty(&fd).unwrap_or(false).then(|| nix::sys::stat::fstat(&fd));
+        let terminal = terminal.and_then(Result::ok).map(|stat| stat.st_rdev);
         let source = if turn.ended { None } else { Some(Source::new(fd, Held::Shared)?) };
-        Ok(Reader { turn, source, file })
+        Ok(Reader { turn, source, file, terminal })
     }
 
     /// See [`Source::reads_in_threads`].
@@ -51,6 +61,34 @@ impl Reader {
     /// See [`Source::waiting`].
     pub(crate) fn waiting(&self) -> u64 {
         self.source.as_ref().map_or(0, Source::waiting)
+    }
+
+    /// Comes back when there is something, or the end; nothing is read.
+    pub(crate) async fn ready(&self) {
+        if let (true, Some(source)) = (self.turn.unread.is_empty(), &self.source) {
+            source.ready().await;
+        }
+    }
+
+    /// Is there something, or the end?
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.turn.unread.is_empty() || self.source.as_ref().is_none_or(Source::is_ready)
+    }
+
+    /// May a process of this group read it now? One that has it as its terminal, only in the foreground.
+    pub(crate) fn is_for(&self, group: i32) -> bool {
+        let Some(terminal) = self.terminal.filter(|_| group > 0) else { return true };
+        // Its ghost tells, or that of its leader.
+        let stat = std::fs::read_to_string(format!("/proc/{group}/stat")).unwrap_or_default();
+        let words = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect::<Vec<_>>()).unwrap_or_default();
+        let number = |at: usize| words.get(at).and_then(|word| word.parse::<i32>().ok());
+        let (Some(device), Some(foreground)) = (number(4), number(5)) else { return true };
+        let device = device.cast_unsigned();
+        let same = (major(terminal), minor(terminal))
+            == (u64::from(device >> 8 & 0xfff), u64::from(device & 0xff | device >> 12 & 0xf_ff00));
+        // A shell that is elsewhere cannot give it to anybody: it is left to a group that is no more.
+        let is_there = || foreground > 0 && getpgid(Some(Pid::from_raw(foreground))).is_ok();
+        !same || foreground == group || !is_there()
     }
 
     /// The next bytes; empty at the end. May be interrupted without loss.
@@ -105,7 +143,10 @@ pub(crate) fn come_home(turn: Turn, fd: OwnedFd) -> io::Result<OwnedFd> {
         return Ok(fd);
     }
     let (reader, writer) = io::pipe()?;
-    let sink = Sink::new(writer.into(), Held::Ours)?;
+    let mut demand = Demand::of(&writer);
+    let writer = OwnedFd::from(writer);
+    let way_back = WayBack::to(&writer)?;
+    let sink = Sink::new(writer, Held::Ours)?;
     tokio::spawn(async move {
         let turn = tokio::select! {
             turn = turn.lock_owned() => turn,
@@ -116,12 +157,23 @@ pub(crate) fn come_home(turn: Turn, fd: OwnedFd) -> io::Result<OwnedFd> {
             Err(error) => return tracing::debug!(%error, "the input of a process that came home"),
         };
         loop {
-            let data = tokio::select! {
-                data = reader.read() => data,
-                () = sink.broken() => return,
+            let wanted = async {
+                reader.ready().await;
+                demand.ask();
+                demand.wanted(Some(&sink)).await
             };
-            match data {
+            let group = tokio::select! {
+                group = wanted => group,
+                // Whose turn is next begins with what was not read.
+                () = sink.broken() => return reader.take_back(vec![way_back.drain().unwrap_or_default()]).await,
+            };
+            if !reader.is_ready() || !reader.is_for(group) {
+                tokio::time::sleep(NOT_YET).await;
+                continue;
+            }
+            match reader.read().await {
                 Ok(data) if !data.is_empty() => {
+                    demand.came(data.len());
                     if sink.write_all(data).await.is_err() {
                         return;
                     }

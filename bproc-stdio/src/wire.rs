@@ -251,7 +251,8 @@ pub struct Expect {
     /// not called for. (An agent that is killed in the middle of a start cannot say FORGET.)
     #[prost(sint32, tag = "4")]
     pub owner: i32,
-    /// Inputs are not read before Open: the process still reads them here.
+    /// Inputs are not read before Open: the process still reads them here. Then only what somebody reads on the node: others here
+    /// may read the rest.
     #[prost(bool, tag = "5")]
     pub held: bool,
 }

@@ -5,6 +5,8 @@ mod common;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 use bproc_stdio::{AsyncIodClient, IodError, Kind, StreamName, StreamSpec, Token};
 use common::{Cluster, pipe, within};
@@ -48,6 +50,39 @@ fn a_flush_waits_until_it_is_there() {
         }
         drop(process);
         assert_eq!(stays.read(&mut [0]).unwrap(), 0);
+    });
+}
+
+/// The pipe of a process may be at its end before anybody asks whether all is there.
+#[test]
+fn a_flush_after_the_end_waits_as_well() {
+    within(|| {
+        let cluster = Cluster::start();
+        for round in 0..5 {
+            let (token, mut process, mut stays) = leave(&cluster);
+            // More than there is room for where it goes.
+            let all: Vec<u8> = (0..100_000u32).map(|n| n as u8).collect();
+            process.write_all(&all).unwrap();
+            drop(process);
+            // The end has come to the master, or comes while it is asked.
+            std::thread::sleep(Duration::from_millis(100 * round));
+            let (mut client, (done, told)) = (cluster.slave.client(), channel());
+            let asked = std::thread::spawn(move || {
+                assert!(client.flush(token).unwrap());
+                done.send(()).unwrap();
+            });
+            assert_eq!(told.recv_timeout(Duration::from_millis(200)), Err(RecvTimeoutError::Timeout), "round {round}");
+            let mut came = Vec::new();
+            stays.read_to_end(&mut came).unwrap();
+            assert_eq!(came, all);
+            asked.join().unwrap();
+            told.recv().unwrap();
+        }
+        // Nor is anything left of them.
+        let left = || [&cluster.master, &cluster.slave].map(|iod| iod.client().status().unwrap().processes);
+        while left() != [0, 0] {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     });
 }
 

@@ -55,7 +55,8 @@ pub fn outputs_that_stay(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
-/// A list of descriptors of a process on a node: files, and sockets that are connected where the caller is. `apart`: nodes are other
+/// A list of descriptors of a process on a node: files, and sockets that are connected where the caller is, and what is written to
+/// them is there before the end of who wrote it is told. `apart`: nodes are other
 /// machines.
 ///
 /// # Errors
@@ -66,6 +67,9 @@ pub fn lists_of_a_node(cluster: &Cluster, apart: bool) -> Result<()> {
     let (program, dir) = (program.to_string_lossy(), dir.to_string_lossy());
     let words: Vec<&str> = ["2", &program, &dir].into_iter().chain(apart.then_some("apart")).collect();
     let done = cluster.bpsh(&words)?;
+    ensure!((done.out().as_str(), done.status) == ("done\n", 0), "{done:?}");
+    let told = compile(cluster, "tests/programs/told.c", &[], true)?;
+    let done = cluster.bpsh(&["2", &told.to_string_lossy(), "40"])?;
     ensure!((done.out().as_str(), done.status) == ("done\n", 0), "{done:?}");
     cluster.quiet()
 }

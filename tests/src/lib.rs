@@ -21,4 +21,5 @@ pub mod procs;
 pub mod pty;
 pub mod run;
 pub mod runner;
+pub mod shared_input;
 pub mod traveller;

@@ -14,6 +14,7 @@ use bproc_tests::cluster::{Cluster, Role, eventually, signal_to};
 use bproc_tests::positions;
 use bproc_tests::run::{finish, patience};
 use bproc_tests::runner::{self, Test};
+use bproc_tests::shared_input::shared_input;
 use bproc_tests::traveller::{AROUND, Traveller, around, compile, go, place, try_move};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -580,6 +581,7 @@ fn main() -> ExitCode {
         Test::new("streams", streams),
         Test::new("output_that_nobody_reads", output_that_nobody_reads),
         Test::new("input", input),
+        Test::new("shared_input", shared_input),
         Test::new("library", library),
         Test::new("refusals", refusals),
         Test::new("shared_positions", positions::shared),

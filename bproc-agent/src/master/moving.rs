@@ -38,6 +38,8 @@ pub struct Asked {
     stdio: Vec<Vec<u8>>,
     /// The descriptors of one that asks for its own, and comes home.
     home: Vec<(i32, OwnedFd)>,
+    /// See [`Streams::leading`].
+    leading: Vec<u64>,
     children: Vec<bproc_proto::Relative>,
     survey: Option<Survey>,
     request: wire::Move,
@@ -71,6 +73,9 @@ pub async fn ask(request: wire::Move, asker: &Asker, fds: Vec<OwnedFd>, desk: &D
     result
 }
 
+/// How long the word of a new process on a node may take longer than a question about it from there.
+const OVERTAKEN: Duration = Duration::from_millis(500);
+
 async fn ask_until(request: wire::Move, asker: &Asker, fds: Vec<OwnedFd>, desk: &Desk) -> Result<Moved, Failure> {
     // What leads back to a node is called for once.
     let mut left = if asker.back().is_empty() { TRIES } else { 1 };
@@ -93,18 +98,6 @@ fn moving(request: &wire::Move, asker: &Asker) -> Option<Pid> {
     Pid::new(number).filter(|pid| pid.get() > 1)
 }
 
-/// Waits a moment for the ghost of a process that a node has just forked: who asks may be quicker than the record of the fork.
-async fn come(pid: Pid) {
-    const LOOKS: u32 = 20;
-    const PAUSE: Duration = Duration::from_millis(5);
-    for _ in 0..LOOKS {
-        if !PidFd::open(pid).is_err_and(|e| e.errno() == libc::ESRCH) {
-            return;
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
-}
-
 /// `again`: it is, when something has changed meanwhile.
 async fn ask_once(
     request: wire::Move,
@@ -117,8 +110,12 @@ async fn ask_once(
     let pid = moving(&request, asker);
     let pid = pid.ok_or_else(|| failure(libc::EINVAL, format!("{} is no process that can move", request.pid)))?;
     let number = pid.get();
-    come(pid).await;
-    let place = settled(pid, remote == Some(number), desk).await;
+    let mut place = settled(pid, remote == Some(number), desk).await;
+    let is_far = remote.is_some() || asker.node().is_some();
+    if place.is_none() && is_far && PidFd::open(pid).is_err() {
+        // Forked there a moment ago: the question has overtaken the word of it.
+        place = tokio::time::timeout(OVERTAKEN, settled(pid, true, desk)).await.ok().flatten();
+    }
     desk.following.settle(pid).await;
     let local = place.is_none();
     // A node speaks for its own processes only.
@@ -167,17 +164,18 @@ async fn ask_once(
     } else {
         survey = None;
     }
-    let mut home = Vec::new();
+    let (mut home, mut leading) = (Vec::new(), Vec::new());
     if request.listed {
         let streams = listed_streams(pid, &request, (fds, asker.back()), &spec, desk).await?;
-        (spec.streams, spec.stdio_token, home) = (streams.streams, streams.token, streams.fds);
+        (spec.streams, spec.stdio_token) = (streams.streams, streams.token);
+        (home, leading) = (streams.fds, streams.leading);
         stdio = bproc_mover::send::stdio(pid.get());
     } else if leaves && mine {
         let streams = own_streams(pid, request.socket != 0, desk).await?;
         (spec.streams, spec.stdio_token, stdio) = (streams.streams, streams.token, streams.stdio);
     }
     let (answer, receiver) = oneshot::channel();
-    let asked = Asked { facts, spec, stdio, home, children, survey, request, handle, again, answer };
+    let asked = Asked { facts, spec, stdio, home, leading, children, survey, request, handle, again, answer };
     desk.facts.send(Fact::Client(ClientFact::Move(Box::new(asked)))).await.ok();
     receiver.await.map_err(ending).and_then(|r| r)
 }
@@ -214,6 +212,10 @@ impl Actor {
         self.next_ask += 1;
         self.asks.insert(ask, Waiting { pid, answer: Waits::Move(asked.answer) });
         let from = self.core.whereabouts(pid);
+        if asked.facts.to.is_none() {
+            // Before it runs: it may end at once.
+            self.pipes.came(pid, asked.leading);
+        }
         let mut spec = asked.spec;
         if from.is_some() {
             spec.rights = self.vouched.of(pid);

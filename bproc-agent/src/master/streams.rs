@@ -113,6 +113,7 @@ pub async fn listed_streams(
         let from: Vec<_> = wanted.iter().map(|(fd, input)| (back.to_vec(), *fd, *input)).collect();
         let handed = hand_on(&desk.iod, &from, wanted.iter().map(|(fd, _)| *fd).collect(), back, home).await?;
         all.token = handed.token;
+        all.leading = handed.taken.leading;
         handed.taken.fds
     } else {
         if wanted.len() != fds.len() {
@@ -125,7 +126,7 @@ pub async fn listed_streams(
             copies
         } else {
             let token = Token::random().map_err(|e| broken(e.to_string()))?;
-            let expected = desk.iod.expect(token.as_bytes(), &wanted, copies, None, false, pid).await;
+            let expected = desk.iod.expect_held(token.as_bytes(), &wanted, copies, pid).await;
             expected.map_err(|e| broken(format!("{e:#}")))?;
             all.token = token.as_bytes().to_vec();
             Vec::new()
