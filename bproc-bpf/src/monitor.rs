@@ -246,13 +246,10 @@ impl Monitor {
             features.push(Feature { name, attached: true, why: String::new() });
         }
         let programs = set.as_deref().map(|set| tracing_programs(&features, set)).unwrap_or_default();
-        let mut subreaper = None;
-        if config.role.is(Role::Master) {
-            let loaded = subreaper::load(&mut ebpf, &btf, set.as_deref());
-            let why = loaded.as_ref().err().cloned().unwrap_or_default();
-            features.push(Feature { name: subreaper::NAME, attached: loaded.is_ok(), why });
-            subreaper = loaded.ok();
-        }
+        let loaded = subreaper::load(&mut ebpf, &btf, set.as_deref());
+        let why = loaded.as_ref().err().cloned().unwrap_or_default();
+        features.push(Feature { name: subreaper::NAME, attached: loaded.is_ok(), why });
+        let subreaper = loaded.ok();
         if let Some((dir, name)) = pin {
             pins::publish(dir, name)?;
         }
@@ -284,9 +281,7 @@ impl Monitor {
         }
         let programs = tracing_programs(&features, set);
         let subreaper = subreaper::reopen(set);
-        if config.role.is(Role::Master) {
-            features.push(Feature { name: subreaper::NAME, attached: subreaper.is_some(), why: String::new() });
-        }
+        features.push(Feature { name: subreaper::NAME, attached: subreaper.is_some(), why: String::new() });
         let mut take = |name: &'static str| {
             MapData::from_pin(set.join(format!("map-{name}")))
                 .and_then(Map::from_map_data)

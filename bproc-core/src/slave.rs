@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 pub struct Relative {
     /// Pid in the space.
     pub pid: i32,
-    /// Its parent. A skeleton has it only where it is there and in the same session.
+    /// Its parent. A skeleton has it only where it is there, and in the same session or the parent of one that leads its own.
     pub ppid: i32,
     /// Its process group.
     pub pgid: i32,
@@ -44,62 +44,26 @@ pub enum Step {
 /// its own cloning. `here` holds the pids in the namespace already; `relatives` tells what is known of the others. A
 /// number of which nothing is known is not made: `new` then has init as parent, or leads its own group or session.
 pub fn plan(new: Relative, relatives: &[Relative], here: &BTreeSet<i32>) -> Vec<Step> {
-    let mut steps = Vec::new();
-    let mut there = here.clone();
-    let known = |pid: i32| relatives.iter().copied().find(|r| r.pid == pid);
-    let leader = |pid: i32| Relative { pid, ppid: 1, pgid: pid, sid: pid };
-    let make = |r: Relative, steps: &mut Vec<Step>, there: &mut BTreeSet<i32>| {
-        if r.pid <= 1 || there.contains(&r.pid) {
-            return;
-        }
-        let in_session = |pid: i32| pid == r.sid || r.sid == r.pid || known(pid).is_some_and(|p| p.sid == r.sid);
-        let by = match r.ppid {
-            // Its own parent, so that it has the right one should it ever become more than a skeleton.
-            ppid if ppid > 1 && there.contains(&ppid) && in_session(ppid) => ppid,
-            _ if r.sid != r.pid && there.contains(&r.sid) => r.sid,
-            _ => 1,
-        };
-        steps.push(Step::Clone { by, pid: r.pid });
-        there.insert(r.pid);
-        if r.sid == r.pid {
-            steps.push(Step::Session { pid: r.pid });
-        } else if r.pgid == r.pid || there.contains(&r.pgid) {
-            steps.push(Step::Group { pid: r.pid, pgid: r.pgid });
-        }
-    };
-    let parent = known(new.ppid);
-    // The parent and its ancestors, as far as they are told.
-    let mut line: Vec<Relative> = Vec::new();
-    while let Some(next) = known(line.last().map_or(new.ppid, |r| r.ppid))
-        && !line.contains(&next)
-    {
-        line.push(next);
+    let mut plan = Plan { relatives, there: here.clone(), begun: BTreeSet::from([new.pid]), steps: Vec::new() };
+    let parent = plan.known(new.ppid);
+    if new.sid != new.pid {
+        plan.lead(new.sid);
     }
-    // The session's leader first, of the new one and of its parent; then the ancestors, each after the leader of its group; then
-    // the leader of the new one's group.
-    for sid in [Some(new.sid), parent.map(|p| p.sid)].into_iter().flatten() {
-        if sid > 1 && sid != new.pid {
-            make(leader(sid), &mut steps, &mut there);
-        }
+    if let Some(parent) = parent {
+        plan.make(parent);
     }
-    let ancestors = line.iter().rev().map(|r| (r.pgid, r.sid, Some(*r)));
-    for (pgid, sid, ancestor) in ancestors.chain([(new.pgid, new.sid, None)]) {
-        if pgid > 1 && pgid != new.pid && pgid != sid {
-            let r = known(pgid).unwrap_or(leader(pgid));
-            make(Relative { pgid, sid, ..r }, &mut steps, &mut there);
-        }
-        if let Some(ancestor) = ancestor {
-            make(ancestor, &mut steps, &mut there);
-        }
+    if new.pgid != new.pid {
+        plan.join(new.pgid, new.sid);
     }
     // A parent in another session cannot give it to the child: a member of the right one clones it then.
     let by = match parent {
         _ if here.contains(&new.ppid) && new.ppid > 1 => new.ppid,
         Some(p) if p.sid == new.sid || new.sid == new.pid => p.pid,
-        _ if there.contains(&new.sid) => new.sid,
+        _ if plan.there.contains(&new.sid) => new.sid,
         Some(p) => p.pid,
         None => 1,
     };
+    let mut steps = plan.steps;
     steps.push(Step::Clone { by, pid: new.pid });
     if new.sid == new.pid {
         steps.push(Step::Session { pid: new.pid });
@@ -107,6 +71,67 @@ pub fn plan(new: Relative, relatives: &[Relative], here: &BTreeSet<i32>) -> Vec<
         steps.push(Step::Group { pid: new.pid, pgid: new.pgid });
     }
     steps
+}
+
+/// What is planned so far.
+struct Plan<'a> {
+    relatives: &'a [Relative],
+    there: BTreeSet<i32>,
+    /// Those who wait for others, or are there.
+    begun: BTreeSet<i32>,
+    steps: Vec<Step>,
+}
+
+impl Plan<'_> {
+    fn known(&self, pid: i32) -> Option<Relative> {
+        self.relatives.iter().copied().find(|r| r.pid == pid)
+    }
+
+    /// The leader of a session. Its parent in another one is made first, who may come here, too, and wait for it.
+    fn lead(&mut self, sid: i32) {
+        let leader = Relative { pid: sid, ppid: 1, pgid: sid, sid };
+        let known = self.known(sid).filter(|r| r.sid == sid).map_or(leader, |r| Relative { pgid: sid, ..r });
+        self.make(known);
+    }
+
+    /// The leader of a group in this session, which others have.
+    fn join(&mut self, pgid: i32, sid: i32) {
+        if pgid != sid {
+            let r = self.known(pgid).unwrap_or(Relative { pid: pgid, ppid: 1, pgid, sid });
+            self.make(Relative { pgid, sid, ..r });
+        }
+    }
+
+    /// One after its ancestors, as far as they are told, and its leaders.
+    fn make(&mut self, r: Relative) {
+        if r.pid <= 1 || self.there.contains(&r.pid) || !self.begun.insert(r.pid) {
+            return;
+        }
+        if r.sid != r.pid {
+            self.lead(r.sid);
+        }
+        if let Some(parent) = self.known(r.ppid) {
+            self.make(parent);
+        }
+        if r.sid != r.pid && r.pgid != r.pid {
+            self.join(r.pgid, r.sid);
+        }
+        let in_session =
+            r.ppid == r.sid || r.sid == r.pid || self.known(r.ppid).is_some_and(|parent| parent.sid == r.sid);
+        let by = match r.ppid {
+            // Its own parent, so that it has the right one should it ever become more than a skeleton.
+            ppid if ppid > 1 && self.there.contains(&ppid) && in_session => ppid,
+            _ if r.sid != r.pid && self.there.contains(&r.sid) => r.sid,
+            _ => 1,
+        };
+        self.steps.push(Step::Clone { by, pid: r.pid });
+        self.there.insert(r.pid);
+        if r.sid == r.pid {
+            self.steps.push(Step::Session { pid: r.pid });
+        } else if r.pgid == r.pid || self.there.contains(&r.pgid) {
+            self.steps.push(Step::Group { pid: r.pid, pgid: r.pgid });
+        }
+    }
 }
 
 /// The node's blocks of pids and the one in use.
@@ -207,6 +232,31 @@ mod tests {
         let parent = Relative { pid: 5, ppid: 1, pgid: 5, sid: 5 };
         let steps = plan(new, &[parent], &BTreeSet::from([1]));
         assert_eq!(steps[2..], [Step::Clone { by: 5, pid: 10 }, Step::Session { pid: 10 }]);
+    }
+
+    #[test]
+    fn a_leader_below_a_parent_in_another_session() {
+        // 5 and its child 6 are in one session, 6's child 10 leads another, and 11 is in it.
+        let parent = Relative { pid: 6, ppid: 5, pgid: 5, sid: 5 };
+        let leader = Relative { pid: 10, ppid: 6, pgid: 10, sid: 10 };
+        let new = Relative { pid: 11, ppid: 10, pgid: 10, sid: 10 };
+        let steps = plan(new, &[leader, parent], &BTreeSet::from([1]));
+        let expected = [
+            Step::Clone { by: 1, pid: 5 },
+            Step::Session { pid: 5 },
+            Step::Clone { by: 5, pid: 6 },
+            Step::Group { pid: 6, pgid: 5 },
+            Step::Clone { by: 6, pid: 10 },
+            Step::Session { pid: 10 },
+            Step::Clone { by: 10, pid: 11 },
+            Step::Group { pid: 11, pgid: 10 },
+        ];
+        assert_eq!(steps, expected);
+        // A number that came again: nobody is his own ancestor.
+        let parent = Relative { ppid: 11, ..parent };
+        assert_eq!(plan(new, &[leader, parent], &BTreeSet::from([1])).len(), expected.len());
+        let parent = Relative { ppid: 10, ..parent };
+        assert_eq!(plan(new, &[leader, parent], &BTreeSet::from([1])).len(), expected.len());
     }
 
     #[test]

@@ -195,6 +195,79 @@ static void subreaper(void) {
     told(-1, 0);
 }
 
+// Who is between the two runs on.
+static void deep_orphan(void) {
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    pid_t m = child("M");
+    if (!m) {
+        here("1");
+        pid_t c = child("C");
+        if (!c) {
+            here("1");
+            pid_t g = child("G");
+            if (!g) {
+                usleep(200000);
+                _exit(6);
+            }
+            _exit(5);
+        }
+        told(c, 0);
+        passed("P2");
+        _exit(4);
+    }
+    here("1");
+    int status = 0;
+    pid_t got = waitpid(-1, &status, 0);
+    say("another was reaped", got > 0 && got != m), say("status", status);
+    here("2");
+    told(m, 0), told(-1, 0);
+}
+
+// It asks for orphans where it is.
+static void late_subreaper(void) {
+    here("1");
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    pid_t c = child("C");
+    if (!c) {
+        here("1");
+        pid_t g = child("G");
+        if (!g) {
+            usleep(200000);
+            _exit(6);
+        }
+        _exit(5);
+    }
+    here("2");
+    told(c, 0);
+    int status = 0;
+    pid_t got = waitpid(-1, &status, 0);
+    say("another was reaped", got > 0 && got != c), say("status", status);
+    told(-1, 0);
+}
+
+// The parent of the orphan ends in the moment after the fork, many times.
+static void orphan_at_once(void) {
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    for (int i = 0; i < 3; i++) {
+        pid_t c = child("C");
+        if (!c) {
+            here(i == 0 ? "1" : i == 1 ? "2" : "3");
+            pid_t g = child("G");
+            if (!g) {
+                usleep(200000);
+                _exit(6 + i);
+            }
+            _exit(5);
+        }
+        here(i == 0 ? "1" : i == 1 ? "2" : "3");
+        told(c, 0);
+        int status = 0;
+        pid_t got = waitpid(-1, &status, 0);
+        say("another was reaped", got > 0 && got != c), say("status", status);
+    }
+    told(-1, 0);
+}
+
 static void parent_dies(void) {
     pid_t c = child("C");
     if (!c) {
@@ -337,7 +410,9 @@ static void executes(void) {
 int main(int argc, char **argv) {
     static const struct { const char *name; void (*run)(void); } cases[] = {
         {"exits", exits}, {"zombie", zombie}, {"before_fork", before_fork}, {"terminated", terminated}, {"sigkilled", sigkilled},
-        {"kills_parent", kills_parent}, {"orphan", orphan}, {"subreaper", subreaper}, {"parent_dies", parent_dies},
+        {"kills_parent", kills_parent}, {"orphan", orphan}, {"subreaper", subreaper}, {"orphan_at_once", orphan_at_once},
+        {"deep_orphan", deep_orphan}, {"late_subreaper", late_subreaper},
+        {"parent_dies", parent_dies},
         {"stopped", stopped}, {"two", two}, {"group", group}, {"session", session}, {"ignored", ignored},
         {"handled", handled}, {"blocked", blocked}, {"executes", executes}};
     if (argc < 3) return 2;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -31,8 +31,11 @@ const ARRANGEMENTS: [(&str, Way, Way); 7] = [
     ("the child first, and the parent after it", &["master", "0", "1"], &["0", "1", "2"]),
 ];
 
+/// Nobody tells a subreaper on a node of orphans that never left the master, whose parent was not its own child.
+const NOT_TOLD: (&str, &str) = ("deep_orphan", "the parent goes to a node");
+
 /// The words that the program knows.
-const CASES: [&str; 17] = [
+const CASES: [&str; 20] = [
     "exits",
     "zombie",
     "before_fork",
@@ -41,6 +44,9 @@ const CASES: [&str; 17] = [
     "kills_parent",
     "orphan",
     "subreaper",
+    "orphan_at_once",
+    "deep_orphan",
+    "late_subreaper",
     "parent_dies",
     "stopped",
     "two",
@@ -104,7 +110,7 @@ fn run(cluster: &Cluster, program: &Path, case: &str, parent: Way, child: Way) -
 fn compare(cluster: &Cluster, case: &str) -> Result<()> {
     let program = compile(cluster, PROGRAM, &[], false)?;
     let mut native = None;
-    for (name, parent, child) in ARRANGEMENTS {
+    for (name, parent, child) in ARRANGEMENTS.into_iter().filter(|(name, ..)| (case, *name) != NOT_TOLD) {
         let began = Instant::now();
         let seen = run(cluster, &program, case, parent, child).with_context(|| name)?;
         ensure!(began.elapsed() < ALARM, "{name}: somebody lived until the alarm");
@@ -195,7 +201,41 @@ fn generations(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
-/// The same, many levels deep, from the last one up.
+/// The child leads a session of its own, in which its child is, and is waited for by its parent, in whatever order they go.
+fn sessions(cluster: &Cluster) -> Result<()> {
+    const LAST: &str = "trap 'exit 3' USR1; echo ready; while :; do sleep 0.02; done";
+    const LEADER: &str = r#"sh -c "$LAST"; exit $(($? + 1))"#;
+    for order in [[2, 1, 0], [2, 0, 1], [1, 2, 0], [1, 0, 2], [0, 2, 1], [0, 1, 2]] {
+        let script = r#"setsid sh -c "$LEADER"; exit $(($? + 1))"#;
+        let mut first = Command::new("sh");
+        first.args(["-c", r#"sh -c "$ALL"; exit $?"#]).envs([("ALL", script), ("LEADER", LEADER), ("LAST", LAST)]);
+        let mut program = Traveller::start(&mut first)?;
+        program.until("ready")?;
+        let line = line_of(program.pid(), 4)?;
+        for node in ["0", "1"] {
+            for member in order {
+                go(cluster, line[1 + member], node)?;
+            }
+        }
+        for member in 1..4 {
+            let session = if member == 1 { None } else { Some(line[2]) };
+            let seen = session_of(line[member])?;
+            ensure!(session.is_none_or(|session| session == seen), "{order:?}: session {seen} of {member} in {line:?}");
+        }
+        signal_to(line[3], libc::SIGUSR1)?;
+        let end = program.end()?;
+        ensure!(end == (String::new(), 5 << 8), "{order:?}: {end:?}");
+    }
+    cluster.quiet()
+}
+
+fn session_of(pid: i32) -> Result<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit_once(')').context("a line of /proc")?.1;
+    Ok(fields.split_whitespace().nth(3).context("a session")?.parse()?)
+}
+
+/// Many levels deep, from the last one up.
 fn many_generations(cluster: &Cluster) -> Result<()> {
     const DEPTH: usize = 14;
     // Each adds one to what the one below has ended with; the last waits for a signal.
@@ -229,6 +269,46 @@ fn ends_while_it_comes(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// A parent, and its children, which fork all the time, all of them on their way at once.
+fn family(cluster: &Cluster) -> Result<()> {
+    const SECONDS: u64 = 12;
+    let program = compile(cluster, "tests/programs/family.c", &[], false)?;
+    let mut parent = Traveller::start(Command::new(&program).arg(SECONDS.to_string()))?;
+    let mut all = vec![parent.pid()];
+    for _ in 0..3 {
+        let line = parent.line()?;
+        all.push(line.strip_prefix("child ").and_then(|pid| pid.parse().ok()).with_context(|| line)?);
+    }
+    let end = Instant::now() + Duration::from_secs(SECONDS - 1);
+    let mut moves = [0; 4];
+    let mut under_way: Vec<Option<Child>> = vec![None, None, None, None];
+    while Instant::now() < end || under_way.iter().any(Option::is_some) {
+        for (who, slot) in under_way.iter_mut().enumerate() {
+            if let Some(mover) = slot {
+                match mover.try_wait()? {
+                    // Who has just forked, or whose child is yet to be known, may be refused.
+                    Some(_) => *slot = None,
+                    None => continue,
+                }
+            }
+            if Instant::now() < end {
+                // Each in an order of its own.
+                let step = moves[who];
+                let node = ["0", "1", "master", "2"][(step * (who + 1) + step / 4 * who) % 4];
+                let mut command = cluster.command("bpmove");
+                command.args([&all[who].to_string(), node]).stdin(Stdio::null());
+                *slot = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+                moves[who] += 1;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let end = parent.end()?;
+    ensure!(end == ("done\n".into(), 0), "{end:?}");
+    ensure!(moves.iter().all(|moves| *moves > 5), "only {moves:?} moves");
+    cluster.quiet()
+}
+
 /// A process, its child, and so on.
 fn line_of(first: i32, length: usize) -> Result<Vec<i32>> {
     let mut line = vec![first];
@@ -247,6 +327,8 @@ fn main() -> ExitCode {
         Test::new("generations", generations),
         Test::new("many_generations", many_generations),
         Test::new("ends_while_it_comes", ends_while_it_comes),
+        Test::new("sessions", sessions),
+        Test::new("family", family),
     ];
     runner::main(|| Cluster::start(3), CASES.into_iter().map(test).chain(others).collect(), Cluster::close)
 }

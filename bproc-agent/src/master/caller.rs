@@ -26,7 +26,7 @@ pub struct Caller {
     /// Its name.
     pub comm: Vec<u8>,
     /// Parent, leaders of group and session, and of the parent's, also those that have ended: their numbers are taken. And
-    /// its ancestors up to a subreaper.
+    /// its ancestors.
     pub relatives: Vec<Pid>,
 }
 
@@ -174,21 +174,16 @@ fn bits_of(status: &Status, securebits: u32) -> Option<&'static str> {
     )
 }
 
-/// A parent and its ancestors up to the leader of their session, or to the subreaper: each may come to where its stand-in is, and
-/// wait there for its children; and the subreaper's gets orphans as it does itself. One skeleton makes the other, and cannot give
-/// it another session than its own.
+/// A parent and its ancestors, as long as one skeleton can make the other: one of its own session, or the leader of another. Each
+/// may come to where its stand-in is, and wait there for its children; and the subreaper's gets orphans as it does itself.
 fn line(parent: i32, subreaper: Option<i32>) -> Vec<proto::Relative> {
     let mut line: Vec<proto::Relative> = Vec::new();
     let mut number = parent;
     while line.len() < LONGEST {
-        let next = relative(number).filter(|r| r.pid > 1 && line.first().is_none_or(|first| first.sid == r.sid));
-        let Some(next) = next else { break };
+        let fits = |r: &proto::Relative| line.last().is_none_or(|below| below.sid == r.sid || below.sid == below.pid);
+        let Some(next) = relative(number).filter(|r| r.pid > 1 && fits(r)) else { break };
         number = next.ppid;
-        let (is_subreaper, leads) = (subreaper == Some(next.pid), next.pid == next.sid);
-        line.push(proto::Relative { subreaper: is_subreaper, ..next });
-        if is_subreaper || leads {
-            break;
-        }
+        line.push(proto::Relative { subreaper: subreaper == Some(next.pid), ..next });
     }
     line
 }

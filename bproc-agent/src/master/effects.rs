@@ -133,6 +133,7 @@ impl Actor {
             }
             GhostCommand::TakeSignals => ghost.tell(op::HOLD, left::NONE, 0, vec![]),
             GhostCommand::WatchChildren => ghost.tell(op::WATCH_CHILDREN, 1, 0, vec![]),
+            GhostCommand::Subreaper => ghost.tell(op::SUBREAPER, 1, 0, vec![]),
             GhostCommand::Ack(number) => ghost.tell(op::ACK, number.into(), 0, vec![]),
             GhostCommand::SignalGroup(group, signal) => {
                 ghost.tell(op::SIGNAL_GROUP, group.into(), signal.into(), vec![]);
@@ -213,17 +214,6 @@ impl Actor {
         }
     }
 
-    /// One that has ended may have left its children to its parent.
-    pub(super) fn adopts(&mut self, dead: Pid, out: &mut Vec<Action>) {
-        let parent = Process::open(dead).and_then(|p| p.stat()).ok().and_then(|stat| Pid::new(stat.ppid));
-        let Some(parent) = parent.filter(|parent| self.core.whereabouts(*parent).is_some()) else { return };
-        let mut children = Process::open(parent).and_then(|p| p.children()).unwrap_or_default();
-        // Those that it has reaped where it is are none of its any more.
-        let reaps = self.reaps.get(&parent).map(Vec::as_slice).unwrap_or_default();
-        children.retain(|child| !reaps.iter().any(|(reaped, r)| reaped == child && !r.is_finished()));
-        self.core.adopts(parent, dead, &children, out);
-    }
-
     /// Has its end told. One who is watched already, and has not ended, is the same.
     fn watch(&mut self, pid: Pid) {
         if self.watched.get(&pid).is_some_and(|handle| handle.has_exited().is_ok_and(|gone| !gone)) {
@@ -232,6 +222,7 @@ impl Actor {
         let handle = PidFd::open(pid).ok().map(Arc::new);
         if let Some(handle) = &handle {
             self.watched.insert(pid, handle.clone());
+            self.parents.extend(super::orphans::parent_of(pid).map(|parent| (pid, parent)));
         }
         let (facts, iod, pipes) = (self.facts.clone(), self.iod.clone(), self.pipes.clone());
         tokio::spawn(async move {

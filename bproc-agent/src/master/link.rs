@@ -171,10 +171,10 @@ pub fn order(number: u64, order: &Order, spec: impl FnOnce(Pid) -> Option<SpawnS
         Order::RelativeContinued(pid) => {
             order::Body::RelativeStopped(wire::RelativeStopped { pid: pid.get(), signal: 0 })
         }
-        Order::Orphans(dead, children) => order::Body::Orphans(wire::Orphans {
-            of: dead.get(),
-            children: children.iter().filter_map(|child| super::caller::relative(child.get())).collect(),
-        }),
+        Order::Orphans { dead, orphans, line } => {
+            let all = |pids: &[Pid]| pids.iter().filter_map(|pid| super::caller::relative(pid.get())).collect();
+            order::Body::Orphans(wire::Orphans { of: dead.get(), children: all(orphans), line: all(line) })
+        }
         Order::Decide(pid, id, moved) => {
             order::Body::Decide(wire::Decide { r#move: Some(named(*pid, *id)), moved: *moved })
         }

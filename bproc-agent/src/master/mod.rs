@@ -21,6 +21,7 @@ mod machines;
 mod moving;
 mod nodes;
 mod office;
+mod orphans;
 mod places;
 pub mod run;
 mod shown;
@@ -179,6 +180,8 @@ pub struct Actor {
     last_spread: u64,
     /// Those whose end is waited for.
     watched: HashMap<Pid, Arc<PidFd>>,
+    /// The parents that they had: that may reap them before it is looked who they were.
+    parents: HashMap<Pid, Pid>,
     /// Ghosts that are about to reap, and whom.
     reaps: HashMap<Pid, Vec<(Pid, JoinHandle<()>)>>,
     /// Who waits for a process to be settled, and whether it is known to be on a node.
@@ -341,7 +344,7 @@ impl Actor {
                 }
                 self.ghosts.insert(pid, ghost);
                 self.tunings.came(pid);
-                self.core.ghost_connected(pid, parent, out);
+                self.core.ghost_connected(pid, orphans::parent_now(pid, parent), out);
                 self.core.ghost_counts(pid, newest);
                 self.core.ghost_started_by(pid, starter, out);
             }

@@ -285,6 +285,11 @@ impl Actor {
             None => Ok(()),
             Some(f) => Err(Refusal::Failed(node, f.number, f.message)),
         };
+        if let Body::Surveyed(said) = &body
+            && let Some(subreaper) = Pid::new(said.subreaper)
+        {
+            self.core.is_subreaper(node, subreaper, out);
+        }
         match body {
             Body::Surveyed(said) => match said.failure {
                 Some(f) => {

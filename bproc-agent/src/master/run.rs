@@ -172,6 +172,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         taking: HashMap::new(),
         reaps: HashMap::new(),
         watched: HashMap::new(),
+        parents: HashMap::new(),
         movers: Movers::new(mover, dir.join("master"), awake),
         ghost: ghost_path,
         ghost_exe,

@@ -11,7 +11,7 @@ use bproc_common::ghost::op;
 use bproc_common::id::Pid;
 use bproc_common::wait::Status;
 use bproc_proto::link::{self as wire, event};
-use bproc_proto::{Failure, Relative};
+use bproc_proto::{Failure, Relative, SpawnSpec};
 use bproc_sys::process::{Process, Stat};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -118,7 +118,11 @@ impl Actor {
         let Some(by) = self.table.forget(pid) else { return };
         self.groups.forget(pid);
         self.end_dead_leaders();
-        self.have_reaped(by, pid);
+        match self.kept.get_mut(&by) {
+            // It is on its way here, and has not waited for it yet.
+            Some(kept) => drop(kept.insert(pid)),
+            None => self.have_reaped(by, pid),
+        }
     }
 
     /// Has a zombie reaped by `parent`, or by whoever it was left to, init or a subreaper's stand-in: that has told of it already,
@@ -140,30 +144,49 @@ impl Actor {
         });
     }
 
-    /// One that has ended elsewhere, which is told next, has left children to its parent here: its stand-in, as long as it is
-    /// there, makes theirs, and leaves them to the parent likewise.
+    /// One that has ended elsewhere, which is told next, has left children: its stand-in, as long as it is there, makes theirs, and
+    /// leaves them to who gets them here. Where only those above it are it is made for that.
     pub(super) fn make_orphans(&mut self, order: wire::Orphans) {
         let children: Vec<Relative> = order.children.into_iter().filter(|c| !self.table.is_here(c.pid)).collect();
-        if self.family.get(order.of).is_none() || children.is_empty() {
+        let parent = order.line.first().map(|r| (r.pid, r.pgid, r.sid));
+        let stands = self.family.get(order.of).is_some() || self.unconnected.contains(&order.of);
+        // The child of one that runs here, without a stand-in: it has ended for that one.
+        let over = |(ppid, ..): (i32, i32, i32)| self.table.is_here(ppid);
+        if children.is_empty() || self.table.is_here(order.of) || (!stands && parent.is_none_or(over)) {
             return;
         }
-        let names = children.iter().map(|c| c.pid).chain([order.of]).collect();
-        self.named.insert(Naming::Orphans(order.of), names);
+        let (ppid, pgid, sid) = parent.unwrap_or_default();
+        let spec = SpawnSpec { pid: order.of, ppid, pgid, sid, relatives: order.line, ..SpawnSpec::default() };
+        self.name(Naming::Orphans(order.of), &spec, &children);
+        self.named.entry(Naming::Orphans(order.of)).or_default().insert(order.of);
+        let natives = self.natives(&spec);
         let (spawner, facts) = (self.spawner.clone(), self.facts.clone());
         tokio::spawn(async move {
-            if let Err(failure) = spawner.make_children(order.of, &children, &BTreeSet::new()).await {
-                tracing::warn!(pid = order.of, why = %failure.message, "orphans of a process without stand-ins");
+            let made = match spawner.family.get(spec.pid) {
+                Some(_) => Ok(()),
+                // Or it is about to connect.
+                None => spawner.make(&spec, natives).await.map(drop),
+            };
+            let result = match made {
+                Ok(()) => spawner.make_children(spec.pid, &children, &BTreeSet::new()).await,
+                failed => failed,
+            };
+            if let Err(failure) = result {
+                tracing::warn!(pid = spec.pid, why = %failure.message, "orphans of a process without stand-ins");
             }
-            facts.send(Fact::Orphaned(order.of)).await.ok();
+            facts.send(Fact::Orphaned(spec.pid)).await.ok();
         });
     }
 
     /// A process that comes has these children: zombies are kept for it, and stopped ones stay so.
     pub(super) fn expect_children(&mut self, parent: i32, children: &[Relative]) {
         let elsewhere = |c: &&Relative| !self.table.is_here(c.pid);
-        let ended = children.iter().filter(|c| c.ended.is_some()).filter(elsewhere).map(|c| c.pid).collect();
+        let before = self.kept.remove(&parent).unwrap_or_default();
+        // It may not know yet of those that ended here.
+        let over = |c: &&Relative| c.ended.is_some() || before.contains(&c.pid);
+        let ended = children.iter().filter(over).filter(elsewhere).map(|c| c.pid).collect();
         let halted: Vec<i32> = children.iter().filter(|c| c.halted).filter(elsewhere).map(|c| c.pid).collect();
-        let before = self.kept.insert(parent, ended).unwrap_or_default();
+        self.kept.insert(parent, ended);
         for child in children {
             match halted.contains(&child.pid) {
                 true => self.is_halted(child.pid, libc::SIGSTOP),
@@ -221,8 +244,8 @@ impl Spawner {
         for child in children.iter().filter(|c| !natives.contains(&c.pid)) {
             let skeleton = match self.family.get(child.pid) {
                 Some(skeleton) => skeleton,
-                // As it was told before.
-                None if child.ended.is_some() && self.is_zombie(parent, child.pid) => continue,
+                // As it was told before, or it has ended here.
+                None if self.is_zombie(parent, child.pid) => continue,
                 None => self.make_child(parent, child).await?,
             };
             if let Some(status) = child.ended {

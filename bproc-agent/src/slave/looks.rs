@@ -97,6 +97,12 @@ impl Actor {
         pids.into_iter().filter_map(|pid| self.table.groups(pid)).collect()
     }
 
+    /// The nearest process of the space that runs here, above one on this machine, and gets orphans.
+    pub(super) fn subreaper_above(&self, host: i32) -> Option<i32> {
+        let found = self.kernel.kin().subreaper(Pid::new(host)?)?;
+        self.table.running(found).map(|_| found)
+    }
+
     pub(super) fn reconcile(&mut self) {
         match space::inventory(self.space.record.pid_ns, self.ghost_exe) {
             Ok(found) => {

@@ -84,6 +84,8 @@ impl Actor {
             let survey = survey::begin(host, Wishes { flags, files, target, rights, ghost: None });
             self.surveys.insert(r#move.pid, survey);
         }
+        // Its ghost may get orphans when this one has gone.
+        let subreaper = host_pid.and_then(|host| self.subreaper_above(host)).unwrap_or(0);
         let (facts, spawner, strict) = (self.facts.clone(), self.spawner.clone(), order.files == 0);
         tokio::spawn(async move {
             let result = match host_pid {
@@ -94,7 +96,7 @@ impl Actor {
                 Ok(found) => (None, found),
                 Err(failure) => (Some(failure), Default::default()),
             };
-            let said = wire::Surveyed { r#move: Some(r#move), failure, streams, groups };
+            let said = wire::Surveyed { r#move: Some(r#move), failure, streams, groups, subreaper };
             facts.send(Fact::Surveyed(said, stdio)).await.ok();
         });
     }
@@ -363,6 +365,7 @@ impl Actor {
         });
         match target && runs_here {
             true => {
+                self.table.hand_over_zombies(pid);
                 self.hand_over_kept(pid, half.host_pid);
                 for told in self.table.untold_ends(pid) {
                     self.tell(told);

@@ -138,15 +138,11 @@ impl Family {
 
     /// Somebody who is in this session; init if nobody is.
     fn of_session(&self, sid: i32) -> i32 {
-        let session = |member: &Member| {
-            let status = Process::open(Pid::new(member.host_pid)?).and_then(|p| p.status()).ok()?;
-            status.ns_sids.last().copied()
-        };
         if sid <= 1 {
             return 1;
         }
         let members = lock(&self.members);
-        members.iter().find(|(_, member)| session(member) == Some(sid)).map_or(1, |(pid, _)| *pid)
+        members.iter().find(|(_, member)| session_of(member) == Some(sid)).map_or(1, |(pid, _)| *pid)
     }
 
     /// All of them.
@@ -230,6 +226,12 @@ impl From<Failure> for NotStarted {
     fn from(failure: Failure) -> NotStarted {
         NotStarted { failure, stands: false }
     }
+}
+
+/// The session in the space that a skeleton is in.
+fn session_of(member: &Member) -> Option<i32> {
+    let status = Process::open(Pid::new(member.host_pid)?).and_then(|p| p.status()).ok()?;
+    status.ns_sids.last().copied()
 }
 
 fn failed(number: i32, message: String) -> Failure {
@@ -369,6 +371,9 @@ impl Spawner {
         let met = relatives.iter().chain([&new]).flat_map(|r| [r.pid, r.ppid, r.pgid, r.sid, 1]);
         let here = met.filter(|pid| natives.contains(pid) || self.family.get(*pid).is_some()).collect();
         self.tell_subreapers(spec);
+        for leader in spec.relatives.iter().filter(|r| r.sid == r.pid && !natives.contains(&r.pid)) {
+            self.lead(leader.pid).await?;
+        }
         let mut last = None;
         for step in plan(new, &relatives, &here) {
             match step {
@@ -415,6 +420,16 @@ impl Spawner {
             if let Some(member) = self.family.get(pid) {
                 self.family.make_subreaper(pid, &member);
             }
+        }
+    }
+
+    /// One whose skeleton was made before its process made a session: others are to be in it.
+    async fn lead(&self, pid: i32) -> Result<(), Failure> {
+        match self.family.get(pid) {
+            Some(skeleton) if session_of(&skeleton).is_some_and(|sid| sid != pid) => {
+                self.settle(pid, op::SETSID, 0).await
+            }
+            _ => Ok(()),
         }
     }
 

@@ -60,6 +60,16 @@ impl Table {
         self.entries.get(&pid).is_some_and(|e| matches!(e.state, State::Arriving(_)))
     }
 
+    /// A process has come: the zombies that its stand-in held are its own, and that it reaps them is to be told.
+    pub fn hand_over_zombies(&mut self, parent: i32) {
+        let held = |e: &&mut Entry| e.held_by == Some(parent) && e.state == State::Ended && !e.stand_in;
+        for entry in self.entries.values_mut().filter(held) {
+            entry.held_by = None;
+            entry.started = start_of(entry.host_pid).unwrap_or(0);
+            self.zombies += 1;
+        }
+    }
+
     /// It stands still and may go any moment: nothing that happens to it is told.
     pub fn leave(&mut self, pid: i32) {
         if let Some(entry) = self.entries.get_mut(&pid).filter(|e| e.state == State::Running) {

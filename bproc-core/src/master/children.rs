@@ -1,7 +1,7 @@
-//! Children that stop and go on while their parents are elsewhere. The parent's ghost sees it, be the child a ghost or a
+//! Children that stop and go on, or become orphans, while their parents are elsewhere. The parent's ghost sees it, be the child a ghost or a
 //! process of the master's own, and the node of the parent is told. (Of a child that is there, too, the kernel there tells.)
 
-use super::model::{GhostCommand, Order, Process};
+use super::model::{Action, GhostCommand, Order, Process};
 use super::{Master, Out};
 use bproc_common::id::{NodeId, Pid};
 use bproc_common::wait::Status;
@@ -66,12 +66,12 @@ impl Master {
         }
     }
 
-    /// One that has ended has left its children to its parent's ghost, as it would have natively: so the parent has asked to
-    /// get orphans (a subreaper). `children` are all of the parent's. Where it runs their stand-ins must be there before that
-    /// of the dead one ends.
-    pub fn adopts(&mut self, parent: Pid, dead: Pid, children: &[Pid], out: &mut Out) {
-        let Some(node) = self.whereabouts(parent) else { return };
-        let known = |m: &Master, pid: &Pid| m.relatives.get(pid).is_some_and(|nodes| nodes.contains(&node));
+    /// One that has ended has left its children to the ghost of this one above it, as it would have natively: so that has asked
+    /// to get orphans (a subreaper). `children` are all of the latter's; `between`: who is between the two, from the dead one up.
+    /// Where it runs their stand-ins must be there before that of the dead one ends.
+    pub fn adopts(&mut self, parent: Pid, dead: Pid, children: &[Pid], between: &[Pid], out: &mut Out) {
+        // One that is about to be itself again here may have children of its own, which it has just forked.
+        let Some(node) = self.whereabouts(parent).filter(|_| !self.is_being_taken(parent)) else { return };
         // Those that it has had before: where they have ended, their stand-ins have, too, and it may have reaped these.
         let own: Vec<Pid> = children.iter().copied().filter(|child| self.is_known_child(parent, *child)).collect();
         for child in children {
@@ -79,21 +79,85 @@ impl Master {
                 process.parent = Some(parent);
             }
         }
-        if !known(self, &dead) {
+        if !self.has_stand_in(dead, node) && between.is_empty() {
+            // The parent has been told of its end.
             return;
         }
-        let orphan = |pid: &Pid| *pid != dead && !own.contains(pid) && self.node_of(*pid) != Some(node);
-        let orphans: Vec<Pid> = children.iter().copied().filter(|pid| orphan(pid) && !known(self, pid)).collect();
-        if orphans.is_empty() {
-            return;
-        }
-        for orphan in &orphans {
-            if !self.processes.contains_key(orphan) {
-                self.left_behind.insert(*orphan, parent);
+        let orphans = children.iter().copied().filter(|pid| *pid != dead && !own.contains(pid)).collect();
+        for orphan in self.send_orphans(dead, orphans, between, node, out) {
+            if !self.processes.contains_key(&orphan) {
+                self.left_behind.insert(orphan, parent);
             }
-            self.speak_for(*orphan, node, out);
         }
-        self.order(node, Order::Orphans(dead, orphans), out);
+    }
+
+    /// One that has ended has left children, whose ghosts are nobody's now. A process of this node that is above it may have
+    /// become a subreaper there, which only the kernel there knows.
+    pub fn leaves(&mut self, dead: Pid, node: NodeId, between: &[Pid], out: &mut Out) {
+        let orphans = self.children_of(dead);
+        if self.has_stand_in(dead, node) || !between.is_empty() {
+            self.send_orphans(dead, orphans, between, node, out);
+        }
+    }
+
+    /// Who is known as the child of a process, and has a ghost.
+    pub fn children_of(&self, parent: Pid) -> Vec<Pid> {
+        let mut all: Vec<Pid> =
+            self.processes.iter().filter(|(_, p)| p.parent == Some(parent)).map(|(pid, _)| *pid).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// One that has ended is nobody's parent any more: another process may get its number.
+    pub fn leaves_nobody(&mut self, dead: Pid) {
+        for process in self.processes.values_mut().filter(|p| p.parent == Some(dead)) {
+            process.parent = None;
+        }
+    }
+
+    fn has_stand_in(&self, pid: Pid, node: NodeId) -> bool {
+        self.relatives.get(&pid).is_some_and(|nodes| nodes.contains(&node))
+    }
+
+    /// Has a node make stand-ins of orphans, except of those that are there. Returns of whom.
+    fn send_orphans(
+        &mut self,
+        dead: Pid,
+        mut orphans: Vec<Pid>,
+        between: &[Pid],
+        node: NodeId,
+        out: &mut Out,
+    ) -> Vec<Pid> {
+        orphans.retain(|pid| self.node_of(*pid) != Some(node) && !self.has_stand_in(*pid, node));
+        if orphans.is_empty() {
+            return orphans;
+        }
+        for pid in orphans.iter().chain(between) {
+            self.speak_for(*pid, node, out);
+        }
+        let line = if self.relatives.entry(dead).or_default().insert(node) { between.to_vec() } else { Vec::new() };
+        self.order(node, Order::Orphans { dead, orphans: orphans.clone(), line }, out);
+        orphans
+    }
+
+    /// A process has gone, and these children of its stay. Its ghost is their parent, and reaps those that it has reaped since.
+    pub(super) fn has_children(&mut self, pid: Pid, children: &[Pid], reaped: &[Pid], out: &mut Out) {
+        self.are_children_of(pid, children);
+        for child in children.iter().filter(|child| !self.processes.contains_key(child)).copied().collect::<Vec<_>>() {
+            self.left_behind.insert(child, pid);
+            if reaped.contains(&child) {
+                self.left_behind_reaped(child, out);
+            }
+        }
+    }
+
+    /// Orphans, too, are from now on whose ghosts the kernel says they are.
+    pub(super) fn are_children_of(&mut self, pid: Pid, children: &[Pid]) {
+        for child in children {
+            if let Some(process) = self.processes.get_mut(child) {
+                process.parent = Some(pid);
+            }
+        }
     }
 
     /// Was it told of this child, which has perhaps ended and was reaped there, but not here yet?
@@ -112,6 +176,22 @@ impl Master {
         }
     }
 
+    /// One that has skeletons: its end is to be told. One whose ghost is yet to be made is not taken for one that is gone.
+    pub(super) fn watch(&self, pid: Pid, out: &mut Out) {
+        if self.processes.get(&pid).is_none_or(|p| !p.unborn) {
+            out.push(Action::Watch(pid));
+        }
+    }
+
+    /// Its ghost is there.
+    pub(super) fn is_made(&mut self, pid: Pid, out: &mut Out) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        process.made = true;
+        if std::mem::take(&mut process.unborn) && self.relatives.contains_key(&pid) {
+            out.push(Action::Watch(pid));
+        }
+    }
+
     /// A child that was left on the master was reaped by its parent elsewhere.
     pub(super) fn left_behind_reaped(&mut self, pid: Pid, out: &mut Out) {
         let Some(parent) = self.left_behind.remove(&pid) else { return };
@@ -123,6 +203,18 @@ impl Master {
     /// Whether the ghost of a process on a node is stopped; none for others.
     pub fn is_stopped(&self, pid: Pid) -> Option<bool> {
         self.processes.get(&pid).map(|process| process.ghost_stopped.is_some())
+    }
+
+    /// The parent of one that has a ghost, as far as is known.
+    pub fn parent_of(&self, pid: Pid) -> Option<Pid> {
+        self.processes.get(&pid).and_then(|p| p.parent)
+    }
+
+    /// A node says that one of its processes gets orphans: so does its ghost.
+    pub fn is_subreaper(&mut self, node: NodeId, pid: Pid, out: &mut Out) {
+        if let Some(process) = self.processes.get_mut(&pid).filter(|p| p.node == Some(node)) {
+            process.tell(pid, GhostCommand::Subreaper, out);
+        }
     }
 
     /// The node that a process is on; none on the master, and for one that nobody knows.

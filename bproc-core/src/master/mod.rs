@@ -9,7 +9,7 @@
 //! Each call takes one fact and appends what is to be done to `out`; the agent performs it in that order.
 //! - this file: nodes, spawn, life and death of processes
 //! - [`signals`]: signals, stop and continue · `groups`: signals to whole groups
-//! - [`moving`]: processes go on elsewhere · `children`: stops of children that are elsewhere · `starters`: what goes with its `bpsh`
+//! - [`moving`]: processes go on elsewhere · `children`: children that are elsewhere · `starters`: what goes with its `bpsh`
 //! - [`model`]: the state
 
 mod children;
@@ -21,6 +21,8 @@ pub mod moving;
 #[cfg(test)]
 mod moving_tests;
 pub mod nodes;
+#[cfg(test)]
+mod orphan_tests;
 mod signals;
 #[cfg(test)]
 mod starter_tests;
@@ -133,7 +135,7 @@ impl Master {
         // A relative that is a ghost of the same node is there in person, unless its start has failed.
         let in_person = self.processes.get(&relative).is_some_and(|p| p.node == Some(node) && !p.has_not_started());
         if !in_person && self.relatives.entry(relative).or_default().insert(node) {
-            out.push(Action::Watch(relative));
+            self.watch(relative, out);
         }
     }
 
@@ -156,8 +158,9 @@ impl Master {
             }
             // One that has moved, or failed to: its ghost was nobody's for a moment.
             Some(process) if result.is_ok() => {
-                (process.made, process.unheld) = (true, false);
+                process.unheld = false;
                 process.tell_queue(pid, out);
+                self.is_made(pid, out);
             }
             Some(_) => self.ghost_gone(pid, out),
             None => {}
@@ -199,6 +202,7 @@ impl Master {
                         self.order(node, Order::Signal { pid, number, siginfo }, out);
                     }
                 }
+                self.is_made(pid, out);
                 if at_gate {
                     // The caller was killed while it waited.
                     self.kill_remote(pid, out);
@@ -233,6 +237,7 @@ impl Master {
         }
         let mut process = Process::new(Some(node), parent);
         process.orphan = Some(child.clone());
+        process.unborn = true;
         process.starter = parent.and_then(|parent| self.processes.get(&parent)?.starter);
         let pid = child.pid;
         self.processes.insert(pid, process);
@@ -357,6 +362,7 @@ impl Master {
 
     /// The parent on the node reaped the process: the parent's ghost reaps the ghost.
     pub fn reaped(&mut self, pid: Pid, out: &mut Out) {
+        self.reaped_on_arrival(pid);
         let Some(process) = self.processes.get_mut(&pid) else { return self.left_behind_reaped(pid, out) };
         process.reap = true;
         if process.ghost_gone && process.end.is_some() {
@@ -405,8 +411,9 @@ impl Master {
             self.processes.entry(pid).or_insert_with(|| Process::inherited(parent));
         }
         if let Some(process) = self.processes.get_mut(&pid) {
-            (process.made, process.held) = (true, true);
+            process.held = true;
         }
+        self.is_made(pid, out);
         self.look_at_target(pid, out);
     }
 
@@ -423,7 +430,7 @@ impl Master {
         }
         let taken = self.is_being_taken(pid);
         let Some(process) = self.processes.get_mut(&pid) else { return };
-        (process.connected, process.made) = (true, true);
+        process.connected = true;
         process.parent = parent;
         if process.ghost_stopped == Some(model::Stopped::Before) {
             // Continued before the keeper held it.
@@ -437,6 +444,7 @@ impl Master {
         if process.ghost_stopped.is_some() {
             process.tell(pid, GhostCommand::Report, out);
         }
+        self.is_made(pid, out);
         self.look_at_target(pid, out);
     }
 
@@ -451,6 +459,9 @@ impl Master {
     pub fn relative_gone(&mut self, pid: Pid, status: i32, out: &mut Out) {
         self.halted.remove(&pid);
         self.starter_gone(pid, out);
+        // Its ghost may have been reaped before anybody could look.
+        let known = self.processes.get(&pid).and_then(|p| p.end).filter(|_| status == 0);
+        let status = known.unwrap_or(status);
         for node in self.relatives.remove(&pid).unwrap_or_default() {
             self.order(node, Order::RelativeGone(pid, status), out);
         }
@@ -543,7 +554,12 @@ impl Master {
         if let Some(node) = process_node(&self.processes, pid) {
             self.order(node, Order::Forget(pid), out);
         }
-        let parent = self.processes.remove(&pid).and_then(|p| p.parent);
+        let over = self.processes.remove(&pid);
+        let parent = over.as_ref().and_then(|p| p.parent);
+        if let Some(status) = over.filter(|p| p.unborn).and_then(|p| p.end) {
+            // It never had a ghost whose end could be seen.
+            self.relative_gone(pid, status, out);
+        }
         self.copies.forget(pid.get());
         self.left_behind.retain(|_, parent| *parent != pid);
         out.push(Action::UntrackSignals(pid));

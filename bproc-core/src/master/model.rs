@@ -96,6 +96,8 @@ pub enum GhostCommand {
     SignalGroup(i32, i32),
     /// Tell when children stop and go on.
     WatchChildren,
+    /// Get orphans, as its process does.
+    Subreaper,
     /// It was to become the process, and left signals for that one: it takes them again.
     TakeSignals,
     /// Know by whom its process was started.
@@ -171,8 +173,15 @@ pub enum Order {
     RelativeStopped(Pid, i32),
     /// It goes on.
     RelativeContinued(Pid),
-    /// One that has ended and has a skeleton there has left these children to its parent there.
-    Orphans(Pid, Vec<Pid>),
+    /// One that has ended has left these children to one above it there, whom the node's kernel knows.
+    Orphans {
+        /// Who has ended.
+        dead: Pid,
+        /// Those of its children that have no skeletons there.
+        orphans: Vec<Pid>,
+        /// Its ancestors, its parent first, below one that runs there. Empty where it has a skeleton.
+        line: Vec<Pid>,
+    },
     /// The end of this process has been replayed.
     Forget(Pid),
     /// The terminal of this process gets another size (`struct winsize`).
@@ -341,6 +350,8 @@ pub(super) struct Process {
     pub connected: bool,
     /// Its ghost is known to be there, or to have been.
     pub made: bool,
+    /// It was forked on a node, and nobody has seen its ghost yet.
+    pub unborn: bool,
     /// The keeper holds its ghost. (One that is stopped cannot connect.)
     pub held: bool,
     /// Its ghost is being made of a process that goes, or the other way round, and the keeper does not hold it yet: a child
@@ -389,6 +400,7 @@ impl Process {
             inherited: false,
             connected: false,
             made: false,
+            unborn: false,
             held: false,
             unheld: false,
             queue: VecDeque::new(),

@@ -132,6 +132,8 @@ pub(super) struct Move {
     taken: bool,
     /// The target has yet to learn which children it has now; the source waits.
     adopting: bool,
+    /// Children that it has reaped there before both ends had spoken.
+    reaped: Vec<Pid>,
     /// Number and siginfo of signals that wait for its arrival.
     signals: Vec<(u32, Vec<u8>)>,
     kill: bool,
@@ -182,6 +184,7 @@ impl Master {
             frozen: false,
             taken: false,
             adopting: false,
+            reaped: Vec::new(),
             signals: Vec::new(),
             kill: false,
         };
@@ -324,10 +327,11 @@ impl Master {
             return out.push(Action::ProceedHere(pid, id, false));
         };
         let lost = matches!(m.arrived, Some(Err(_)));
-        let (to, parent) = (m.facts.to, m.facts.parent);
+        let (to, parent, children) = (m.facts.to, m.facts.parent, m.facts.children.clone());
         if !lost {
             let starter = parent.and_then(|parent| self.starters.get(&parent).copied());
             self.processes.insert(pid, Process { unheld: true, starter, ..Process::new(to, parent) });
+            self.are_children_of(pid, &children);
         }
         out.push(Action::ProceedHere(pid, id, !lost));
     }
@@ -435,11 +439,7 @@ impl Master {
         if let Some(nodes) = self.relatives.get_mut(&pid) {
             nodes.remove(&to);
         }
-        for child in &m.facts.children {
-            if !self.processes.contains_key(child) {
-                self.left_behind.insert(*child, pid);
-            }
-        }
+        self.has_children(pid, &m.facts.children, &m.reaped, out);
         answer(m.ask, Ok(()), out);
         if m.from.is_none() {
             if stand_in {
@@ -461,6 +461,15 @@ impl Master {
         if self.processes.get(&pid).is_some_and(|p| p.ghost_gone) {
             // It died in its last moment here; what it does there since has no ghost to show it.
             self.ghost_gone(pid, out);
+        }
+    }
+
+    /// One that comes has reaped a child where it comes to.
+    pub(super) fn reaped_on_arrival(&mut self, child: Pid) {
+        let its =
+            |m: &&mut Move| m.phase == Phase::Sending && m.facts.to.is_some() && m.facts.children.contains(&child);
+        for m in self.moves.values_mut().filter(its) {
+            m.reaped.push(child);
         }
     }
 

@@ -4,12 +4,12 @@ use super::*;
 use bproc_common::id::Epoch;
 use bproc_common::wait::Status;
 
-const A: NodeId = NodeId(0);
-const B: NodeId = NodeId(1);
-const P: i32 = 50;
-const CHILD: i32 = 60;
+pub(super) const A: NodeId = NodeId(0);
+pub(super) const B: NodeId = NodeId(1);
+pub(super) const P: i32 = 50;
+pub(super) const CHILD: i32 = 60;
 
-fn pid(n: i32) -> Pid {
+pub(super) fn pid(n: i32) -> Pid {
     Pid::new(n).unwrap()
 }
 
@@ -32,7 +32,7 @@ fn hello(epoch: u64) -> Attach {
     }
 }
 
-fn up() -> Master {
+pub(super) fn up() -> Master {
     let nodes = [(0, Node::new(0o111, 0, 0)), (1, Node::new(0o111, 0, 0))];
     let mut m = Master::new(nodes, Leases::new(1000, 5000, 100), false);
     m.attach(A, hello(1), "up", &mut vec![]).unwrap();
@@ -40,7 +40,7 @@ fn up() -> Master {
     m
 }
 
-fn facts(to: Option<NodeId>) -> MoveFacts {
+pub(super) fn facts(to: Option<NodeId>) -> MoveFacts {
     MoveFacts {
         pid: pid(P),
         parent: Some(pid(2)),
@@ -55,17 +55,17 @@ fn facts(to: Option<NodeId>) -> MoveFacts {
     }
 }
 
-fn orders(out: &[Action]) -> Vec<(NodeId, Order)> {
+pub(super) fn orders(out: &[Action]) -> Vec<(NodeId, Order)> {
     let one = |a: &Action| if let Action::Send(n, _, o) = a { Some((*n, o.clone())) } else { None };
     out.iter().filter_map(one).collect()
 }
 
-fn id_of(m: &Master) -> MoveId {
+pub(super) fn id_of(m: &Master) -> MoveId {
     m.moves.values().next().map(|m| m.id).unwrap()
 }
 
 /// Up to the point where the source sends.
-fn under_way(m: &mut Master, to: Option<NodeId>, out: &mut Out) -> MoveId {
+pub(super) fn under_way(m: &mut Master, to: Option<NodeId>, out: &mut Out) -> MoveId {
     m.move_asked(Ask(9), facts(to), out);
     let id = id_of(m);
     m.surveyed(pid(P), id, Ok(()), out);
@@ -74,7 +74,7 @@ fn under_way(m: &mut Master, to: Option<NodeId>, out: &mut Out) -> MoveId {
 }
 
 /// P runs on A, having gone there from the master.
-fn on_a() -> Master {
+pub(super) fn on_a() -> Master {
     let (mut m, mut out) = (up(), vec![]);
     let id = under_way(&mut m, Some(A), &mut out);
     m.committing(pid(P), id, &mut out);
@@ -178,47 +178,6 @@ fn one_that_moves_while_it_is_stopped_and_is_continued_at_once() {
         m.stopped(pid(P), 20, &mut out);
         assert_eq!(out, [Action::Ghost(pid(P), GhostCommand::Stop(20))]);
     }
-}
-
-#[test]
-fn a_subreaper_elsewhere_gets_its_orphans() {
-    let (mut m, mut out) = (on_a(), vec![]);
-    let (child, orphan) = (pid(CHILD), pid(70));
-    m.adopts(pid(P), child, &[child, orphan], &mut out);
-    assert_eq!(out[0], Action::Watch(orphan));
-    assert_eq!(orders(&out), [(A, Order::Orphans(child, vec![orphan]))]);
-    // Not twice, and not after the stand-in of the dead one was told to end.
-    out.clear();
-    m.adopts(pid(P), child, &[child, orphan], &mut out);
-    m.relative_gone(child, 0, &mut out);
-    m.adopts(pid(P), child, &[pid(71)], &mut out);
-    assert_eq!(orders(&out), [(A, Order::RelativeGone(child, 0))]);
-    // It waits for the orphan there; here its ghost does.
-    out.clear();
-    m.relative_gone(orphan, 6 << 8, &mut out);
-    m.reaped(orphan, &mut out);
-    assert_eq!(orders(&out), [(A, Order::RelativeGone(orphan, 6 << 8))]);
-    assert!(out.contains(&Action::Ghost(pid(P), GhostCommand::Reap(orphan))));
-}
-
-#[test]
-fn a_zombie_that_a_subreaper_elsewhere_has_had_before_is_no_orphan() {
-    let (mut m, mut out) = (on_a(), vec![]);
-    let (child, orphan, other) = (pid(CHILD), pid(70), pid(71));
-    let all = [child, orphan, other];
-    m.adopts(pid(P), child, &all, &mut out);
-    m.relative_gone(child, 5 << 8, &mut out);
-    out.clear();
-    // What P has reaped on its node is told last.
-    m.adopts(pid(P), orphan, &all, &mut out);
-    m.relative_gone(orphan, 6 << 8, &mut out);
-    assert_eq!(orders(&out), [(A, Order::RelativeGone(orphan, 6 << 8))]);
-    // The ghost is away, and has yet to reap it.
-    m.ghost_disconnected(pid(P));
-    m.reaped(child, &mut out);
-    out.clear();
-    m.adopts(pid(P), other, &all, &mut out);
-    assert_eq!(out, []);
 }
 
 #[test]

@@ -349,7 +349,7 @@ impl World {
                             self.report(p.get(), Report::Cloned(child.get(), Err(3)));
                         }
                         // Stops of children are nobody's here, and no ghost that is to become a process leaves signals alone.
-                        GhostCommand::WatchChildren | GhostCommand::TakeSignals => {}
+                        GhostCommand::WatchChildren | GhostCommand::TakeSignals | GhostCommand::Subreaper => {}
                         _ => g.commands.push_back(command),
                     }
                 }

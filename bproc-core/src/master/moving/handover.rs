@@ -190,6 +190,7 @@ impl Move {
             frozen: true,
             taken: false,
             adopting: false,
+            reaped: Vec::new(),
             signals: Vec::new(),
             kill: false,
         }
