@@ -8,6 +8,7 @@ use bproc_common::id::Pid;
 use bproc_common::shown::{Numbers, Shown};
 use bproc_core::lease::Block;
 use bproc_core::master::Starter;
+use bproc_sys::process::{FileId, Process};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -60,16 +61,27 @@ impl<T> Reader<T> {
 
 /// Asks the kernel what /proc does not tell of parents and children.
 #[derive(Clone)]
-pub struct Kin(Control);
+pub struct Kin {
+    control: Control,
+    ghost_exe: FileId,
+}
 
 impl Kin {
     /// The nearest ancestor that gets orphans; none where that is not known.
     pub fn subreaper(&self, pid: Pid) -> Option<i32> {
-        let found = self.0.subreaper(pid.get() as u32).unwrap_or_else(|error| {
+        let found = self.control.subreaper(pid.get() as u32).unwrap_or_else(|error| {
             tracing::warn!(%error, "who is a subreaper");
             None
         });
         found.and_then(|number| i32::try_from(number).ok())
+    }
+
+    /// Whether a process holds connections, as servers do, with which it does not move. A ghost has one to us, and its process moves.
+    pub fn is_connected(&self, pid: Pid) -> bool {
+        let is_ghost = || Process::open(pid).and_then(|p| p.exe()).is_ok_and(|exe| exe == self.ghost_exe);
+        let links = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let mut links = links.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        links.any(|link| link.as_os_str().as_encoded_bytes().starts_with(b"socket:")) && !is_ghost()
     }
 }
 
@@ -130,8 +142,8 @@ impl Kernel {
     }
 
     /// To ask who is a subreaper.
-    pub fn kin(&self) -> Kin {
-        Kin(self.control.clone())
+    pub fn kin(&self, ghost_exe: FileId) -> Kin {
+        Kin { control: self.control.clone(), ghost_exe }
     }
 
     /// Records lost since the load; only ever grows.

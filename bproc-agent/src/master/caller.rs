@@ -77,7 +77,7 @@ pub fn complete(asking: &Asking, spec: &mut proto::SpawnSpec, kin: &Kin) -> bpro
     let numbers = BTreeSet::from([stat.ppid, stat.pgrp, stat.session]);
     let others = |number: &i32| *number > 1 && *number != pid.get();
     spec.relatives = numbers.iter().copied().filter(others).filter_map(relative).collect();
-    let line = line(stat.ppid, kin.subreaper(pid));
+    let line = line(stat.ppid, kin.subreaper(pid), kin);
     let numbers: BTreeSet<i32> = line.iter().map(|r| r.pid).chain(numbers).collect();
     spec.relatives.retain(|r| !line.iter().any(|l| l.pid == r.pid));
     spec.relatives.extend(line);
@@ -175,13 +175,18 @@ fn bits_of(status: &Status, securebits: u32) -> Option<&'static str> {
 }
 
 /// A parent and its ancestors, as long as one skeleton can make the other: one of its own session, or the leader of another. Each
-/// may come to where its stand-in is, and wait there for its children; and the subreaper's gets orphans as it does itself.
-fn line(parent: i32, subreaper: Option<i32>) -> Vec<proto::Relative> {
+/// may come to where its stand-in is, and wait there for its children; and the subreaper's gets orphans as it does itself. Servers
+/// above a session (sshd, tmux, what the system runs on) do not come, and nobody on a node shall reach them by `kill(-1)`.
+fn line(parent: i32, subreaper: Option<i32>, kin: &Kin) -> Vec<proto::Relative> {
     let mut line: Vec<proto::Relative> = Vec::new();
     let mut number = parent;
     while line.len() < LONGEST {
         let fits = |r: &proto::Relative| line.last().is_none_or(|below| below.sid == r.sid || below.sid == below.pid);
         let Some(next) = relative(number).filter(|r| r.pid > 1 && fits(r)) else { break };
+        let is_above = line.last().is_some_and(|below| below.sid != next.sid);
+        if is_above && Pid::new(number).is_none_or(|pid| kin.is_connected(pid)) {
+            break;
+        }
         number = next.ppid;
         line.push(proto::Relative { subreaper: subreaper == Some(next.pid), ..next });
     }

@@ -118,7 +118,7 @@ pub async fn run(config: MachineConfig, config_path: PathBuf) -> Result<()> {
         travel: travel.clone(),
         machines: machines.clone(),
         address,
-        kin: kernel.kin(),
+        kin: kernel.kin(ghost_exe),
         following: Following::default(),
     };
     api::serve(&bproc_config::paths::api_socket_in(&dir), desk.clone())?;

@@ -99,7 +99,7 @@ impl Actor {
 
     /// The nearest process of the space that runs here, above one on this machine, and gets orphans.
     pub(super) fn subreaper_above(&self, host: i32) -> Option<i32> {
-        let found = self.kernel.kin().subreaper(Pid::new(host)?)?;
+        let found = self.kernel.kin(self.ghost_exe).subreaper(Pid::new(host)?)?;
         self.table.running(found).map(|_| found)
     }
 
