@@ -84,6 +84,7 @@ impl<'a> Compiler<'a> {
             Op::Advise { start, len, advice } => {
                 self.batch.may(libc::SYS_madvise, &[*start, *len, *advice as u64], "advise an area");
             }
+            Op::Place { start, len, policy } => self.place(*start, *len, policy),
             _ => {}
         }
     }
@@ -187,8 +188,8 @@ impl<'a> Compiler<'a> {
             Op::Advise { start, len, advice } => {
                 self.batch.may(libc::SYS_madvise, &[*start, *len, *advice as u64], "advise an area");
             }
-            Op::Lock { start, len } => {
-                self.batch.may(libc::SYS_mlock, &[*start, *len], "lock an area");
+            Op::Lock { start, len, late } => {
+                self.batch.may(libc::SYS_mlock2, &[*start, *len, u64::from(*late)], "lock an area");
             }
             Op::Sealed(file, contents, maps) => self.sealed(*file, *contents, maps),
             Op::Marks => self.marks(),
@@ -207,6 +208,7 @@ impl<'a> Compiler<'a> {
                     self.batch.may(libc::SYS_personality, &[settings.personality.into()], "set the personality");
                     self.tell_kernel(b"/proc/self/coredump_filter", &format!("{:#x}", settings.core_filter));
                 }
+                self.habits();
             }
             Op::Limits(limits) => {
                 limits.iter().enumerate().for_each(|(which, pair)| self.limit(which, *pair));
@@ -218,7 +220,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn prctl(&mut self, option: i32, value: u64) {
+    pub(crate) fn prctl(&mut self, option: i32, value: u64) {
         self.batch.may(libc::SYS_prctl, &[option as u64, value, 0, 0, 0], "set a process option");
     }
 

@@ -36,6 +36,8 @@ pub(crate) struct Survey {
     open: Vec<OpenFile>,
     /// Ids of its POSIX timers.
     timers: Vec<u32>,
+    /// Where areas begin that may have memory policies of their own, ascending.
+    pub(crate) placed: Vec<u64>,
 }
 
 /// Reads a file of /proc/PID.
@@ -80,6 +82,9 @@ impl Survey {
             .map(|p| p.into_os_string().into_encoded_bytes())
             .unwrap_or_default();
         let maps = procfs::maps(&proc_file(pid, "smaps")?);
+        if status.state == b'Z' && tids(pid)?.len() > 1 {
+            return Err(Refusal::FirstThreadEnded.into());
+        }
         if maps.is_empty() || matches!(status.state, b'Z' | b'X') {
             return Err(Refusal::NoMemory.into());
         }
@@ -112,6 +117,7 @@ impl Survey {
             channels: Channels::default(),
             open: Vec::new(),
             timers,
+            placed: Vec::new(),
         };
         match survey.lay_out(maps) {
             Ok(layout) => {
@@ -150,6 +156,7 @@ impl Survey {
             channels: Channels::default(),
             open: Vec::new(),
             timers: Vec::new(),
+            placed: Vec::new(),
         };
         if let Some(refusal) = Refusal::all(fds::refused_kinds(pid)?) {
             return Err(refusal.into());
@@ -157,6 +164,12 @@ impl Survey {
         survey.layout = survey.lay_out(procfs::maps(&proc_file(pid, "smaps")?))?;
         survey.layout.alone(pid)?;
         Ok(survey)
+    }
+
+    /// Which areas may have memory policies of their own. Slow where there is much memory.
+    pub(crate) fn look_where(&mut self) {
+        self.placed = procfs::placed(&proc_file(self.pid, "numa_maps").unwrap_or_default());
+        self.placed.sort_unstable();
     }
 
     /// The layout of a twin of the surveyed process.
@@ -272,6 +285,7 @@ impl Survey {
             channels: Channels::default(),
             open: Vec::new(),
             timers: Vec::new(),
+            placed: Vec::new(),
         };
         let layout = again.lay_out(procfs::maps(&proc_file(pid, "smaps")?))?;
         Ok((layout, true))

@@ -233,6 +233,7 @@ fn everything(
             }),
             Op::ThreadState => {
                 compiler.thread(image.leader());
+                compiler.thread_habits(0);
                 compiler.signals(image.leader(), pid, pid);
                 compiler.scheduling(
                     image.leader(),
@@ -240,6 +241,7 @@ fn everything(
                     image.processors.first().map_or(&[], |set| &set.0),
                 );
                 compiler.after_creds(image.leader());
+                compiler.told(pid);
             }
             Op::Pending => compiler.pending(pid, |_| false),
             Op::Clear | Op::Fds | Op::Threads | Op::Creds | Op::Filters | Op::Registers => {}
