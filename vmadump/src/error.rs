@@ -79,6 +79,9 @@ pub enum Refusal {
     /// Debuggers and the like.
     #[error("process {0} traces it already")]
     Traced(i32),
+    /// It is a debugger or the like.
+    #[error("it traces process {0} (strace, a debugger)")]
+    Traces(i32),
     /// Other threads run on.
     #[error("its first thread has ended, and the others run on; it cannot be moved")]
     FirstThreadEnded,

@@ -103,3 +103,24 @@ fn queued_signals_of_the_process_stay_its_own() {
         assert_eq!(program.end(), (String::new(), 0));
     });
 }
+
+/// One that began it, and one that came to it.
+#[test]
+fn whoever_traces_another_is_refused() {
+    in_namespace("whoever_traces_another_is_refused", LIMIT, || {
+        let program = compile("tracer", &[]);
+        for of in ["child", "sibling"] {
+            let mut program = Traveller::start(Command::new(&program).arg(of));
+            let traced = program.line();
+            // One may have to be seen while it waits.
+            while std::fs::read_to_string(format!("/proc/{}/stat", program.pid)).unwrap().contains(") R ") {
+                std::thread::yield_now();
+            }
+            let refused = freeze(program.pid, &program.options).map(drop).unwrap_err().to_string();
+            assert!(refused.contains(&format!("it traces process {traced}")), "{refused}");
+            // SAFETY: whom our own child traces, and this waits for.
+            unsafe { libc::kill(traced.parse().unwrap(), libc::SIGKILL) };
+            assert_eq!(program.end(), (String::new(), 42 << 8));
+        }
+    });
+}

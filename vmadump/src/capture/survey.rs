@@ -103,6 +103,7 @@ impl Survey {
         }
         // With whom it shares for that moment alone.
         why.extend(waits_for_vfork(pid)?.or_else(|| shares_space(pid, status.ppid)));
+        why.extend(traces(pid)?.map(Refusal::Traces));
         let mut timers: Vec<u32> = timers.iter().map(|timer| timer.id).collect();
         timers.sort_unstable();
         let mut survey = Survey {
@@ -351,6 +352,31 @@ pub(crate) fn children(pid: i32) -> Vec<i32> {
         all.extend(text.split_ascii_whitespace().filter_map(|w| w.parse::<i32>().ok()));
     }
     all
+}
+
+/// Whom it traces. It is asked of its children, and of all where it waits for somebody and has no children: those whom it traces
+/// it waits for as if they were.
+fn traces(pid: i32) -> Result<Option<i32>, Error> {
+    let (children, threads) = (children(pid), tids(pid)?);
+    let traced = |other: &i32| {
+        let text = files::read_record(&format!("/proc/{other}/status")).unwrap_or_default();
+        let tracer = procfs::status(&text).tracer;
+        tracer != 0 && threads.contains(&tracer)
+    };
+    if !children.is_empty() {
+        return Ok(children.into_iter().find(traced));
+    }
+    let waits = |tid: &i32| {
+        let call = files::read(&format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
+        let number = call.split(|b| *b == b' ').next().and_then(|word| std::str::from_utf8(word).ok()?.parse().ok());
+        matches!(number, Some(libc::SYS_wait4 | libc::SYS_waitid))
+    };
+    if !threads.iter().any(waits) {
+        return Ok(None);
+    }
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut others = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    Ok(others.find(traced))
 }
 
 /// Address space or descriptors shared with a parent or child.
