@@ -81,7 +81,7 @@ static void *other(void *unused) {
 }
 
 static void *last(void *unused) {
-    sleep(1);
+    sleep(2);
     puts("done");
     fflush(stdout);
     _exit(42);
