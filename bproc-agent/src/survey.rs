@@ -34,6 +34,8 @@ pub struct Wishes {
     pub rights: Option<Rights>,
     /// The program that must stand for it, on the master.
     pub ghost: Option<PathBuf>,
+    /// On a node: the first process of its space.
+    pub init: Option<i32>,
 }
 
 /// Begins to look, on a thread of its own.
@@ -54,9 +56,23 @@ pub async fn passed(survey: Option<Survey>, pid: i32) -> Result<(), Failure> {
     })
 }
 
+/// What is said of a process whose first thread has ended.
+pub fn ended(host_pid: i32, pid: i32) -> Failure {
+    let threads = fs::read_dir(format!("/proc/{host_pid}/task")).map_or(0, Iterator::count);
+    match threads {
+        0 | 1 => Failure { number: libc::ESRCH, message: format!("process {pid} has ended") },
+        _ => {
+            let refusal = Refusal::FirstThreadEnded;
+            let error = Error::from(refusal.clone());
+            Failure { number: error.errno(), message: format!("process {pid} cannot move: {refusal}") }
+        }
+    }
+}
+
 fn look(host_pid: i32, wishes: &Wishes) -> Result<(), Failure> {
     let beyond = crate::rights::refusal(host_pid, wishes.rights.as_ref());
-    let beyond: Vec<String> = beyond.into_iter().chain(own_root(host_pid, wishes.ghost.as_deref())).collect();
+    let own = own_root(host_pid, wishes.ghost.as_deref()).into_iter().chain(own_namespaces(host_pid, wishes.init));
+    let beyond: Vec<String> = beyond.into_iter().chain(own).collect();
     match (takes(host_pid, wishes), beyond.as_slice()) {
         (Ok(()), []) => Ok(()),
         (Ok(()), more) => Err(Failure { number: libc::EPERM, message: more.join("; ") }),
@@ -85,6 +101,41 @@ fn takes(host_pid: i32, wishes: &Wishes) -> Result<(), Error> {
         }
         std::thread::sleep(PAUSE);
     }
+}
+
+/// Why a process cannot move out of namespaces that its place does not have by itself: it would come back into others. On a node
+/// those of the space are compared, but for mounts, of which programs that travelled have their own there; on the master
+/// those of this agent or of the machine.
+fn own_namespaces(host_pid: i32, init: Option<i32>) -> Option<String> {
+    const KINDS: [(&str, &str); 7] = [
+        ("net", "network"),
+        ("uts", "host name"),
+        ("ipc", "IPC"),
+        ("cgroup", "cgroup"),
+        ("user", "user"),
+        ("time", "time"),
+        ("mnt", "mount"),
+    ];
+    let of = |process: &str, kind: &str| fs::read_link(format!("/proc/{process}/ns/{kind}")).ok();
+    let own = |kind: &str| of(&host_pid.to_string(), kind);
+    let places = init.map_or_else(|| vec!["self".to_owned(), "1".to_owned()], |init| vec![init.to_string()]);
+    let foreign = |kind: &str| {
+        let mut places = places.iter().filter_map(|place| of(place, kind)).peekable();
+        let known = places.peek().is_some();
+        own(kind).is_some_and(|own| known && places.all(|place| place != own))
+    };
+    let differ = |kind: &str, children: &str| own(kind).zip(own(children)).is_some_and(|(own, theirs)| own != theirs);
+    let mounts = init.is_none();
+    let mut names: Vec<&str> =
+        KINDS.iter().filter(|(kind, _)| (mounts || *kind != "mnt") && foreign(kind)).map(|(_, name)| *name).collect();
+    if differ("pid", "pid_for_children") {
+        names.push("pid (for its children)");
+    }
+    if differ("time", "time_for_children") {
+        names.push("time (for its children)");
+    }
+    let many = if names.len() == 1 { "a namespace" } else { "namespaces" };
+    (!names.is_empty()).then(|| format!("it has {many} of its own, which it would lose: {}", names.join(", ")))
 }
 
 /// Why a process cannot move out of the root directory that it has: where it comes to it would have another, and on the

@@ -337,6 +337,44 @@ fn refusals(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// What its place does not have by itself a process would lose: it is told so, and runs on.
+fn namespaces(cluster: &Cluster) -> Result<()> {
+    const SCRIPT: &str = "echo $$; exec sleep 1000";
+    let refused = |pid: i32, node: &str, words: &str| -> Result<()> {
+        let done = try_move(cluster, pid, node)?;
+        ensure!(done.status == 1 && done.err().contains(words), "{done:?} instead of {words}");
+        Ok(())
+    };
+    let own = |name: &str| format!("it has a namespace of its own, which it would lose: {name}");
+    for (kind, name) in [("--uts", "host name"), ("--net", "network"), ("--ipc", "IPC"), ("--mount", "mount")] {
+        let mut command = Command::new("unshare");
+        let mut program = Traveller::start(command.args([kind, "sh", "-c", SCRIPT]))?;
+        program.line()?;
+        refused(program.pid(), "0", &own(name))?;
+        program.child.kill()?;
+        ensure!(program.end()?.1 == libc::SIGKILL, "its end");
+    }
+    // On a node, also.
+    let mut program = Traveller::start(cluster.command("bpsh").args(["0", "unshare", "--uts", "sh", "-c", SCRIPT]))?;
+    let pid: i32 = program.line()?.trim().parse()?;
+    refused(pid, "1", &own("host name"))?;
+    refused(pid, "master", &own("host name"))?;
+    signal_to(pid, libc::SIGKILL)?;
+    program.end()?;
+    // One that has no first thread any more has not ended.
+    let program = compile(cluster, "vmadump/tests/programs/habits.c", &[], false)?;
+    let mut program = Traveller::start(Command::new(program).arg("first"))?;
+    let stat = || std::fs::read_to_string(format!("/proc/{}/stat", program.pid())).unwrap_or_default();
+    eventually("the first thread's end", LIMIT, || {
+        let stat = stat();
+        Ok(if stat.contains(") Z ") { Ok(()) } else { Err(stat) })
+    })?;
+    refused(program.pid(), "0", "its first thread has ended")?;
+    program.until("done")?;
+    ensure!(program.end()?.1 == 42 << 8, "its end");
+    cluster.quiet()
+}
+
 /// renice, taskset, prlimit and ionice of a ghost do to its process what they do to any other, wherever that is.
 fn what_is_done_to_ghosts(cluster: &Cluster) -> Result<()> {
     let script = "while :; do echo $$ $(nice) $(nproc) $(ulimit -n) $(ionice); sleep 0.1; done";
@@ -387,6 +425,7 @@ fn main() -> ExitCode {
         Test::new("what_is_done_to_ghosts", what_is_done_to_ghosts),
         Test::new("rights_and_a_new_agent", rights_and_a_new_agent),
         Test::new("refusals_all_at_once", refusals),
+        Test::new("namespaces_of_its_own", namespaces),
     ];
     runner::main(|| Cluster::start(3), tests, Cluster::close)
 }

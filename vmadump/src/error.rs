@@ -50,6 +50,17 @@ pub enum Refusal {
     /// Huge pages from the reserved pool.
     #[error("it uses reserved huge pages (hugetlb) at {0:#x}")]
     HugeTlb(u64),
+    /// Memory that may never be changed.
+    #[error("it has sealed memory (mseal) at {0:#x}")]
+    SealedMemory(u64),
+    /// It may never have memory that can be written and executed, where calls could be made for it.
+    #[error(
+        "it may have no memory that can be written and executed (PR_SET_MDWE, or the security policy of the machine)"
+    )]
+    NoNewCode,
+    /// Nodes of memory that are not there.
+    #[error("its memory is bound to nodes of which none is here (bits {0:#x})")]
+    MemoryNodes(u64),
     /// Hardware shadow stack.
     #[error("it uses a shadow stack")]
     ShadowStack,
@@ -68,6 +79,12 @@ pub enum Refusal {
     /// Debuggers and the like.
     #[error("process {0} traces it already")]
     Traced(i32),
+    /// It is a debugger or the like.
+    #[error("it traces process {0} (strace, a debugger)")]
+    Traces(i32),
+    /// Other threads run on.
+    #[error("its first thread has ended, and the others run on; it cannot be moved")]
+    FirstThreadEnded,
     /// Zombie or kernel thread.
     #[error("it has no memory (a zombie or a kernel thread)")]
     NoMemory,

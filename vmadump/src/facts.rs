@@ -65,6 +65,8 @@ pub struct Facts {
     pub timer_ids: bool,
     /// Bytes of restartable sequences' data that the kernel takes.
     pub rseq: u32,
+    /// Nodes of memory that the restorer may use, a bit each.
+    pub nodes: u64,
     /// Limits of the restorer, soft and hard.
     pub limits: [[u64; 2]; 16],
     /// Processors that a program may run on which is bound to none: bit by number.
@@ -81,6 +83,7 @@ impl Facts {
             caps: own::effective_caps(),
             timer_ids: own::timer_ids(),
             rseq: own::rseq_size(),
+            nodes: own::memory_nodes(),
             limits: crate::sys::process::limits(0).unwrap_or([[u64::MAX; 2]; 16]),
             processors: crate::sys::process::processors(0).unwrap_or_default(),
         }

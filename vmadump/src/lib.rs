@@ -19,6 +19,7 @@ pub mod crc;
 mod elf;
 mod error;
 pub mod facts;
+mod habits;
 pub mod image;
 mod inject;
 pub mod inside;

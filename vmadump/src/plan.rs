@@ -6,7 +6,7 @@ use crate::cpu;
 use crate::elf;
 use crate::error::Refusal;
 use crate::facts::{Facts, cap};
-use crate::image::{Area, AreaKind, Creds, FdKind, Image, PAGE, PosixTimer, Vdso, advice};
+use crate::image::{Area, AreaKind, Creds, FdKind, Habits, Image, PAGE, Policy, PosixTimer, Vdso, advice};
 use crate::tracee::leave_call;
 use crate::vdso;
 
@@ -127,12 +127,23 @@ pub enum Op {
         /// MADV_*.
         advice: i32,
     },
-    /// mlock.
+    /// mlock2.
     Lock {
         /// First address.
         start: u64,
         /// Bytes.
         len: u64,
+        /// Each page only when it is touched.
+        late: bool,
+    },
+    /// mbind.
+    Place {
+        /// First address.
+        start: u64,
+        /// Bytes.
+        len: u64,
+        /// From where its memory is taken.
+        policy: Policy,
     },
     /// The kernel's marks: brk, arguments, auxiliary vector, program.
     Marks,
@@ -238,6 +249,9 @@ pub fn plan(image: &Image, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refus
     mappings(image, &mut ops);
     large_pages(&image.areas, &mut ops);
     let sealed = memory_files(image, &mut ops);
+    if let Some(habits) = &image.habits {
+        places(habits, facts, &mut ops)?;
+    }
     ops.push(Op::Pages);
     ops.extend(sealed);
     finish_areas(&image.areas, &mut ops);
@@ -419,6 +433,24 @@ fn large_pages(areas: &[Area], ops: &mut Vec<Op>) {
     }
 }
 
+/// Where memory is taken from, before there is any. What a policy names and is not here the kernel leaves out, if anything is left.
+fn places(habits: &Habits, facts: &Facts, ops: &mut Vec<Op>) -> Result<(), Refusal> {
+    const BIND: u32 = 2;
+    const RELATIVE: u32 = 1 << 14;
+    let all = habits.policies.iter().chain(habits.placed.iter().map(|placed| &placed.policy));
+    let mut bound = all.filter(|policy| policy.mode & 0xf == BIND && policy.mode & RELATIVE == 0);
+    if let Some(policy) = bound.find(|policy| policy.nodes & facts.nodes == 0) {
+        return Err(Refusal::MemoryNodes(policy.nodes));
+    }
+    let place = |placed: &crate::image::Placed| Op::Place {
+        start: placed.start,
+        len: placed.end - placed.start,
+        policy: placed.policy.clone(),
+    };
+    ops.extend(habits.placed.iter().map(place));
+    Ok(())
+}
+
 fn finish_areas(areas: &[Area], ops: &mut Vec<Op>) {
     for area in areas {
         let (start, len) = (area.start, area.end - area.start);
@@ -429,7 +461,7 @@ fn finish_areas(areas: &[Area], ops: &mut Vec<Op>) {
             ops.push(Op::Advise { start, len, advice: *advice });
         }
         if area.advice & advice::LOCKED != 0 {
-            ops.push(Op::Lock { start, len });
+            ops.push(Op::Lock { start, len, late: area.advice & advice::LOCKED_LATE != 0 });
         }
     }
 }

@@ -152,6 +152,10 @@ pub struct Status {
     pub pending: u64,
     /// Signals that are queued for its user, and how many may be.
     pub queued: (u64, u64),
+    /// Bytes of memory that are locked.
+    pub locked: u64,
+    /// The first 64 nodes of memory that it may use, a bit each.
+    pub nodes: u64,
 }
 
 /// Parses `/proc/PID/status`.
@@ -186,6 +190,11 @@ pub fn status(text: &[u8]) -> Status {
             b"SigPnd" | b"ShdPnd" => s.pending |= hex(),
             b"SigIgn" => s.ignored = hex(),
             b"Seccomp" => s.seccomp = int(first) as u32,
+            b"VmLck" => s.locked = number(first, 10).unwrap_or(0) << 10,
+            b"Mems_allowed" => {
+                let mut low = first.rsplit(|b| *b == b',').map(|w| number(w, 16).unwrap_or(0));
+                s.nodes = low.next().unwrap_or(0) | low.next().unwrap_or(0) << 32;
+            }
             b"SigQ" => {
                 let mut numbers = first.split(|b| *b == b'/').map(|w| number(w, 10).unwrap_or(0));
                 s.queued = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
@@ -194,6 +203,16 @@ pub fn status(text: &[u8]) -> Status {
         }
     }
     s
+}
+
+/// Areas of `/proc/PID/numa_maps` whose memory is taken from nodes of a choice: their first addresses.
+pub fn placed(text: &[u8]) -> Vec<u64> {
+    let line = |line: &[u8]| {
+        let mut words = line.split(|b| *b == b' ');
+        let start = number(words.next()?, 16)?;
+        words.next().is_some_and(|policy| policy != b"default").then_some(start)
+    };
+    text.split(|b| *b == b'\n').filter_map(line).collect()
 }
 
 /// Fields of `/proc/PID/stat` after the name, the first (state) has index 3 as in the manual.
@@ -321,6 +340,14 @@ mod tests {
         assert!(all[0].deleted && all[0].shared && all[0].has(b"sh"));
         assert_eq!((all[0].prot, all[0].offset, all[0].dev, all[0].inode), (5, 4096, (0xfe, 0x1a), 42));
         assert_eq!((all[1].prot, all[1].name.len()), (0, 0));
+    }
+
+    #[test]
+    fn policies_and_nodes() {
+        let text = b"7f00 default anon=3\n8000 bind:0-1 anon=1 dirty=1 N0=1\n9000 interleave=static:0\n";
+        assert_eq!(placed(text), [0x8000, 0x9000]);
+        let all = status(b"VmLck:\t      12 kB\nMems_allowed:\t00000000,00000002,80000001\n");
+        assert_eq!((all.locked, all.nodes), (12 << 10, 0x2_8000_0001));
     }
 
     #[test]

@@ -357,9 +357,11 @@ fn anonymous(image: &[u8]) -> Vec<u8> {
 #[ignore = "writes into the sources"]
 fn make_corpus() {
     in_namespace("make_corpus", Duration::from_secs(60), || {
-        for (name, flags) in [("count", &["-static"][..]), ("all", &[]), ("threads", &[]), ("memory", &[])] {
-            let mut command = Command::new(compile(name, flags));
-            let mut program = Traveller::start(command.arg("3").env_clear());
+        let habits = "barriers late futurelate faults policy told";
+        let programs = [("count", "-static", "3"), ("all", "-g", "3"), ("threads", "-g", "3"), ("memory", "-g", "3")];
+        for (name, flag, arguments) in programs.into_iter().chain([("habits", "-static", habits)]) {
+            let mut command = Command::new(compile(name, &[flag]));
+            let mut program = Traveller::start(command.args(arguments.split(' ')).env_clear());
             program.line();
             program.dump_and_end();
             let bytes = std::fs::read(&program.image).unwrap();

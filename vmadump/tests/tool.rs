@@ -283,6 +283,27 @@ fn it_says_what_can_be_done() {
 }
 
 #[test]
+fn damaged_images_are_not_shown_as_whole() {
+    in_namespace("damaged_images_are_not_shown_as_whole", LIMIT, || {
+        let image = empty("damaged").join("image");
+        let mut program = Traveller::start(Command::new("sh").args(["-c", TELLING]));
+        assert_eq!(program.line(), "runs");
+        dump(program.pid, &image, Stdio::null());
+        let whole = std::fs::read(&image).unwrap();
+        let inspect = || Command::new(env!("CARGO_BIN_EXE_vmadump")).arg("inspect").arg(&image).output().unwrap();
+        assert_eq!(inspect().status.code(), Some(0));
+        let mut other = whole.clone();
+        other[whole.len() - 5000] ^= 1;
+        for bytes in [&whole[..whole.len() / 2], &whole[..whole.len() - 1], &other] {
+            std::fs::write(&image, bytes).unwrap();
+            let out = inspect();
+            assert_eq!((out.status.code(), out.stdout.len()), (Some(1), 0));
+            assert!(!out.stderr.is_empty());
+        }
+    });
+}
+
+#[test]
 fn names_that_are_no_text_are_told() {
     in_namespace("names_that_are_no_text_are_told", LIMIT, || {
         use std::os::unix::ffi::OsStrExt;

@@ -130,7 +130,8 @@ async fn ask_once(
     // While its new place is made; what comes of it is known before it would be stopped.
     let mut survey = leaves.then(|| {
         let (target, ghost) = (desk.machines.of(to), Some(desk.ghost.clone()));
-        let wishes = Wishes { flags: request.flags, files: request.files as u32, target, rights: None, ghost };
+        let wishes =
+            Wishes { flags: request.flags, files: request.files as u32, target, rights: None, ghost, init: None };
         survey::begin(pid.get(), wishes)
     });
     let mut spec = SpawnSpec::default();
@@ -138,7 +139,7 @@ async fn ask_once(
     let caller = caller::complete(&asking, &mut spec, &desk.kin).map_err(unreadable)?;
     let process = Process::open(pid).map_err(unreadable)?;
     if process.stat().map_err(unreadable)?.state == b'Z' {
-        return Err(failure(libc::ESRCH, format!("process {pid} has ended")));
+        return Err(survey::ended(pid.get(), pid.get()));
     }
     let children = children_of(&process, local).map_err(unreadable)?;
     let speaker = speaker(asker, desk).await;

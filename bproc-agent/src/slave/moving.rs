@@ -81,7 +81,8 @@ impl Actor {
         if let Some(host) = host_pid {
             let (flags, files, target) = (order.flags, order.files, order.target);
             let rights = Some(order.rights.unwrap_or_default());
-            let survey = survey::begin(host, Wishes { flags, files, target, rights, ghost: None });
+            let init = Some(self.space.record.init_pid);
+            let survey = survey::begin(host, Wishes { flags, files, target, rights, ghost: None, init });
             self.surveys.insert(r#move.pid, survey);
         }
         // Its ghost may get orphans when this one has gone.

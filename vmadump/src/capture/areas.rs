@@ -25,8 +25,9 @@ pub(crate) struct Layout {
     pub(crate) memory: Vec<((u64, u64), MemoryFile)>,
 }
 
-const ADVICE: [(&[u8; 2], u32); 10] = [
+const ADVICE: [(&[u8; 2], u32); 11] = [
     (b"lo", advice::LOCKED),
+    (b"lf", advice::LOCKED_LATE),
     (b"dc", advice::DONT_FORK),
     (b"dd", advice::DONT_DUMP),
     (b"hg", advice::HUGE),
@@ -51,6 +52,9 @@ fn refuse(map: &Map) -> Result<(), Refusal> {
     }
     if map.has(b"ht") {
         return Err(Refusal::HugeTlb(map.start));
+    }
+    if map.has(b"sl") && map.name != b"[uprobes]" {
+        return Err(Refusal::SealedMemory(map.start));
     }
     if map.has(b"ss") {
         return Err(Refusal::ShadowStack);

@@ -13,6 +13,7 @@ mod begun;
 mod contents;
 mod fds;
 mod ghost;
+mod habits;
 mod pages;
 mod positions;
 mod state;
@@ -131,7 +132,8 @@ impl Surveyed {
 
     /// Stops all threads. On error the process runs on.
     pub fn stop(self) -> Result<Stopped, Error> {
-        let Surveyed(survey, room) = self;
+        let Surveyed(mut survey, room) = self;
+        survey.look_where();
         let memory = MemFile::open(survey.pid)?;
         let threads = stop(survey.pid, survey.filtered)?;
         Ok(Stopped { survey, room, memory, threads })
@@ -152,7 +154,7 @@ fn learn(survey: Survey, room: Room, memory: MemFile, mut threads: Vec<Tracee>) 
     let gate = gate(&layout.maps, &memory, pid)?;
     let mapped: Vec<(u64, u64)> = layout.maps.iter().map(|m| (m.start, m.end)).collect();
     let mut used = mapped.clone();
-    let size = state::room(threads.len());
+    let size = state::room(threads.len(), survey.placed.len());
     let base = find_hole(&mut used, size).ok_or(Refusal::NoRoom)?;
     let scratch = Scratch { base, size };
     // Threads that are left in the middle of anything are put right by Tracee's drop.

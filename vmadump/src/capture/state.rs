@@ -2,6 +2,7 @@
 
 use super::Layout;
 use super::fds;
+use super::habits::{self, OfProcess, OfThread};
 use super::survey::{Survey, proc_file, proc_record};
 use crate::batch::{Batch, Index, Results, Scratch};
 use crate::error::{Error, Refusal};
@@ -20,11 +21,16 @@ const PR_GET_MEMORY_MERGE: u64 = 68;
 /// So many POSIX timers fit the batch.
 pub(super) const MOST_TIMERS: usize = 512;
 const PER_THREAD: u64 = 4096;
-const LEADER: u64 = 64 << 10;
+const LEADER: u64 = 128 << 10;
 
-/// Bytes of scratch memory for so many threads.
-pub(super) fn room(threads: usize) -> u64 {
-    4096 + LEADER + PER_THREAD * threads as u64
+/// Bytes of scratch memory for so many threads and areas that may have memory policies.
+pub(super) fn room(threads: usize, placed: usize) -> u64 {
+    4096 + leader(placed) + PER_THREAD * threads as u64
+}
+
+/// Bytes for the first thread's calls.
+fn leader(placed: usize) -> u64 {
+    LEADER + (habits::ROOM * placed as u64).next_multiple_of(4096)
 }
 
 /// Is the scratch memory mapped?
@@ -43,6 +49,7 @@ struct Each {
     pdeath: u64,
     securebits: Index,
     slack: Index,
+    habits: OfThread,
 }
 
 fn each(batch: &mut Batch) -> Each {
@@ -52,7 +59,7 @@ fn each(batch: &mut Batch) -> Each {
     batch.may(libc::SYS_prctl, &[libc::PR_GET_PDEATHSIG as u64, pdeath], "read the parent-death signal");
     let securebits = batch.may(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS as u64], "read the secure bits");
     let slack = batch.may(libc::SYS_prctl, &[libc::PR_GET_TIMERSLACK as u64], "read the timer slack");
-    Each { altstack, tid_address, pdeath, securebits, slack }
+    Each { altstack, tid_address, pdeath, securebits, slack, habits: OfThread::ask(batch) }
 }
 
 struct Whole {
@@ -66,9 +73,12 @@ struct Whole {
     subreaper: u64,
     clocks: [u64; 2],
     limits: [u64; 16],
+    habits: OfProcess,
+    /// MCL_* of what will be mapped.
+    locks: u32,
 }
 
-fn whole(batch: &mut Batch, pid: i32) -> Result<Whole, Error> {
+fn whole(batch: &mut Batch, pid: i32, habits: impl FnOnce(&mut Batch) -> OfProcess) -> Result<Whole, Error> {
     let mut actions = Vec::new();
     for signal in (1..=64).filter(|s| *s != libc::SIGKILL as u32 && *s != libc::SIGSTOP as u32) {
         let at = batch.room(32);
@@ -108,7 +118,8 @@ fn whole(batch: &mut Batch, pid: i32) -> Result<Whole, Error> {
         batch.must(libc::SYS_prlimit64, &[0, which as u64, 0, at], "read a limit");
         at
     });
-    Ok(Whole { actions, itimers, timers, brk, dumpable, thp, merges, subreaper, clocks, limits })
+    let habits = habits(batch);
+    Ok(Whole { actions, itimers, timers, brk, dumpable, thp, merges, subreaper, clocks, limits, habits, locks: 0 })
 }
 
 /// Asks everything and makes the image without pages. Leaves the scratch memory mapped.
@@ -149,12 +160,17 @@ pub(super) fn ask(
         each_continues.push(own);
     }
     let xstates: Vec<Vec<u8>> = threads.iter().map(|t| pt::xstate(t.tid())).collect::<Result<_, _>>()?;
-    threads[0].lay(memory, gate, scratch)?;
+    threads[0].lay(memory, gate, scratch).map_err(|error| match error {
+        Error::Inside { why, .. } if why.raw_os_error() == Some(libc::EACCES) => Refusal::NoNewCode.into(),
+        error => error,
+    })?;
     let mut batches = Vec::new();
     for i in 0..threads.len() as u64 {
-        let mut batch = Batch::new(scratch.data() + if i == 0 { 0 } else { LEADER + PER_THREAD * i });
+        let mut batch =
+            Batch::new(scratch.data() + if i == 0 { 0 } else { leader(survey.placed.len()) + PER_THREAD * i });
         let each = each(&mut batch);
-        let whole = if i == 0 { Some(whole(&mut batch, pid)?) } else { None };
+        let habits = |batch: &mut Batch| OfProcess::ask(batch, &layout.areas, &survey.placed);
+        let whole = if i == 0 { Some(whole(&mut batch, pid, habits)?) } else { None };
         batches.push((batch, each, whole));
     }
     let mut begun = Vec::new();
@@ -202,6 +218,9 @@ pub(super) fn ask(
         let status = procfs::status(&proc_record(pid, &format!("task/{}/status", thread.tid()))?);
         let tid = status.ns_pid.last().copied().unwrap_or(thread.tid());
         ids.push((thread.tid(), tid));
+        if let Some(whole) = &mut batches[i].2 {
+            whole.locks = habits::locks(pid, status.locked, scratch)?;
+        }
         let made = make_thread(
             thread,
             tid,
@@ -216,7 +235,7 @@ pub(super) fn ask(
         list.push(made);
     }
     let Some(whole) = &batches[0].2 else { return Err(Error::Gone(pid)) };
-    assemble(
+    let mut image = assemble(
         pid,
         survey,
         layout,
@@ -228,7 +247,10 @@ pub(super) fn ask(
         shared_pending,
         &ids,
         threads[0].in_group_stop(),
-    )
+    )?;
+    let of_threads = batches.iter().zip(&results).map(|((_, each, _), got)| (&each.habits, got));
+    image.habits = habits::assemble(pid, &whole.habits, &results[0], of_threads, whole.locks, &image.fds);
+    Ok(image)
 }
 
 /// An interval timer that has gone off, and whose signal is not delivered yet, shows no time left.
@@ -417,6 +439,7 @@ fn assemble(
         fds,
         processors,
         settings,
+        habits: None,
         memory_files: layout_files.memory.into_iter().map(|(_, file)| file).collect(),
     })
 }

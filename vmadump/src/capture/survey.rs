@@ -36,6 +36,8 @@ pub(crate) struct Survey {
     open: Vec<OpenFile>,
     /// Ids of its POSIX timers.
     timers: Vec<u32>,
+    /// Where areas begin that may have memory policies of their own, ascending.
+    pub(crate) placed: Vec<u64>,
 }
 
 /// Reads a file of /proc/PID.
@@ -80,6 +82,9 @@ impl Survey {
             .map(|p| p.into_os_string().into_encoded_bytes())
             .unwrap_or_default();
         let maps = procfs::maps(&proc_file(pid, "smaps")?);
+        if status.state == b'Z' && tids(pid)?.len() > 1 {
+            return Err(Refusal::FirstThreadEnded.into());
+        }
         if maps.is_empty() || matches!(status.state, b'Z' | b'X') {
             return Err(Refusal::NoMemory.into());
         }
@@ -98,6 +103,7 @@ impl Survey {
         }
         // With whom it shares for that moment alone.
         why.extend(waits_for_vfork(pid)?.or_else(|| shares_space(pid, status.ppid)));
+        why.extend(traces(pid)?.map(Refusal::Traces));
         let mut timers: Vec<u32> = timers.iter().map(|timer| timer.id).collect();
         timers.sort_unstable();
         let mut survey = Survey {
@@ -112,6 +118,7 @@ impl Survey {
             channels: Channels::default(),
             open: Vec::new(),
             timers,
+            placed: Vec::new(),
         };
         match survey.lay_out(maps) {
             Ok(layout) => {
@@ -150,6 +157,7 @@ impl Survey {
             channels: Channels::default(),
             open: Vec::new(),
             timers: Vec::new(),
+            placed: Vec::new(),
         };
         if let Some(refusal) = Refusal::all(fds::refused_kinds(pid)?) {
             return Err(refusal.into());
@@ -157,6 +165,12 @@ impl Survey {
         survey.layout = survey.lay_out(procfs::maps(&proc_file(pid, "smaps")?))?;
         survey.layout.alone(pid)?;
         Ok(survey)
+    }
+
+    /// Which areas may have memory policies of their own. Slow where there is much memory.
+    pub(crate) fn look_where(&mut self) {
+        self.placed = procfs::placed(&proc_file(self.pid, "numa_maps").unwrap_or_default());
+        self.placed.sort_unstable();
     }
 
     /// The layout of a twin of the surveyed process.
@@ -272,6 +286,7 @@ impl Survey {
             channels: Channels::default(),
             open: Vec::new(),
             timers: Vec::new(),
+            placed: Vec::new(),
         };
         let layout = again.lay_out(procfs::maps(&proc_file(pid, "smaps")?))?;
         Ok((layout, true))
@@ -337,6 +352,31 @@ pub(crate) fn children(pid: i32) -> Vec<i32> {
         all.extend(text.split_ascii_whitespace().filter_map(|w| w.parse::<i32>().ok()));
     }
     all
+}
+
+/// Whom it traces. It is asked of its children, and of all where it waits for somebody and has no children: those whom it traces
+/// it waits for as if they were.
+fn traces(pid: i32) -> Result<Option<i32>, Error> {
+    let (children, threads) = (children(pid), tids(pid)?);
+    let traced = |other: &i32| {
+        let text = files::read_record(&format!("/proc/{other}/status")).unwrap_or_default();
+        let tracer = procfs::status(&text).tracer;
+        tracer != 0 && threads.contains(&tracer)
+    };
+    if !children.is_empty() {
+        return Ok(children.into_iter().find(traced));
+    }
+    let waits = |tid: &i32| {
+        let call = files::read(&format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
+        let number = call.split(|b| *b == b' ').next().and_then(|word| std::str::from_utf8(word).ok()?.parse().ok());
+        matches!(number, Some(libc::SYS_wait4 | libc::SYS_waitid))
+    };
+    if !threads.iter().any(waits) {
+        return Ok(None);
+    }
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut others = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    Ok(others.find(traced))
 }
 
 /// Address space or descriptors shared with a parent or child.

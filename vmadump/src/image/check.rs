@@ -1,6 +1,6 @@
 //! Do the parts of an image fit together? Everything later relies on what is checked here.
 
-use super::{AreaKind, FdKind, Image, PAGE, TASK_END};
+use super::{AreaKind, FdKind, Habits, Image, PAGE, TASK_END};
 
 /// Lowest address that an image may use (mmap_min_addr of every usual kernel).
 pub(crate) const LOWEST: u64 = 0x1_0000;
@@ -85,6 +85,7 @@ pub(crate) fn check(image: &Image) -> Result<(), Unsound> {
     if let Some(settings) = &image.settings {
         ensure(settings.io_priorities.len() == image.threads.len(), Unsound::Threads)?;
     }
+    image.habits.as_ref().map_or(Ok(()), |all| habits(image, all))?;
     if let Some(vdso) = &image.vdso {
         let end = vdso.start.checked_add(vdso.code.len() as u64);
         let fine = vdso.data_start.is_multiple_of(PAGE)
@@ -182,6 +183,27 @@ fn memory_files(image: &Image) -> Result<(), Unsound> {
     }
     contents.sort_unstable();
     ensure(contents.windows(2).all(|two| two[0] != two[1]), Unsound::Areas)
+}
+
+/// One of each thread; areas that there are, once; descriptors that can tell.
+fn habits(image: &Image, habits: &Habits) -> Result<(), Unsound> {
+    /// Flags and modes of memory policies.
+    const MODES: u32 = 0xe00f;
+    let threads = image.threads.len();
+    let of_each = [habits.memory_faults.len(), habits.policies.len()];
+    ensure(of_each.iter().all(|len| *len == threads), Unsound::Threads)?;
+    ensure(habits.barriers & !0x154 == 0 && habits.locks & !6 == 0, Unsound::Threads)?;
+    ensure(habits.memory_faults.iter().all(|how| *how <= 2), Unsound::Threads)?;
+    let mut policies = habits.policies.iter().chain(habits.placed.iter().map(|p| &p.policy));
+    ensure(policies.all(|policy| policy.mode & !MODES == 0), Unsound::Threads)?;
+    let mut areas = image.areas.iter();
+    let found = |p: &super::Placed| areas.any(|area| (area.start, area.end) == (p.start, p.end));
+    ensure(habits.placed.iter().all(found), Unsound::Areas)?;
+    let tells = |told: &super::Told| {
+        let pipe = |fd: &super::Fd| fd.fd == told.fd && matches!(fd.kind, FdKind::Pipe { .. } | FdKind::Socket { .. });
+        image.fds.iter().any(pipe) && (0..=2).contains(&told.kind) && told.id >= 0 && told.signal <= 64
+    };
+    ensure(habits.told.len() <= image.fds.len() && habits.told.iter().all(tells), Unsound::Fds)
 }
 
 fn fds(image: &Image) -> Result<(), Unsound> {

@@ -82,6 +82,8 @@ pub enum Section {
     Settings = 17,
     /// Empty: pages come next, and may take a while. Optional.
     Front = 18,
+    /// [`Habits`], if it has any. Optional.
+    Habits = 19,
 }
 
 /// All of an image but its pages.
@@ -117,6 +119,8 @@ pub struct Image {
     pub memory_files: Vec<MemoryFile>,
     /// What else can be set.
     pub settings: Option<Settings>,
+    /// What few have set.
+    pub habits: Option<Habits>,
 }
 
 impl Image {

@@ -109,6 +109,7 @@ struct Parts {
     processors: Option<Vec<Bytes>>,
     memory_files: Option<Vec<super::MemoryFile>>,
     settings: Option<super::Settings>,
+    habits: Option<super::Habits>,
 }
 
 fn once<T: Wire>(slot: &mut Option<T>, bytes: &[u8]) -> Result<(), FormatError> {
@@ -355,6 +356,7 @@ impl Parts {
             15 => once(&mut self.processors, bytes),
             16 => once(&mut self.memory_files, bytes),
             17 => once(&mut self.settings, bytes),
+            19 => once(&mut self.habits, bytes),
             kind if head.critical => Err(FormatError::UnknownSection(kind)),
             _ => Ok(()),
         }
@@ -378,6 +380,7 @@ impl Parts {
             processors: self.processors.unwrap_or_default(),
             memory_files: self.memory_files.unwrap_or_default(),
             settings: self.settings,
+            habits: self.habits,
         })
     }
 }

@@ -26,6 +26,8 @@ pub mod advice {
     pub const RANDOM: u32 = 512;
     /// MAP_GROWSDOWN.
     pub const GROWS_DOWN: u32 = 1024;
+    /// Locked page by page, as each is touched (MLOCK_ONFAULT).
+    pub const LOCKED_LATE: u32 = 2048;
 }
 
 wire_struct! {
@@ -387,6 +389,62 @@ wire_struct! {
         pub merges_memory: bool,
         /// Of each thread: class and data of ioprio_get(2).
         pub io_priorities: Vec<u32>,
+    }
+}
+
+wire_struct! {
+    /// On which nodes of a machine memory is taken: set_mempolicy(2).
+    #[derive(Default)]
+    pub struct Policy {
+        /// MPOL_* and its flags, 0: as all.
+        pub mode: u32,
+        /// Nodes of memory, a bit each.
+        pub nodes: u64,
+    }
+}
+
+wire_struct! {
+    /// An area that has a policy of its own: mbind(2).
+    pub struct Placed {
+        /// First address.
+        pub start: u64,
+        /// Address after the last.
+        pub end: u64,
+        /// The policy.
+        pub policy: Policy,
+    }
+}
+
+wire_struct! {
+    /// Who is told by a signal that a pipe or socket is ready: F_SETOWN_EX, F_SETSIG.
+    pub struct Told {
+        /// The descriptor.
+        pub fd: i32,
+        /// F_OWNER_TID 0, F_OWNER_PID 1, F_OWNER_PGRP 2.
+        pub kind: i32,
+        /// Who, in the innermost pid namespace; 0: nobody.
+        pub id: i32,
+        /// By which signal, 0: SIGIO.
+        pub signal: u32,
+    }
+}
+
+wire_struct! {
+    /// What few processes have set.
+    #[derive(Default)]
+    pub struct Habits {
+        /// Memory barriers that are registered: commands of membarrier(2).
+        pub barriers: u32,
+        /// What becomes of memory that is mapped from now on: MCL_FUTURE, MCL_ONFAULT of mlockall(2).
+        pub locks: u32,
+        /// Of each thread: PR_MCE_KILL_GET.
+        pub memory_faults: Vec<u32>,
+        /// Of each thread.
+        pub policies: Vec<Policy>,
+        /// Areas with policies of their own.
+        pub placed: Vec<Placed>,
+        /// Who is told of descriptors.
+        pub told: Vec<Told>,
     }
 }
 

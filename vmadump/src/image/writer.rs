@@ -68,6 +68,9 @@ impl<W: Write> Writer<W> {
         if let Some(settings) = &image.settings {
             add(&mut writer, Section::Settings, false, encode(settings));
         }
+        if let Some(habits) = &image.habits {
+            add(&mut writer, Section::Habits, false, encode(habits));
+        }
         add(&mut writer, Section::Front, false, Vec::new());
         writer.emit(&front)?;
         writer.out.flush()?;

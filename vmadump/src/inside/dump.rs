@@ -185,6 +185,7 @@ fn image_of(pid: i32, survey: &Survey, twin: &Twin, context: &Context, mask: u64
         processors: Vec::new(),
         memory_files: Vec::new(),
         settings: None,
+        habits: None,
     };
     layout.tell_readable(&mut image);
     let source = Source::new(twin.0, memory, Room::touched(), &mut image, Vec::new())?;

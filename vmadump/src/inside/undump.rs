@@ -233,13 +233,15 @@ fn everything(
             }),
             Op::ThreadState => {
                 compiler.thread(image.leader());
-                compiler.signals(image.leader(), pid, pid);
+                compiler.thread_habits(0);
+                compiler.signals(image.leader(), pid, pid, false);
                 compiler.scheduling(
                     image.leader(),
                     image.io_priority(0),
                     image.processors.first().map_or(&[], |set| &set.0),
                 );
                 compiler.after_creds(image.leader());
+                compiler.told(pid);
             }
             Op::Pending => compiler.pending(pid, |_| false),
             Op::Clear | Op::Fds | Op::Threads | Op::Creds | Op::Filters | Op::Registers => {}

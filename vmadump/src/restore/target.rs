@@ -525,6 +525,7 @@ impl Target {
         }
         let mut compiler = Compiler::new(image, batch, 0, &[]);
         compiler.thread(thread);
+        compiler.thread_habits(i);
         if !plan.modest {
             compiler.scheduling(thread, image.io_priority(i), &plan.processors[i]);
         }
@@ -535,6 +536,9 @@ impl Target {
             compiler.scheduling(thread, image.io_priority(i), &plan.processors[i]);
         }
         compiler.after_creds(thread);
+        if i == 0 {
+            compiler.told(self.ns_pid);
+        }
         compiler.filters(&thread.filters[self.present.min(thread.filters.len())..]);
         Ok(())
     }

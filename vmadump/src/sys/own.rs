@@ -65,6 +65,17 @@ pub(crate) fn rseq_size() -> u32 {
     size.next_multiple_of(align.max(1))
 }
 
+/// Nodes of memory that may be used, a bit each.
+pub(crate) fn memory_nodes() -> u64 {
+    procfs::status(&std::fs::read("/proc/thread-self/status").unwrap_or_default()).nodes.max(1)
+}
+
+/// Does this kernel tell what is registered for memory barriers (MEMBARRIER_CMD_GET_REGISTRATIONS, from 6.3)?
+pub(crate) fn tells_barriers() -> bool {
+    // SAFETY: numbers only, and it changes nothing.
+    unsafe { libc::syscall(libc::SYS_membarrier, 512, 0, 0) >= 0 }
+}
+
 /// Effective capabilities.
 pub(crate) fn effective_caps() -> u64 {
     let status = std::fs::read("/proc/thread-self/status").unwrap_or_default();

@@ -158,6 +158,18 @@ pub(crate) fn get_fd(pid: i32, fd: i32) -> Result<OwnedFd, SysError> {
     }
 }
 
+/// Who is told when a descriptor of ours is ready: F_OWNER_*, the number (0: nobody), the signal (0: SIGIO).
+pub(crate) fn told_of(fd: BorrowedFd<'_>) -> Option<(i32, i32, u32)> {
+    const GET_OWNER: i32 = 16;
+    const GET_SIGNAL: i32 = 11;
+    let mut owner = [0i32; 2];
+    // SAFETY: the pair is as large as f_owner_ex, and outlives the call.
+    let (got, signal) = unsafe {
+        (libc::fcntl(fd.as_raw_fd(), GET_OWNER, owner.as_mut_ptr()), libc::fcntl(fd.as_raw_fd(), GET_SIGNAL))
+    };
+    (got == 0 && signal >= 0 && (0..=2).contains(&owner[0])).then_some((owner[0], owner[1], signal as u32))
+}
+
 /// Sends one byte and the descriptors (at most 200) over a socket.
 pub(crate) fn send_fds(over: BorrowedFd<'_>, fds: &[RawFd]) -> Result<(), SysError> {
     let mut byte = 0u8;

@@ -42,8 +42,8 @@ enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
-        /// Verify all pages too.
-        #[arg(long)]
+        /// As always: all pages are verified.
+        #[arg(long, hide = true)]
         verify: bool,
     },
     /// Write man pages and shell completions.
@@ -121,7 +121,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Dump(args) => dump(&args),
         Command::Undump(args) => undump(&args),
-        Command::Inspect { file, json, verify } => inspect(&file, json, verify),
+        Command::Inspect { file, json, verify: _ } => inspect(&file, json),
         Command::Generate { dir } => match pages::generate(&dir) {
             Ok(()) => Ok(ExitCode::SUCCESS),
             Err(error) => Err(format!("cannot write man pages and completions below {}: {error}", dir.display())),
@@ -254,18 +254,15 @@ fn undump(args: &UndumpArgs) -> Outcome {
     Ok(ExitCode::from(code as u8))
 }
 
-fn inspect(file: &Path, json: bool, verify: bool) -> Outcome {
+/// Every one is read to its end: what is damaged or cut off is told, and not shown as if it were whole.
+fn inspect(file: &Path, json: bool) -> Outcome {
     let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", file.display());
     let input: Box<dyn Read> = Box::new(io::BufReader::with_capacity(1 << 16, open(file)?));
     let mut reader = Reader::new(input).map_err(|e| fail(&e))?;
-    let mut pages = None;
-    if verify {
-        let (mut data, mut count) = (Vec::new(), 0);
-        while let Some(block) = reader.block().map_err(|e| fail(&e))? {
-            reader.data(&block, &mut data).map_err(|e| fail(&e))?;
-            count += block.len / PAGE;
-        }
-        pages = Some(count);
+    let (mut data, mut pages) = (Vec::new(), 0);
+    while let Some(block) = reader.block().map_err(|e| fail(&e))? {
+        reader.data(&block, &mut data).map_err(|e| fail(&e))?;
+        pages += block.len / PAGE;
     }
     let image = reader.image();
     let text = if json {

@@ -53,15 +53,15 @@ fn descriptor(image: &Image, kind: &FdKind) -> String {
     }
 }
 
-/// The table. `pages`: how many there really are, if they were counted.
-pub(crate) fn table(image: &Image, pages: Option<u64>) -> String {
+/// The table. `pages`: how many there really are.
+pub(crate) fn table(image: &Image, pages: u64) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
     let _ = build(&mut out, image, pages);
     out
 }
 
-fn build(out: &mut String, image: &Image, pages: Option<u64>) -> std::fmt::Result {
+fn build(out: &mut String, image: &Image, pages: u64) -> std::fmt::Result {
     let meta = &image.meta;
     writeln!(out, "command   {}", image.command())?;
     writeln!(
@@ -86,12 +86,8 @@ fn build(out: &mut String, image: &Image, pages: Option<u64>) -> std::fmt::Resul
     writeln!(out, "cpu       {} ({} bytes of registers)", image.cpu.brand.text(), image.cpu.xsize)?;
     writeln!(out, "directory {}  umask {:03o}", image.process.cwd.text(), image.process.umask)?;
     let total: u64 = image.areas.iter().map(|a| a.end - a.start).sum();
-    let most = image.pages() * PAGE;
     write!(out, "memory    {} in {} areas, ", size(total), image.areas.len())?;
-    match pages {
-        Some(n) => writeln!(out, "{} in the image (verified)", size(n * PAGE))?,
-        None => writeln!(out, "at most {} in the image", size(most))?,
-    }
+    writeln!(out, "{} in the image (verified)", size(pages * PAGE))?;
     writeln!(out, "\n  {:<29} {:<5} {:>9} {:>9}  contents", "area", "prot", "size", "pages")?;
     for area in &image.areas {
         let name = if matches!(area.kind, AreaKind::File { .. }) { String::new() } else { area.name.text() };
