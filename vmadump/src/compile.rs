@@ -371,12 +371,13 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// Signals that are pending for a thread, run in that thread. `tid` is the one that it has now. `more`: the first thread gets
-    /// the queued ones of the process, too: behind its own, and before those that the body got meanwhile, for the kernel gives
-    /// a thread its own first.
-    pub(crate) fn signals(&mut self, thread: &Thread, pid: i32, tid: i32, more: bool) {
+    /// Signals that are pending for a thread, run in that thread. `tid` is the one that it has now.
+    pub(crate) fn signals(&mut self, thread: &Thread, pid: i32, tid: i32) {
         let batch = &mut *self.batch;
-        let queued = self.image.signals.pending.iter().filter(|info| more && is_queued(info));
+        // Of queued ones of the only thread's process: behind its own, and before those that the body got meanwhile, for the kernel
+        // gives a thread its own first.
+        let only = self.image.threads.len() == 1;
+        let queued = self.image.signals.pending.iter().filter(|info| only && is_queued(info));
         for info in thread.pending.iter().chain(queued) {
             let at = batch.data(info);
             let args = [pid as u64, tid as u64, info[0].into(), at];
@@ -384,22 +385,13 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// Pending signals of the process, to the pid that it has now, but for `others`.
-    pub(crate) fn pending(&mut self, pid: i32, others: impl Fn(&[u8]) -> bool) {
-        self.image.signals.pending.iter().filter(|info| !others(info)).for_each(|info| self.queue(pid, info));
-    }
-
-    /// A signal for the process.
-    pub(crate) fn queue(&mut self, pid: i32, info: &[u8]) {
-        let at = self.batch.data(info);
-        self.batch.must(libc::SYS_rt_sigqueueinfo, &[pid as u64, u64::from(info[0]), at], "queue a signal");
-    }
-
-    /// Takes one with that number from those that wait.
-    pub(crate) fn take(&mut self, signal: u8) {
-        let set = self.batch.words(&[1 << (signal - 1)]);
-        let now = self.batch.words(&[0, 0]);
-        self.batch.may(libc::SYS_rt_sigtimedwait, &[set, 0, now, 8], "take a signal");
+    /// Pending signals of the process, to the pid that it has now, but those that its only thread gets and what `comes_again`.
+    pub(crate) fn pending(&mut self, pid: i32, comes_again: impl Fn(&[u8]) -> bool) {
+        let only = self.image.threads.len() == 1;
+        for info in self.image.signals.pending.iter().filter(|info| !(comes_again(info) || only && is_queued(info))) {
+            let at = self.batch.data(info);
+            self.batch.must(libc::SYS_rt_sigqueueinfo, &[pid as u64, u64::from(info[0]), at], "queue a signal");
+        }
     }
 
     /// Sets a limit, soft and hard.

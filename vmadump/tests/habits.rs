@@ -2,13 +2,11 @@
 
 mod common;
 
-use std::fs::File;
 use std::process::Command;
 use std::time::Duration;
 
 use common::{Traveller, around, compile, in_namespace};
 use vmadump::capture::freeze;
-use vmadump::restore::{Body, RestoreOptions};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -81,29 +79,6 @@ fn a_first_thread_that_has_ended() {
         assert_eq!(program.end(), (String::new(), 42 << 8));
     });
 }
-
-/// Each waits for whom it waited, before those that came meanwhile.
-#[test]
-fn queued_signals_of_the_process_stay_its_own() {
-    in_namespace("queued_signals_of_the_process_stay_its_own", LIMIT, || {
-        let mut program = Traveller::start(&mut Command::new(compile("queued", &[])));
-        assert_eq!(program.line(), "waits");
-        program.travel();
-        program.dump_and_end();
-        let options = RestoreOptions { body: Body::Pid(program.pid), ..RestoreOptions::default() };
-        let prepared = program.prepare(File::open(&program.image).unwrap(), options);
-        let value = libc::sigval { sival_ptr: 43 as *mut libc::c_void };
-        // SAFETY: our own child, which has not been waited for.
-        unsafe {
-            assert_eq!(libc::sigqueue(program.pid, libc::SIGRTMIN() + 1, value), 0);
-            prepared.go().unwrap();
-            assert_eq!(libc::kill(program.pid, libc::SIGTERM), 0);
-        }
-        assert_eq!(program.line(), "41 42 43 -1, 7");
-        assert_eq!(program.end(), (String::new(), 0));
-    });
-}
-
 /// One that began it, and one that came to it.
 #[test]
 fn whoever_traces_another_is_refused() {

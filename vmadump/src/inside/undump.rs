@@ -234,7 +234,7 @@ fn everything(
             Op::ThreadState => {
                 compiler.thread(image.leader());
                 compiler.thread_habits(0);
-                compiler.signals(image.leader(), pid, pid, false);
+                compiler.signals(image.leader(), pid, pid);
                 compiler.scheduling(
                     image.leader(),
                     image.io_priority(0),
