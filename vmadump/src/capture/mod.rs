@@ -194,7 +194,7 @@ fn stop(pid: i32, filtered: bool) -> Result<Vec<Tracee>, Error> {
                 Err(_) if tid != pid && procfs::is_over(pid, tid) => continue,
                 Err(e) => {
                     abandon(&fresh);
-                    return Err(e.into());
+                    return Err(if procfs::is_over(pid, tid) { Error::Gone(pid) } else { e.into() });
                 }
             }
         }
