@@ -226,12 +226,14 @@ const BULK: usize = 32 * 1024;
 const AHEAD: u64 = 128 * 1024;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LAST_PAUSE: Duration = Duration::from_millis(20);
+/// A pause is so many times as long as the look before it took, where there are many processes.
+const REST: u32 = 10;
 
 /// Whether more is wanted of a stream that ends in a pipe.
 pub(crate) struct Demand {
     /// Absent while they are looked at, and of what is no pipe.
     readers: Option<Readers>,
-    look: Option<JoinHandle<(Readers, Look)>>,
+    look: Option<JoinHandle<(Readers, Look, Duration)>>,
     asked: bool,
     /// It was asked once.
     pub(crate) ever: bool,
@@ -293,8 +295,9 @@ impl Demand {
             if let Some(look) = &mut self.look {
                 let found = look.await;
                 self.look = None;
-                let Ok((readers, look)) = found else { return 0 };
+                let Ok((readers, look, took)) = found else { return 0 };
                 self.readers = Some(readers);
+                self.next = self.next.max(Instant::now() + took * REST);
                 if let (Look::Read(group), 0) = (look, waiting()) {
                     return group;
                 }
@@ -315,8 +318,9 @@ impl Demand {
             match self.readers.take() {
                 Some(mut readers) => {
                     self.look = Some(tokio::task::spawn_blocking(move || {
+                        let began = Instant::now();
                         let look = readers.look();
-                        (readers, look)
+                        (readers, look, began.elapsed())
                     }));
                 }
                 None => return 0,

@@ -93,8 +93,10 @@ fn whoever_traces_another_is_refused() {
             }
             let refused = freeze(program.pid, &program.options).map(drop).unwrap_err().to_string();
             assert!(refused.contains(&format!("it traces process {traced}")), "{refused}");
+            let traced: i32 = traced.parse().unwrap();
+            assert!(traced > 1, "no process: {traced}");
             // SAFETY: whom our own child traces, and this waits for.
-            unsafe { libc::kill(traced.parse().unwrap(), libc::SIGKILL) };
+            unsafe { libc::kill(traced, libc::SIGKILL) };
             assert_eq!(program.end(), (String::new(), 42 << 8));
         }
     });
