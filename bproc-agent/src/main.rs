@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 mod awake;
+mod block;
 mod checked;
 mod cleanup;
 mod former;
@@ -21,6 +22,7 @@ mod rights;
 mod slave;
 mod stdio;
 mod survey;
+mod trial;
 mod watched;
 
 use anyhow::{Context, Result, bail};

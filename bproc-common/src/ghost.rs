@@ -100,7 +100,8 @@ pub mod op {
     pub const SIGNAL: u32 = 10;
     /// Become a program: first descriptor is a memfd with an exec block ([`crate::exec`]), the others are its
     /// open files. On failure RESULT with -errno, then the process exits; on success the connection just ends.
-    /// `a` not 0: a child tries it first, and if that fails RESULT comes likewise, and the process stays what it is.
+    /// `a` not 0: a child tries it first, and if that fails RESULT comes likewise, and the process stays what it is. With 2 that is
+    /// all: RESULT is 0 if it can be done, or if that cannot be known.
     pub const EXEC: u32 = 11;
     /// Set ns_last_pid to `a`; with 0 tell it (init only).
     pub const LAST_PID: u32 = 12;

@@ -20,7 +20,10 @@ const SHELL: &CStr = c"/bin/sh";
 /// Exit code of a process that could not become the program, as shells have it.
 const EXIT_NO_PROGRAM: i32 = 127;
 
-/// Returns only in init, which can become nothing else, and where it was to be tried first, and cannot be done.
+/// It is tried, and not done ([`bproc_common::ghost::op::EXEC`]).
+const ONLY_TRIED: i64 = 2;
+
+/// Returns only in init, which can become nothing else, and where it was to be tried, and cannot be done or is not to be.
 pub(crate) fn become_program(ghost: &mut Ghost, msg: &Msg, fds: &Fds) -> sys::Result<Answer> {
     if ghost.role == Role::Init {
         return Err(INVALID);
@@ -29,6 +32,9 @@ pub(crate) fn become_program(ghost: &mut Ghost, msg: &Msg, fds: &Fds) -> sys::Re
         && let Some(error) = trial::refusal(ghost, fds)
     {
         return Err(error);
+    }
+    if msg.a == ONLY_TRIED {
+        return Ok(Answer::Value(0));
     }
     let error = match attempt(ghost, fds, false) {
         Ok(error) | Err(error) => error,

@@ -14,9 +14,12 @@ use crate::exec;
 use crate::ghost::Ghost;
 use crate::sys::{self, Errno, Whose};
 
+/// The child is not the tracee of who traces this: the keeper of the master's ghosts would have it.
+const UNTRACED: u64 = 0x80_0000;
+
 /// Why the program cannot be executed; `None` if it can, or if that is not known.
 pub(crate) fn refusal(ghost: &mut Ghost, fds: &Fds) -> Option<Errno> {
-    match sys::clone_process(0, 0, None) {
+    match sys::clone_process(UNTRACED, 0, None) {
         Ok(0) => run(ghost, fds),
         Ok(child) => outcome(child),
         Err(_) => None,

@@ -120,8 +120,12 @@ static void programs(int here) {
     CHECK(bproc_rexec(99, self, argv, envp) == -1 && errno == BE_INVALIDNODE);
     CHECK(bproc_execmove(99, self, argv, envp) == -1 && errno == BE_INVALIDNODE);
     CHECK(bproc_execmove(1, "/nowhere/at/all", argv, envp) == -1 && errno == ENOENT);
+    int kept = open("/dev/zero", O_RDONLY);
+    CHECK(kept > 2);
+    for (int i = 0; i < 5; i++) CHECK(bproc_rexec(nodes[i], "/nowhere/at/all", argv, envp) == -1 && errno == ENOENT);
     CHECK(bproc_execve("/nowhere/at/all", argv, envp) == -1 && errno == ENOENT);
-    CHECK(bproc_currnode() == here && getpid() == me);
+    CHECK(bproc_execve("/etc", argv, envp) == -1 && errno == EACCES);
+    CHECK(bproc_currnode() == here && getpid() == me && close(kept) == 0);
 
     // Many at once, with and without a list.
     for (int with = 0; with < 2; with++) {

@@ -1,6 +1,7 @@
 // A child whose execve fails, or whose bproc_rexec and bproc_execmove to NODE, while its parent waits: the child runs on, takes
 // a signal and exits with 5, of which alone the parent is told. `fails NODE PLACE CHILD [FILE]`: the parent goes to PLACE, the
-// child stays on the master (0), is forked there (1), or also comes to the master (2). NODE is -9 for natively.
+// child stays on the master (0), is forked there (1), or goes from there to the master (2) or to node N (10 + N). NODE is -9 for
+// natively.
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -65,7 +66,7 @@ int main(int argc, char **argv) {
     sigprocmask(SIG_BLOCK, &set, 0);
     pid_t pid = fork();
     if (!pid) {
-        if (how == 2 && node != NATIVELY) go(-1);
+        if (how > 1 && node != NATIVELY) go(how == 2 ? -1 : how - 10);
         // The parent is where it is going to be.
         int sig;
         sigwait(&set, &sig);

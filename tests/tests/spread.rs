@@ -168,7 +168,16 @@ fn programs_that_fail(cluster: &Cluster) -> Result<()> {
         };
         let native = sorted(run(&["-9", "-9", "0", &file])?);
         ensure!(native.1 == 0 && native.0.contains(&"status 1280".to_owned()), "natively: {native:?}");
-        for arrangement in [["3", "3", "0"], ["3", "3", "1"], ["3", "3", "2"], ["-1", "3", "0"]] {
+        for arrangement in [
+            ["3", "3", "0"],
+            ["3", "3", "1"],
+            ["3", "3", "2"],
+            ["-1", "3", "0"],
+            ["-1", "3", "1"],
+            ["3", "3", "11"],
+            ["2", "3", "11"],
+            ["-1", "3", "11"],
+        ] {
             for _ in 0..3 {
                 let words: Vec<&str> = arrangement.iter().copied().chain([file.as_str()]).collect();
                 let seen = sorted(run(&words)?);

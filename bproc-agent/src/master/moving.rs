@@ -12,6 +12,7 @@ use crate::checked;
 use crate::mover::{self, Mover, Said};
 use crate::rights;
 use crate::survey::{self, Survey, Wishes};
+use crate::trial;
 use bproc_common::ghost::{ENV_COUNT, Role, left, op};
 use bproc_common::id::{NodeId, Pid};
 use bproc_core::master::moving::{Departed, MoveFacts, MoveId};
@@ -100,7 +101,7 @@ fn moving(request: &wire::Move, asker: &Asker) -> Option<Pid> {
 
 /// `again`: it is, when something has changed meanwhile.
 async fn ask_once(
-    request: wire::Move,
+    mut request: wire::Move,
     asker: &Asker,
     fds: &[OwnedFd],
     again: bool,
@@ -134,7 +135,8 @@ async fn ask_once(
             Wishes { flags: request.flags, files: request.files as u32, target, rights: None, ghost, init: None };
         survey::begin(pid.get(), wishes)
     });
-    let mut spec = SpawnSpec::default();
+    let wire::Program { path, argv, envp, cwd } = request.program.take().unwrap_or_default();
+    let mut spec = SpawnSpec { path, argv, envp, cwd, ..SpawnSpec::default() };
     let asking = caller::Asking::look(pid).map_err(unreadable)?;
     let caller = caller::complete(&asking, &mut spec, &desk.kin).map_err(unreadable)?;
     let process = Process::open(pid).map_err(unreadable)?;
@@ -423,7 +425,11 @@ impl Actor {
         let (from, token) = (mover::peer(going.from.map_or(-1, |node| node.0)), going.token.clone());
         let host = master_host(&self.stdio_address);
         let ghost = self.ghosts.get(&pid).cloned();
+        let program = Some(going.spec.clone()).filter(|spec| !spec.path.is_empty());
         self.start_mover(pid, id, None, async move {
+            if let (Some(ghost), Some(program)) = (&ghost, &program) {
+                trial::can_execute(ghost, program, None, NodeId::MASTER.0).await?;
+            }
             let told = |port| async move {
                 // What it tells before goes to the process where that is, and what comes later is not overtaken by that.
                 if let Some(ghost) = ghost {

@@ -9,7 +9,6 @@
 //! - [`clocks`]: those of its processes · [`shown`]: what they do, for `ps` on the master
 //! - [`table`]: processes, and what the kernel tells of them · [`run`]: start-up · [`life`]: lives of the node
 
-mod block;
 mod children;
 mod clients;
 pub mod clocks;

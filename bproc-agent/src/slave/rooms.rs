@@ -7,6 +7,7 @@ use super::spawn::{Member, Spawner};
 use super::{Actor, Fact};
 use crate::checked;
 use crate::mover;
+use crate::trial;
 use bproc_common::ghost::{left, op};
 use bproc_common::id::Pid;
 use bproc_mover::wire::{Keys, Receive, Refusal, Task};
@@ -272,6 +273,13 @@ impl Spawner {
             }
             self.make_children(spec.pid, &order.children, &natives).await
         };
+        if !spec.path.is_empty() {
+            let place = match self.place(spec) {
+                Some(place) => place.await.unwrap_or_else(|error| Err(failed(libc::EIO, error.to_string())))?,
+                None => None,
+            };
+            trial::can_execute(&member.ghost, spec, place.as_ref(), self.node).await?;
+        }
         let streams = async {
             let (ends, forwarded) = self.streams(spec).await?;
             let attached = match self.attach(spec, forwarded, stdio_address).await {

@@ -1,7 +1,7 @@
 //! Putting a process into the space: skeletons of those it refers to, the clone with the master's pid, the exec.
 
-use super::block::block;
 use crate::awake::Awake;
+use crate::block::block;
 use crate::ghosts::{CallError, Ghost};
 use crate::stdio::{Iod, words};
 use bproc_common::ghost::op;
@@ -347,7 +347,7 @@ impl Spawner {
     }
 
     /// Begins to make the place where the program runs as on the master; `None` for one that does not travel.
-    fn place(&self, spec: &SpawnSpec) -> Option<JoinHandle<Result<Option<Place>, Failure>>> {
+    pub(super) fn place(&self, spec: &SpawnSpec) -> Option<JoinHandle<Result<Option<Place>, Failure>>> {
         let luggage = match &spec.luggage {
             Some(luggage) => luggage.clone(),
             None if self.traveller.has_own_root() => Luggage::default(),

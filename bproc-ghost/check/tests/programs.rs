@@ -204,6 +204,11 @@ fn what_is_tried_first_and_fails_changes_nothing() {
         assert_eq!(space.call_with(op::SIGNAL, 300, 0, &info, &[]), 0);
         conn.report(ev::SIGNAL);
     }
+    // Only tried: nothing happens, whichever it is.
+    for (path, reason) in [("/no/such/program", libc::ENOENT), ("/bin/true", 0)] {
+        let block = program(path, "/", head());
+        assert_eq!(conn.call_with(op::EXEC, 2, 0, &[], &[block.as_raw_fd()]), -i64::from(reason), "{path}");
+    }
     assert_eq!(space.call(op::REAP, 300, 0), 0, "it lives");
     // What works is done, and once.
     let text = output_if(&mut conn, true, head(), "echo $$ $(id -u); kill -USR2 $$", |_| {});

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use bproc_proto::client as wire;
 use bproc_sys::signal::AllBlocked;
 use libc::{c_char, c_int};
 
@@ -67,6 +68,13 @@ impl Program {
         }
         self.travels = true;
         Ok(self)
+    }
+
+    /// What is tried where the caller is going to execute it.
+    fn to_be_tried(&self) -> wire::Program {
+        let cwd =
+            std::env::current_dir().map_or_else(|_| b"/".to_vec(), |cwd| cwd.into_os_string().into_encoded_bytes());
+        wire::Program { path: self.path.clone(), argv: self.argv.clone(), envp: self.envp.clone(), cwd }
     }
 
     /// Its environment as number `rank`.
@@ -161,7 +169,9 @@ fn take_place(node: Real, program: &Program, setup: Setup) -> Number {
             false => Ok(None),
         };
         let gone = image.and_then(|image| {
-            moving::go_to(node, moving::FLAGS, listed.then_some(setup))?;
+            // One that goes along need not be there.
+            let program = image.is_none().then(|| program.to_be_tried());
+            moving::go_for(node, moving::FLAGS, listed.then_some(setup), program)?;
             Ok(image)
         });
         match gone {
@@ -270,7 +280,7 @@ fn exec_from_master(program: Program) -> Number {
         Ok(node) => node,
     };
     // What a program is made of is known at home: it starts from there, as a program of the master's that travels.
-    if let Err(number) = moving::go_to(Real::MASTER, moving::FLAGS, None) {
+    if let Err(number) = moving::go_for(Real::MASTER, moving::FLAGS, None, Some(program.to_be_tried())) {
         return number;
     }
     let number = match program.found_here() {

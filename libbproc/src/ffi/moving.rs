@@ -7,7 +7,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use bproc_proto::client::{Move, Request, r#move, request};
+use bproc_proto::client::{self as wire, Move, Request, r#move, request};
 use bproc_sys::seqpacket::Conn;
 use bproc_sys::signal::AllBlocked;
 use libc::c_int;
@@ -51,7 +51,14 @@ struct Rank<'p> {
 }
 
 impl<'s> Going<'s> {
-    fn new(node: Real, flags: c_int, setup: Option<&'s Setup>, rank: Option<Rank<'_>>) -> Result<Going<'s>> {
+    /// `program`: what it comes to execute there.
+    fn new(
+        node: Real,
+        flags: c_int,
+        setup: Option<&'s Setup>,
+        rank: Option<Rank<'_>>,
+        program: Option<wire::Program>,
+    ) -> Result<Going<'s>> {
         if flags & !ALL_FLAGS != 0 {
             return Err(libc::EINVAL);
         }
@@ -70,6 +77,7 @@ impl<'s> Going<'s> {
             listed: setup.is_some(),
             spread: rank.map_or(0, |rank| rank.pattern.number),
             rank: rank.map_or(0, |rank| rank.number as u32),
+            program,
         };
         let request = Request { body: Some(request::Body::Move(body)) };
         let packet = Packet::new(&request.encode_to_vec()).map_err(|e| e.errno())?;
@@ -109,8 +117,13 @@ fn connect(path: &Path, place: RawFd) -> std::result::Result<ManuallyDrop<Conn>,
 }
 
 pub(super) fn go_to(node: Real, flags: c_int, setup: Option<Setup>) -> Result<()> {
+    go_for(node, flags, setup, None)
+}
+
+/// As [`go_to`], for a program: not if that could not be executed there.
+pub(super) fn go_for(node: Real, flags: c_int, setup: Option<Setup>, program: Option<wire::Program>) -> Result<()> {
     let node = Doors::look(setup.as_ref())?.check(node)?;
-    let mut going = Going::new(node, flags, setup.as_ref(), None)?;
+    let mut going = Going::new(node, flags, setup.as_ref(), None, program)?;
     let blocked = AllBlocked::new();
     let place = going.go();
     drop(going);
@@ -172,7 +185,7 @@ pub(super) fn fork(nodes: &[c_int], pids: &mut [c_int], flags: c_int, setup: Opt
                 }
                 continue;
             }
-            target => match target.and_then(|node| Going::new(node, flags, setup, rank)) {
+            target => match target.and_then(|node| Going::new(node, flags, setup, rank, None)) {
                 Ok(going) => going,
                 Err(number) => {
                     *pid = -number;

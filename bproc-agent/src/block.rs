@@ -6,7 +6,7 @@ use bproc_proto::stream::Kind;
 use bproc_travel::node::{Place, environment};
 
 /// `None`: an argument contains a NUL byte, or they are too long.
-pub(super) fn block(spec: &SpawnSpec, place: Option<&Place>) -> Option<Vec<u8>> {
+pub fn block(spec: &SpawnSpec, place: Option<&Place>) -> Option<Vec<u8>> {
     let c = spec.credentials.clone().unwrap_or_default();
     let own_session = spec.sid == spec.pid;
     let own_group = spec.pgid == spec.pid;
