@@ -11,8 +11,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::Mutex;
 
-/// How long what a process wrote may take to be out before it goes.
+/// How long what a process wrote may take to be out.
 pub const FLUSH: Duration = Duration::from_secs(5);
+/// The same before it goes, where somebody reads it: it stands still meanwhile, and may try again.
+const FLUSH_READ: Duration = Duration::from_secs(1);
 /// The same, where what nobody reads need not be out.
 const FLUSH_HOME: Duration = Duration::from_millis(100);
 
@@ -237,7 +239,7 @@ impl Iod {
 
     /// Slave: a process that stands still is about to go. What it has not read comes back, by its inputs (token, number); what it
     /// has written goes on by its streams. Where it goes on as `successor` what it writes there waits for that; else it must
-    /// be out first. False: the service is lost.
+    /// be out first. False: it is not, in time, or the service is lost.
     pub async fn let_go(
         &self,
         inputs: Vec<(Vec<u8>, i32)>,
@@ -253,26 +255,31 @@ impl Iod {
                 return false;
             }
             match (successor.is_empty(), home) {
-                (true, _) => self.flush(&token, FLUSH).await,
+                // He who read when this was decided does no more, it seems: the next try will know.
+                (true, _) if !self.flush(&token, FLUSH_READ).await => return false,
                 // What is no pipe at home does not wait, and needs no more time than it takes.
-                (false, true) => self.flush(&token, FLUSH_HOME).await,
-                (false, false) => {}
+                (false, true) => drop(self.flush(&token, FLUSH_HOME).await),
+                _ => {}
             }
         }
         true
     }
 
-    /// Slave: waits until what the process wrote is out on the master's side, at most `limit`.
-    pub async fn flush(&self, token: &[u8], limit: std::time::Duration) {
-        let (Ok(token), Ok(client)) = (known(token), self.client().await) else { return };
+    /// Slave: waits until what the process wrote is out on the master's side, or lost, at most `limit`. False: that was not enough.
+    pub async fn flush(&self, token: &[u8], limit: std::time::Duration) -> bool {
+        let (Ok(token), Ok(client)) = (known(token), self.client().await) else { return true };
         match tokio::time::timeout(limit, client.flush(token)).await {
             Ok(Ok(true)) => {}
             Ok(Ok(false)) | Ok(Err(IodError::Lost(_))) => {
                 tracing::warn!("output of a process was lost with its connection")
             }
             Ok(Err(error)) => tracing::warn!(%error, "waiting for the output of a process"),
-            Err(_) => tracing::debug!("nobody reads the output of a process that ended"),
+            Err(_) => {
+                tracing::debug!("nobody reads the output of a process that has ended or is about to go");
+                return false;
+            }
         }
+        true
     }
 
     /// Master: the node is down; end its streams.

@@ -97,6 +97,7 @@ impl Actor {
             spec: None,
             committed: true,
             leaving: true,
+            unread: false,
             in_doubt: true,
             spread: 0,
             giver: None,

@@ -46,6 +46,8 @@ pub struct Half {
     pub(super) committed: bool,
     /// Source: the process dies with its mover.
     pub(super) leaving: bool,
+    /// Source: it may not go, for what it wrote is not out.
+    pub(super) unread: bool,
     /// Source: it waits for Decide.
     pub(super) in_doubt: bool,
     /// Source: its image is that of the process that is held by this number; 0: its own.
@@ -171,6 +173,7 @@ impl Actor {
             spec: None,
             committed: false,
             leaving: false,
+            unread: false,
             in_doubt: false,
             spread: order.spread,
             giver: None,
@@ -293,7 +296,7 @@ impl Actor {
         let (successor, home) = (half.successor.clone(), half.to < 0);
         tokio::spawn(async move {
             let all = spawner.iod.let_go(inputs, tokens, &successor, home);
-            let flushed = tokio::time::timeout(FLUSH, all).await.unwrap_or(false);
+            let flushed = tokio::time::timeout(2 * FLUSH, all).await.unwrap_or(false);
             facts.send(Fact::MayGo(r#move, flushed)).await.ok();
         });
     }
@@ -306,6 +309,7 @@ impl Actor {
             // Its exec, and its end as this process, are nobody's business.
             self.table.leave(r#move.pid);
         }
+        half.unread = !flushed;
         self.tell_mover(Some(r#move), Task::Proceed(goes));
     }
 
@@ -313,7 +317,14 @@ impl Actor {
         let Some(half) = self.halves.remove(&r#move.pid) else { return };
         let pid = r#move.pid;
         let target = half.spec.is_some() || self.table.is_arriving(pid);
-        let failure = (done.number != 0).then(|| failed(done.number, done.message));
+        let failure = (done.number != 0).then(|| match half.unread {
+            true => {
+                let text =
+                    format!("node {}: what process {pid} has written is not taken in time; try again", self.node);
+                failed(libc::EAGAIN, text)
+            }
+            false => failed(done.number, done.message),
+        });
         let runs_here = target == failure.is_none();
         let mut end = None;
         if runs_here {

@@ -239,6 +239,7 @@ impl Half {
             spec: Some(Box::new(order.spec.clone().unwrap_or_default())),
             committed: false,
             leaving: false,
+            unread: false,
             in_doubt: false,
             spread: 0,
             giver: None,
