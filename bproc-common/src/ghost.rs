@@ -25,6 +25,8 @@ pub const ENV_LEASE: &str = "BPROC_LEASE";
 pub const ENV_COUNT: &str = "BPROC_COUNT";
 /// Environment entry `BPROC_STARTER=N`: names the `bpsh` that the process comes from. Clones inherit it.
 pub const ENV_STARTER: &str = "BPROC_STARTER";
+/// Environment entry `BPROC_NAME=NAME`: it is called so from the start, by as much as fits in 15 bytes.
+pub const ENV_NAME: &str = "BPROC_NAME";
 /// Lower half of the value of a SIGCONT by which root wakes a stopped ghost, which does not forward it: "bprc". The upper
 /// half counts as `b` of [`op::STOP`] does.
 pub const WAKE: u32 = 0x6270_7263;

@@ -4,7 +4,7 @@
 use crate::abi::{Action, Prctl, sig};
 use crate::ghost::{Ghost, Start};
 use crate::{command, sys};
-use bproc_common::ghost::{ENV_COUNT, ENV_LEASE, ENV_PDEATH, ENV_ROLE, ENV_SOCKET, ENV_STARTER, Role};
+use bproc_common::ghost::{ENV_COUNT, ENV_LEASE, ENV_NAME, ENV_PDEATH, ENV_ROLE, ENV_SOCKET, ENV_STARTER, Role};
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_char};
 
@@ -91,6 +91,8 @@ fn read_environment(entries: impl Iterator<Item = &'static [u8]>) -> Option<Star
     for entry in entries {
         if let Some(path) = value(entry, ENV_SOCKET) {
             socket = Some(path).filter(|p| (1..=sys::SOCKET_PATH).contains(&p.len()));
+        } else if let Some(name) = value(entry, ENV_NAME) {
+            be_called(name);
         } else if let Some(text) = value(entry, ENV_ROLE) {
             role = role_of(text)?;
         } else if let Some(text) = value(entry, ENV_LEASE) {
@@ -124,6 +126,14 @@ pub(crate) fn number(text: &[u8]) -> Option<u64> {
         let digit = digit.checked_sub(b'0').filter(|d| *d < 10)?;
         sum.checked_mul(10)?.checked_add(u64::from(digit))
     })
+}
+
+/// The name that ps shows as comm.
+fn be_called(name: &[u8]) {
+    let mut text = [0; 16];
+    let len = name.len().min(15);
+    text[..len].copy_from_slice(&name[..len]);
+    let _ = sys::set_name(&text);
 }
 
 /// From now on ends with its parent; at once, if the parent is another one already.

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use bproc_common::errno::BE_SLAVEDIED;
+use bproc_common::ghost::ENV_NAME;
 use bproc_common::id::Pid;
 use bproc_sys::process::Process;
 use vmadump::ahead::Answer;
@@ -283,7 +284,10 @@ fn stand_in(frozen: Frozen, task: &Send, arguments: &[Vec<u8>]) -> Left {
         return nothing;
     };
     let argv: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
-    let envp: Vec<&[u8]> = program.envp.iter().map(Vec::as_slice).collect();
+    // Nobody is to see it under another name, however late the agent gives it this one.
+    let comm = std::fs::read(format!("/proc/{}/comm", task.pid)).unwrap_or_default();
+    let name = [ENV_NAME.as_bytes(), b"=", comm.strip_suffix(b"\n").unwrap_or(&comm)].concat();
+    let envp: Vec<&[u8]> = program.envp.iter().chain([&name]).map(Vec::as_slice).collect();
     match frozen.become_exec(&program.path, &argv, &envp) {
         Ok(tracee) => {
             let signal = if tracee.is_owed_a_stop() { libc::SIGSTOP } else { 0 };

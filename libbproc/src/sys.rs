@@ -70,6 +70,12 @@ pub(crate) fn exec_without_descriptors(path: &CStr, argv: &[*const c_char], envp
     exec(path, argv, envp)
 }
 
+/// What the calling process takes off the mode of new files; none where /proc does not tell.
+pub(crate) fn umask() -> Option<u32> {
+    let me = bproc_common::id::Pid::new(std::process::id() as i32)?;
+    bproc_sys::process::Process::open(me).and_then(|me| me.status()).map(|status| status.umask).ok()
+}
+
 /// The signal that the process gets when its parent dies; 0: none.
 pub(crate) fn pdeathsig() -> i32 {
     let mut signal: libc::c_int = 0;

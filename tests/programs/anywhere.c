@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/bproc.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -21,6 +22,7 @@ static int report = 2;
     } while (0)
 
 static const char *dir;
+static int mask = 022;
 static const char *self;
 static char socket_entry[300];
 
@@ -39,8 +41,9 @@ static struct bproc_io_t file(int fd, const char *name, int flags) {
     io.fd = fd;
     io.type = BPROC_IO_FILE;
     io.d.file.flags = flags;
-    io.d.file.mode = 0600;
-    snprintf(io.d.file.name, sizeof io.d.file.name, "%s/%s", dir, name);
+    io.d.file.mode = 0666;
+    // In the working directory, which is that directory.
+    snprintf(io.d.file.name, sizeof io.d.file.name, "%s", name);
     return io;
 }
 
@@ -49,6 +52,9 @@ static int holds(const char *name, const char *wanted) {
     char path[400], text[400];
     snprintf(path, sizeof path, "%s/%s", dir, name);
     int fd = open(path, O_RDONLY), got = fd < 0 ? -1 : (int)read(fd, text, sizeof text - 1);
+    struct stat of;
+    CHECK(fd < 0 || fstat(fd, &of) == 0);
+    if (fd >= 0 && (of.st_mode & 0777) != (mode_t)(0666 & ~mask)) dprintf(report, "%s has mode %o\n", name, of.st_mode), got = -1;
     if (fd >= 0) close(fd);
     unlink(path);
     if (got < 0) return 0;
@@ -209,11 +215,14 @@ int main(int argc, char **argv) {
     snprintf(socket_entry, sizeof socket_entry, "BPROC_SOCKET=%s", getenv("BPROC_SOCKET"));
     char path[400];
     snprintf(path, sizeof path, "%s/in", dir);
+    CHECK(chdir(dir) == 0);
+    umask(mask);
     FILE *in = fopen(path, "w");
     CHECK(in && fputs("the input\n", in) > 0 && fclose(in) == 0);
     programs(BPROC_NODE_MASTER);
     children(BPROC_NODE_MASTER);
     CHECK(bproc_move(0) == 0);
+    umask(mask = 027);
     programs(0);
     children(0);
     CHECK(bproc_move(BPROC_NODE_MASTER) == 0);

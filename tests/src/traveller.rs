@@ -154,7 +154,11 @@ pub fn around(cluster: &Cluster, command: &mut Command, way: &[&str]) -> Result<
             }
             continue;
         };
-        if let Err(error) = go(cluster, program.pid(), node) {
+        let name = || std::fs::read_to_string(format!("/proc/{}/comm", program.child.id()));
+        let (before, gone) = (name()?, go(cluster, program.pid(), node));
+        let now = name()?;
+        ensure!(now == before || gone.is_err(), "to {node}: it is called {now:?} instead of {before:?}");
+        if let Err(error) = gone {
             // What it says itself tells more, if that is why.
             let ended = eventually("its end", Duration::from_secs(2), || {
                 Ok(program.child.try_wait()?.map_or(Err("it runs".into()), |_| Ok(())))

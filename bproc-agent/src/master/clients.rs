@@ -402,6 +402,8 @@ async fn start(
     let pty = spec.pty;
     let mut environment =
         vec![format!("{}={}", bproc_common::ghost::ENV_SOCKET, desk.ghost_socket.display()).into_bytes()];
+    let name = spec.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    environment.push([bproc_common::ghost::ENV_NAME.as_bytes(), b"=", name].concat());
     let starter = if spawn.die_with_parent { caller::starter(spec.ppid) } else { None };
     if spawn.die_with_parent {
         environment.push(format!("{}={}", bproc_common::ghost::ENV_PDEATH, spec.ppid).into_bytes());

@@ -135,10 +135,13 @@ async fn ask_once(
             Wishes { flags: request.flags, files: request.files as u32, target, rights: None, ghost, init: None };
         survey::begin(pid.get(), wishes)
     });
-    let wire::Program { path, argv, envp, cwd } = request.program.take().unwrap_or_default();
+    let wire::Program { path, argv, envp } = request.program.take().unwrap_or_default();
+    // Of one on a node the ghost does not know them.
+    let cwd = std::mem::take(&mut request.cwd);
     let mut spec = SpawnSpec { path, argv, envp, cwd, ..SpawnSpec::default() };
     let asking = caller::Asking::look(pid).map_err(unreadable)?;
     let caller = caller::complete(&asking, &mut spec, &desk.kin).map_err(unreadable)?;
+    spec.umask = request.umask.unwrap_or(spec.umask);
     let process = Process::open(pid).map_err(unreadable)?;
     if process.stat().map_err(unreadable)?.state == b'Z' {
         return Err(survey::ended(pid.get(), pid.get()));

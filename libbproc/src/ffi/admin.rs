@@ -29,11 +29,16 @@ unsafe extern "C" fn bproc_chmod(node: c_int, mode: c_int) -> c_int {
 }
 
 unsafe extern "C" fn bproc_chown(node: c_int, user: c_int) -> c_int {
-    done(|| change(node, |node| node.user = Some(user as c_uint)))
+    done(|| change(node, |node| node.user = wanted(user)))
 }
 
 unsafe extern "C" fn bproc_chgrp(node: c_int, group: c_int) -> c_int {
-    done(|| change(node, |node| node.group = Some(group as c_uint)))
+    done(|| change(node, |node| node.group = wanted(group)))
+}
+
+/// As for chown(2), -1 stands for what it is.
+fn wanted(id: c_int) -> Option<c_uint> {
+    (id != -1).then_some(id as c_uint)
 }
 
 fn set_status(node: c_int, state: String) -> Result<()> {

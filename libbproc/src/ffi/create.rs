@@ -47,12 +47,13 @@ impl Program {
         }
     }
 
-    /// Checks that exec would find the program here, and names it so that it is found from any directory.
+    /// Checks that exec would find the program here. A caller on a node may come to another directory with it, so that it gets a
+    /// name by which it is found from any; from the master it goes by its own, which a script is told.
     fn found_here(mut self) -> Result<Program> {
         if self.path.is_empty() {
             return Err(libc::ENOENT);
         }
-        if !self.path.starts_with(b"/") {
+        if !self.path.starts_with(b"/") && !at_home() {
             let cwd = std::env::current_dir().map_err(|e| e.raw_os_error().unwrap_or(libc::ENOENT))?;
             self.path = cwd.join(OsStr::from_bytes(&self.path)).as_os_str().as_bytes().to_vec();
         }
@@ -72,9 +73,7 @@ impl Program {
 
     /// What is tried where the caller is going to execute it.
     fn to_be_tried(&self) -> wire::Program {
-        let cwd =
-            std::env::current_dir().map_or_else(|_| b"/".to_vec(), |cwd| cwd.into_os_string().into_encoded_bytes());
-        wire::Program { path: self.path.clone(), argv: self.argv.clone(), envp: self.envp.clone(), cwd }
+        wire::Program { path: self.path.clone(), argv: self.argv.clone(), envp: self.envp.clone() }
     }
 
     /// Its environment as number `rank`.

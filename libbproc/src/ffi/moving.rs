@@ -67,6 +67,8 @@ impl<'s> Going<'s> {
             None => Some(reserve(setup)?),
         };
         let place = rank.map(|rank| &rank.pattern.place).or(own.as_ref()).map_or(-1, AsRawFd::as_raw_fd);
+        let tells = setup.is_some() || program.is_some();
+        let cwd = std::env::current_dir().ok().filter(|_| tells);
         let body = Move {
             pid: 0,
             node: node.number(),
@@ -78,6 +80,8 @@ impl<'s> Going<'s> {
             spread: rank.map_or(0, |rank| rank.pattern.number),
             rank: rank.map_or(0, |rank| rank.number as u32),
             program,
+            cwd: cwd.map(|cwd| cwd.into_os_string().into_encoded_bytes()).unwrap_or_default(),
+            umask: if tells { sys::umask() } else { None },
         };
         let request = Request { body: Some(request::Body::Move(body)) };
         let packet = Packet::new(&request.encode_to_vec()).map_err(|e| e.errno())?;
