@@ -76,7 +76,7 @@ impl Kin {
         found.and_then(|number| i32::try_from(number).ok())
     }
 
-    /// What is said of a process that is under Landlock: nobody can read its rules, and what gets out of them nobody puts back.
+    /// What is said of a process that is under Landlock, whose rules nobody can read and so make elsewhere.
     pub fn landlock(&self, pid: i32) -> Option<String> {
         match self.control.is_under_landlock(pid as u32) {
             Ok(false) => None,

@@ -30,39 +30,46 @@ impl Landlock {
     }
 }
 
-/// What a program for which it is found out tells from now on. None: the kernel has no Landlock.
+/// Finds out where the pointer is. None: the kernel has no Landlock.
 ///
 /// # Errors
 /// Why it cannot be found out.
-pub(crate) fn find(program: OwnedFd) -> Result<Option<Landlock>, String> {
+pub(crate) fn find(program: Result<OwnedFd, String>) -> Result<Option<Landlock>, String> {
+    if !exists() {
+        return Ok(None);
+    }
+    let program = program?;
     let samples = std::thread::scope(|scope| {
         // Its own credentials only are changed.
         let thread = std::thread::Builder::new().name("landlock".into()).spawn_scoped(scope, || samples(&program));
         thread?.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
     });
-    match samples.map_err(|error| format!("trying Landlock: {error}"))? {
-        None => Ok(None),
-        Some(samples) => match place(&samples) {
-            Some(word) => Ok(Some(Landlock { program, word })),
-            None => Err("where it keeps its pointers cannot be seen".into()),
-        },
+    match place(&samples.map_err(|error| format!("trying Landlock: {error}"))?) {
+        Some(word) => Ok(Some(Landlock { program, word })),
+        None => Err("where it keeps its pointers cannot be seen".into()),
     }
 }
 
-/// What is kept with the credentials of the calling thread before it is under Landlock, then, and with new ones. None: the kernel has
-/// no Landlock.
-fn samples(program: &OwnedFd) -> io::Result<Option<[Kept; 3]>> {
+fn exists() -> bool {
+    /// `LANDLOCK_CREATE_RULESET_VERSION`.
+    const VERSION: u32 = 1;
+    // SAFETY: no memory is involved.
+    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, VERSION) };
+    let absent = || matches!(io::Error::last_os_error().raw_os_error(), Some(libc::ENOSYS | libc::EOPNOTSUPP));
+    version >= 0 || !absent()
+}
+
+/// What is kept with the credentials of the calling thread before it is under Landlock, then, and with new ones.
+fn samples(program: &OwnedFd) -> io::Result<[Kept; 3]> {
     // SAFETY: no arguments.
     let own = Of::Thread(unsafe { libc::gettid() } as u32);
     let none = || io::Error::from(io::ErrorKind::NotFound);
     let sample = || kept(program, own)?.first().copied().ok_or_else(none);
     let free = sample()?;
-    if !restrict_this_thread()? {
-        return Ok(None);
-    }
+    restrict_this_thread()?;
     let held = sample()?;
     renew_credentials()?;
-    Ok(Some([free, held, sample()?]))
+    Ok([free, held, sample()?])
 }
 
 /// Where a pointer came that goes from credentials to credentials. Behind what is kept lies anything; the true place is before.
@@ -86,15 +93,13 @@ fn kept(program: &OwnedFd, of: Of) -> io::Result<Vec<Kept>> {
     Ok(all.as_chunks().0.iter().map(words).collect())
 }
 
-/// Forbids the calling thread to execute programs. False: the kernel has no Landlock.
-fn restrict_this_thread() -> io::Result<bool> {
+/// Forbids the calling thread to execute programs.
+fn restrict_this_thread() -> io::Result<()> {
     let execute = 1u64;
     // SAFETY: a number of the size that is told; the flags are zero.
     let rules = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const execute, size_of::<u64>(), 0) };
     if rules < 0 {
-        let error = io::Error::last_os_error();
-        let absent = matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EOPNOTSUPP));
-        return if absent { Ok(false) } else { Err(error) };
+        return Err(io::Error::last_os_error());
     }
     // SAFETY: a fresh descriptor, which nobody else has.
     let rules = unsafe { OwnedFd::from_raw_fd(rules as i32) };
@@ -103,7 +108,7 @@ fn restrict_this_thread() -> io::Result<bool> {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
             && libc::syscall(libc::SYS_landlock_restrict_self, rules.as_raw_fd(), 0) == 0
     };
-    if done { Ok(true) } else { Err(io::Error::last_os_error()) }
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Gives the calling thread the capabilities that it has, for which the kernel copies its credentials.

@@ -356,7 +356,7 @@ fn lookers(
     };
     let subreaper = get(tasks::SUBREAPER);
     note(tasks::SUBREAPER, subreaper.as_ref().map(drop).map_err(Clone::clone));
-    let landlock = get(tasks::LANDLOCK).and_then(landlock::find);
+    let landlock = landlock::find(get(tasks::LANDLOCK));
     if let Err(why) = &landlock {
         tracing::warn!(%why, "nobody can tell who is under Landlock: such processes move, and leave its rules behind");
     }

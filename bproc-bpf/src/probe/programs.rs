@@ -52,7 +52,7 @@ pub(super) fn rows(object: &Path) -> Vec<Row> {
     rows.push(row(LEASE, trial("guard_lease", "task_alloc")));
     rows.push(row(PTRACE, enforcing(&mut ebpf, &btf)));
     rows.push(row(FEXIT, fexit(&mut ebpf, &btf)));
-    let landlock = tasks::load(&mut ebpf, &btf, tasks::LANDLOCK, None).and_then(landlock::find);
+    let landlock = landlock::find(tasks::load(&mut ebpf, &btf, tasks::LANDLOCK, None));
     let detail = |found: Option<_>| if found.is_some() { "" } else { "this kernel has none" }.to_owned();
     rows.push(row(LANDLOCK, landlock.map(detail)));
     rows
