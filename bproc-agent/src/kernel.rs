@@ -59,7 +59,7 @@ impl<T> Reader<T> {
     }
 }
 
-/// Asks the kernel what /proc does not tell of parents and children.
+/// Asks the kernel what /proc does not tell of processes.
 #[derive(Clone)]
 pub struct Kin {
     control: Control,
@@ -74,6 +74,15 @@ impl Kin {
             None
         });
         found.and_then(|number| i32::try_from(number).ok())
+    }
+
+    /// What is said of a process that is under Landlock, whose rules nobody can read and so make elsewhere.
+    pub fn landlock(&self, pid: i32) -> Option<String> {
+        match self.control.is_under_landlock(pid as u32) {
+            Ok(false) => None,
+            Ok(true) => Some("is restricted by Landlock, which cannot go along".to_owned()),
+            Err(error) => Some(format!("may be restricted by Landlock, which cannot go along ({error})")),
+        }
     }
 
     /// Whether a process holds connections, as servers do, with which it does not move. A ghost has one to us, and its process moves.
@@ -141,7 +150,7 @@ impl Kernel {
         self.first.clone()
     }
 
-    /// To ask who is a subreaper.
+    /// To ask who is a subreaper, or under Landlock.
     pub fn kin(&self, ghost_exe: FileId) -> Kin {
         Kin { control: self.control.clone(), ghost_exe }
     }

@@ -10,7 +10,8 @@ use bproc_config::net::Gate;
 use bproc_config::tls::Peer;
 use bproc_mover::SOCKET;
 use bproc_mover::wire::{
-    AES_128_GCM, AES_256_GCM, CHACHA20_POLY1305, Done, FromMover, Key, Keys, MAX_PACKET, Program, Report, Task, ToMover,
+    AES_128_GCM, AES_256_GCM, CHACHA20_POLY1305, Done, FromMover, Key, Keys, MAX_PACKET, Program, Report, Stay, Task,
+    ToMover,
 };
 use bproc_proto::Failure;
 use bproc_sys::daemon::{Helper, Life, spawn_detached};
@@ -389,6 +390,12 @@ pub fn good_answer(rank: u32) -> Option<OwnedFd> {
     ours.send(packet.bytes(), &[]).ok()?;
     Some(theirs.into())
 }
+
+/// To the source's half: a process may not go.
+pub fn stay(pid: i32, why: &str) -> Task {
+    Task::Stay(Stay { number: libc::EPERM, message: format!("process {pid} cannot move: {why}") })
+}
+
 /// Says why a process that has gone has left no stand-in, when it was to leave one.
 pub fn tell_of_loss(pid: i32, done: &Done) {
     if done.no_stand_in && done.number == 0 && !done.message.is_empty() {

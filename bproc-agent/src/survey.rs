@@ -1,6 +1,7 @@
 //! Whether a process can be moved, found out without touching it, while its new place is made: what keeps it is told before it
 //! would be stopped.
 
+use crate::kernel::Kin;
 use bproc_common::id::Pid;
 use bproc_proto::{Failure, Rights};
 use bproc_sys::process::Process;
@@ -21,8 +22,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// A look at a process, under way.
 pub type Survey = JoinHandle<Result<(), Failure>>;
 
-/// What is wanted of a move.
-#[derive(Debug)]
+/// What is wanted of a move, and who knows what /proc does not tell.
 pub struct Wishes {
     /// Which read-only mappings travel as data.
     pub flags: u32,
@@ -36,6 +36,8 @@ pub struct Wishes {
     pub ghost: Option<PathBuf>,
     /// On a node: the first process of its space.
     pub init: Option<i32>,
+    /// Whom to ask.
+    pub kin: Kin,
 }
 
 /// Begins to look, on a thread of its own.
@@ -72,13 +74,19 @@ pub fn ended(host_pid: i32, pid: i32) -> Failure {
 fn look(host_pid: i32, wishes: &Wishes) -> Result<(), Failure> {
     let beyond = crate::rights::refusal(host_pid, wishes.rights.as_ref());
     let own = own_root(host_pid, wishes.ghost.as_deref()).into_iter().chain(own_namespaces(host_pid, wishes.init));
-    let beyond: Vec<String> = beyond.into_iter().chain(own).collect();
+    let landlock = landlock(host_pid, &wishes.kin);
+    let beyond: Vec<String> = beyond.into_iter().chain(own).chain(landlock).collect();
     match (takes(host_pid, wishes), beyond.as_slice()) {
         (Ok(()), []) => Ok(()),
         (Ok(()), more) => Err(Failure { number: libc::EPERM, message: more.join("; ") }),
         (Err(error), []) => Err(Failure { number: error.errno(), message: error.to_string() }),
         (Err(error), more) => Err(Failure { number: error.errno(), message: format!("{error}; {}", more.join("; ")) }),
     }
+}
+
+/// Why a process cannot move whose rules would not: it would be free of them elsewhere, and what stands for it here would not.
+pub fn landlock(host_pid: i32, kin: &Kin) -> Option<String> {
+    kin.landlock(host_pid).map(|what| format!("it {what}"))
 }
 
 /// Does the target take it, and can it be carried?

@@ -1,5 +1,6 @@
 //! What the programs watch: the maps that user space writes.
 
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,7 +8,9 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use bproc_common::event::Usage;
 use bproc_common::shown::{SHOWN, Shown};
 
-use crate::{Error, Result, error::chain, misses, subreaper};
+use crate::landlock::Landlock;
+use crate::tasks::{self, Of};
+use crate::{Error, Result, error::chain, misses};
 
 /// Every map that must outlive the agent.
 pub(crate) const MAPS: [&str; 15] = [
@@ -41,6 +44,8 @@ struct Maps {
 #[derive(Clone)]
 pub struct Control {
     maps: Arc<Mutex<Maps>>,
+    /// Where the kernel has it and has taken the program that looks.
+    landlock: Option<Arc<Landlock>>,
 }
 
 fn fault(name: &'static str) -> impl FnOnce(MapError) -> Error {
@@ -59,7 +64,7 @@ fn gone(result: Result<(), MapError>, name: &'static str) -> Result<()> {
 impl Control {
     pub(crate) fn new(
         take: &mut impl FnMut(&'static str) -> Result<Map>,
-        subreaper: Option<OwnedFd>,
+        (subreaper, landlock): (Option<OwnedFd>, Option<Landlock>),
         programs: Vec<OwnedFd>,
     ) -> Result<Control> {
         macro_rules! open {
@@ -82,7 +87,7 @@ impl Control {
             shown: open!("SHOWN"),
             _others: [take("EXITED")?, take("CHILDREN")?, take("REAPED")?, take("CALLS")?],
         };
-        Ok(Control { maps: Arc::new(Mutex::new(maps)) })
+        Ok(Control { maps: Arc::new(Mutex::new(maps)), landlock: landlock.map(Arc::new) })
     }
 
     fn maps(&self) -> MutexGuard<'_, Maps> {
@@ -232,11 +237,21 @@ impl Control {
         }
         // Of one that has ended nothing is noted: what was there is not to be taken for its.
         maps.reaper.set(0, 0, 0).map_err(fault("REAPER"))?;
-        if maps.subreaper.as_ref().is_none_or(|program| subreaper::run(program, pid).is_err()) {
+        let look = |program| tasks::look(program, Of::Thread(pid))?.read(&mut [0; 8]);
+        if maps.subreaper.as_ref().is_none_or(|program| look(program).is_err()) {
             return Ok(None);
         }
         let found = maps.reaper.get(&0, 0).map_err(fault("REAPER"))?;
         Ok(Some(found).filter(|number| *number > 0))
+    }
+
+    /// Whether a thread of a process (number of the caller's pid namespace) is under Landlock, as far as that can be known: see
+    /// the feature `landlock`. One that has ended is not.
+    ///
+    /// # Errors
+    /// When the kernel could not look.
+    pub fn is_under_landlock(&self, pid: u32) -> io::Result<bool> {
+        self.landlock.as_ref().map_or(Ok(false), |landlock| landlock.holds(pid))
     }
 
     /// Shows this in `/proc` instead of what a ghost (pid in the initial namespace) does itself. It works only where

@@ -6,14 +6,15 @@
 
 mod control;
 mod error;
+mod landlock;
 mod logs;
 mod misses;
 mod monitor;
 mod offsets;
 mod pins;
 mod probe;
-mod subreaper;
 mod sys;
+mod tasks;
 
 pub use control::Control;
 pub use error::Error;

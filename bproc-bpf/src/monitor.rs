@@ -17,8 +17,9 @@ use crate::{
     Error, Result,
     control::{Control, MAPS},
     error::chain,
+    landlock::{self, Landlock},
     logs::{self, Logs},
-    misses, offsets, pins, subreaper,
+    misses, offsets, pins, tasks,
 };
 
 /// Part of the pins' name; grows when maps or events change their meaning.
@@ -246,10 +247,7 @@ impl Monitor {
             features.push(Feature { name, attached: true, why: String::new() });
         }
         let programs = set.as_deref().map(|set| tracing_programs(&features, set)).unwrap_or_default();
-        let loaded = subreaper::load(&mut ebpf, &btf, set.as_deref());
-        let why = loaded.as_ref().err().cloned().unwrap_or_default();
-        features.push(Feature { name: subreaper::NAME, attached: loaded.is_ok(), why });
-        let subreaper = loaded.ok();
+        let lookers = lookers(&mut features, |name| tasks::load(&mut ebpf, &btf, name, set.as_deref()));
         if let Some((dir, name)) = pin {
             pins::publish(dir, name)?;
         }
@@ -257,7 +255,7 @@ impl Monitor {
         let mut take = |name: &'static str| ebpf.take_map(name).ok_or_else(|| no_map(name));
         Ok(Monitor {
             events: ring(take("EVENTS")?)?,
-            control: Control::new(&mut take, subreaper, programs)?,
+            control: Control::new(&mut take, lookers, programs)?,
             logs,
             features,
             resumed: false,
@@ -280,8 +278,7 @@ impl Monitor {
             });
         }
         let programs = tracing_programs(&features, set);
-        let subreaper = subreaper::reopen(set);
-        features.push(Feature { name: subreaper::NAME, attached: subreaper.is_some(), why: String::new() });
+        let lookers = lookers(&mut features, |name| tasks::reopen(set, name));
         let mut take = |name: &'static str| {
             MapData::from_pin(set.join(format!("map-{name}")))
                 .and_then(Map::from_map_data)
@@ -289,7 +286,7 @@ impl Monitor {
         };
         Ok(Monitor {
             events: ring(take("EVENTS")?)?,
-            control: Control::new(&mut take, subreaper, programs)?,
+            control: Control::new(&mut take, lookers, programs)?,
             logs: logs::of_pinned(&set.join("link-process_fork")),
             features,
             resumed: true,
@@ -347,6 +344,28 @@ pub(crate) fn attach(ebpf: &mut Ebpf, name: &str, hook: &str, btf: &Btf, take: b
         Program::Lsm(program) => attach!(program),
         _ => Err("it is of an unexpected type".into()),
     }
+}
+
+/// The programs that look at tasks when they are asked.
+fn lookers(
+    features: &mut Vec<Feature>,
+    mut get: impl FnMut(&'static str) -> Result<OwnedFd, String>,
+) -> (Option<OwnedFd>, Option<Landlock>) {
+    let mut note = |name, why: Result<(), String>| {
+        features.push(Feature { name, attached: why.is_ok(), why: why.err().unwrap_or_default() });
+    };
+    let subreaper = get(tasks::SUBREAPER);
+    note(tasks::SUBREAPER, subreaper.as_ref().map(drop).map_err(Clone::clone));
+    let landlock = landlock::find(get(tasks::LANDLOCK));
+    if let Err(why) = &landlock {
+        tracing::warn!(%why, "nobody can tell who is under Landlock: such processes move, and leave its rules behind");
+    }
+    let none = || "this kernel has no Landlock".to_owned();
+    note(
+        tasks::LANDLOCK,
+        landlock.as_ref().map_err(Clone::clone).and_then(|found| found.as_ref().map(drop).ok_or_else(none)),
+    );
+    (subreaper.ok(), landlock.ok().flatten())
 }
 
 /// Those whose records must not be missed.

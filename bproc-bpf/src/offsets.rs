@@ -62,6 +62,7 @@ pub fn resolve() -> Result<Offsets> {
         cred_euid: at("cred", &["euid"])?,
         cred_egid: at("cred", &["egid"])?,
         cred_cap_effective: at("cred", &["cap_effective"])?,
+        cred_security: at("cred", &["security"]).unwrap_or(0),
         nsproxy_pid_ns: at("nsproxy", &["pid_ns_for_children"])?,
         sa_handler: at("k_sigaction", &["sa", "sa_handler"])?,
         siginfo_code: at("kernel_siginfo", &["si_code"])?,

@@ -61,7 +61,7 @@ pub const USAGE_MAX_RSS: usize = 4;
 record! {
     /// Where the running kernel keeps what the eBPF programs read: byte offsets
     /// (of single bits: in bits) that user space takes from the kernel's BTF and sets before the load.
-    pub struct Offsets : 164 {
+    pub struct Offsets : 168 {
         /// `task_struct.pid`: the thread's number in the initial namespace.
         pub task_pid: u32,
         /// `task_struct.tgid`.
@@ -132,6 +132,8 @@ record! {
         pub cred_egid: u32,
         /// `cred.cap_effective`, whose first word is the lowest capabilities'.
         pub cred_cap_effective: u32,
+        /// `cred.security`: what the security modules keep with it; 0 where there are none.
+        pub cred_security: u32,
         /// `nsproxy.pid_ns_for_children`.
         pub nsproxy_pid_ns: u32,
         /// `k_sigaction.sa.sa_handler`.

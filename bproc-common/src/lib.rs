@@ -15,6 +15,7 @@ pub mod exec;
 pub mod ghost;
 pub mod id;
 pub mod keeper;
+pub mod landlock;
 #[cfg(feature = "alloc")]
 pub mod nodeset;
 pub mod perm;

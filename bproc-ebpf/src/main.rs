@@ -12,6 +12,7 @@
 
 mod group;
 mod guard;
+mod landlock;
 mod maps;
 mod shown;
 mod subreaper;

@@ -51,6 +51,7 @@ static OFFSETS: Offsets = Offsets {
     cred_euid: 0,
     cred_egid: 0,
     cred_cap_effective: 0,
+    cred_security: 0,
     nsproxy_pid_ns: 0,
     sa_handler: 0,
     siginfo_code: 0,

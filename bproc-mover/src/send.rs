@@ -83,9 +83,7 @@ pub fn send(agent: &Agent, task: &Send) -> Result<Done, Failure> {
         can_return(frozen.image())?;
         (transfer(agent, &frozen, &mut from, &mut to)?, frozen)
     };
-    if !agent.may_proceed() {
-        return Err(Failure::new(libc::ECANCELED, "the agent gave the move up"));
-    }
+    agent.lets_go()?;
     point("source-may-go");
     frozen.bind()?;
     agent.tell(Report::Leaving(Empty {}));

@@ -100,7 +100,19 @@ impl Agent {
         matches!(self.hear(), Ok(Some((Task::Begin(_), _))))
     }
 
-    /// Waits for Proceed; an agent that is gone means no.
+    /// Source: waits for Proceed.
+    ///
+    /// # Errors
+    /// Why not; an agent that is gone does not say.
+    pub fn lets_go(&self) -> Result<(), Failure> {
+        match self.hear() {
+            Ok(Some((Task::Proceed(true), _))) => Ok(()),
+            Ok(Some((Task::Stay(stay), _))) => Err(Failure::new(stay.number, stay.message)),
+            _ => Err(Failure::new(libc::ECANCELED, "the agent gave the move up")),
+        }
+    }
+
+    /// Target: waits for Proceed; an agent that is gone means no.
     pub fn may_proceed(&self) -> bool {
         matches!(self.hear(), Ok(Some((Task::Proceed(true), _))))
     }

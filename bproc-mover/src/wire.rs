@@ -7,7 +7,7 @@ pub const MAX_PACKET: usize = 64 << 10;
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ToMover {
     /// What.
-    #[prost(oneof = "Task", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Task", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub task: Option<Task>,
 }
 
@@ -42,6 +42,20 @@ pub enum Task {
     /// Source: the connection to the other mover, which is the descriptor beside this message.
     #[prost(message, tag = "9")]
     Line(Line),
+    /// Instead of Proceed: give up, since the process may not go.
+    #[prost(message, tag = "10")]
+    Stay(Stay),
+}
+
+/// Why a process stays where it is.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Stay {
+    /// An errno.
+    #[prost(sint32, tag = "1")]
+    pub number: i32,
+    /// In words.
+    #[prost(string, tag = "2")]
+    pub message: String,
 }
 
 /// A connection to the other mover.

@@ -14,6 +14,7 @@ pub mod case;
 pub mod cluster;
 pub mod corners;
 mod history;
+pub mod landlock;
 pub mod leading;
 pub mod midway;
 pub mod positions;

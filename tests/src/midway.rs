@@ -73,6 +73,45 @@ pub fn stop_at(cluster: &Cluster) -> PathBuf {
     cluster.dir().join("libexec/bproc/bproc-mover.stop-at")
 }
 
+/// What whoever asks for a move is told.
+pub fn told(cluster: &Cluster) -> PathBuf {
+    cluster.dir().join("log/asker")
+}
+
+/// Asks for a move of a process, and returns who asks and the mover that has stopped at the point.
+///
+/// # Errors
+/// None stops.
+pub fn hold(cluster: &Cluster, pid: i32, point: &str, to: Role) -> Result<(Child, Proc)> {
+    fs::write(stop_at(cluster), point)?;
+    let log = fs::File::create(told(cluster))?;
+    let mut command = cluster.command("bpmove");
+    let mut asker = tie(command.args([&pid.to_string(), &name(to)]))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()?;
+    let stopped = eventually("a mover stops at the point", LIMIT, || {
+        if let Some(status) = asker.try_wait()? {
+            let said = fs::read_to_string(told(cluster)).unwrap_or_default();
+            bail!("bpmove ended before: {status} {said}");
+        }
+        Ok(movers(cluster).into_iter().find(|m| m.state == 'T').ok_or_else(|| "none does".to_owned()))
+    })?;
+    Ok((asker, stopped))
+}
+
+/// The end of whoever asked; then nobody stops any more.
+///
+/// # Errors
+/// He does not end.
+pub fn settle(cluster: &Cluster, mut asker: Child) -> Result<i32> {
+    let done = run::wait(&mut asker, LIMIT).context("bpmove")?;
+    let _ = fs::remove_file(stop_at(cluster));
+    cluster.wait_up()?;
+    Ok(done)
+}
+
 /// A running `ticks.c`. Dies with the test.
 pub struct Ticks<'c> {
     cluster: &'c Cluster,
@@ -161,38 +200,20 @@ impl<'c> Ticks<'c> {
         Ok(())
     }
 
-    /// Asks for its move, and returns who asks and the mover that has stopped at the point.
+    /// As [`hold`].
     ///
     /// # Errors
     /// None stops.
     pub fn hold(&self, point: &str, way: Way) -> Result<(Child, Proc)> {
-        fs::write(stop_at(self.cluster), point)?;
-        let log = fs::File::create(self.cluster.dir().join("log/asker"))?;
-        let mut command = self.cluster.command("bpmove");
-        let mut asker = tie(command.args([&self.pid().to_string(), &name(way.to)]))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()?;
-        let stopped = eventually("a mover stops at the point", LIMIT, || {
-            if let Some(status) = asker.try_wait()? {
-                let said = fs::read_to_string(self.cluster.dir().join("log/asker")).unwrap_or_default();
-                bail!("bpmove ended before: {status} {said}");
-            }
-            Ok(movers(self.cluster).into_iter().find(|m| m.state == 'T').ok_or_else(|| "none does".to_owned()))
-        })?;
-        Ok((asker, stopped))
+        hold(self.cluster, self.pid(), point, way.to)
     }
 
-    /// The end of whoever asked; then nobody stops any more.
+    /// As [`settle`].
     ///
     /// # Errors
     /// He does not end.
-    pub fn settle(&self, mut asker: Child) -> Result<i32> {
-        let done = run::wait(&mut asker, LIMIT).context("bpmove")?;
-        let _ = fs::remove_file(stop_at(self.cluster));
-        self.cluster.wait_up()?;
-        Ok(done)
+    pub fn settle(&self, asker: Child) -> Result<i32> {
+        settle(self.cluster, asker)
     }
 
     /// The one place where it runs, by what the kernel and what the master says; none when it was killed.

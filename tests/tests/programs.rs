@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bproc_tests::cluster::{Cluster, Role, eventually, signal_to};
+use bproc_tests::landlock;
 use bproc_tests::run::finish;
 use bproc_tests::runner::{self, Test};
 use bproc_tests::traveller::{AROUND, Traveller, around, compile, go as travel, place, try_move};
@@ -426,6 +427,8 @@ fn main() -> ExitCode {
         Test::new("rights_and_a_new_agent", rights_and_a_new_agent),
         Test::new("refusals_all_at_once", refusals),
         Test::new("namespaces_of_its_own", namespaces),
+        Test::new("landlock", landlock::stays),
+        Test::new("landlock_on_the_way", landlock::on_the_way),
     ];
     runner::main(|| Cluster::start(3), tests, Cluster::close)
 }

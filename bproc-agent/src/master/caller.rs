@@ -131,7 +131,7 @@ pub fn settings(asking: &Asking) -> bproc_sys::Result<proto::Settings> {
 ///
 /// # Errors
 /// When the agent's own status cannot be read.
-pub fn refusal(asking: &Asking, securebits: u32) -> bproc_sys::Result<Option<String>> {
+pub fn refusal(asking: &Asking, securebits: u32, kin: &Kin) -> bproc_sys::Result<Option<String>> {
     // Its namespaces and filters stay what they are.
     static OWN: OnceLock<Status> = OnceLock::new();
     let own = match OWN.get() {
@@ -141,8 +141,10 @@ pub fn refusal(asking: &Asking, securebits: u32) -> bproc_sys::Result<Option<Str
             OWN.get_or_init(|| own.map_or_else(Status::default, |own| own.status))
         }
     };
-    let why = held_by(&asking.status, own).or_else(|| bits_of(&asking.status, securebits));
-    Ok(why.map(|why| format!("process {} {why}", asking.process.pid())))
+    let pid = asking.process.pid();
+    let why = held_by(&asking.status, own).or_else(|| bits_of(&asking.status, securebits)).map(str::to_owned);
+    let landlock = || kin.landlock(pid.get()).map(|what| format!("{what} to a node: start it outside"));
+    Ok(why.or_else(landlock).map(|why| format!("process {pid} {why}")))
 }
 
 fn held_by(status: &Status, own: &Status) -> Option<&'static str> {

@@ -377,7 +377,7 @@ async fn start(
         message: format!("process {pid} cannot be read: {error}"),
     };
     let asking = caller::Asking::look(pid).map_err(unreadable)?;
-    if let Some(message) = caller::refusal(&asking, spec.securebits).map_err(unreadable)? {
+    if let Some(message) = caller::refusal(&asking, spec.securebits, &desk.kin).map_err(unreadable)? {
         return Err(Failure { number: libc::EPERM, message });
     }
     let caller = caller::complete(&asking, &mut spec, &desk.kin).map_err(unreadable)?;

@@ -131,8 +131,9 @@ async fn ask_once(
     // While its new place is made; what comes of it is known before it would be stopped.
     let mut survey = leaves.then(|| {
         let (target, ghost) = (desk.machines.of(to), Some(desk.ghost.clone()));
+        let kin = desk.kin.clone();
         let wishes =
-            Wishes { flags: request.flags, files: request.files as u32, target, rights: None, ghost, init: None };
+            Wishes { flags: request.flags, files: request.files as u32, target, rights: None, ghost, init: None, kin };
         survey::begin(pid.get(), wishes)
     });
     let wire::Program { path, argv, envp } = request.program.take().unwrap_or_default();
@@ -543,7 +544,13 @@ impl Actor {
             }
             Said::Report(Report::Wanted(offset)) => self.feed(pid, offset),
             Said::Report(Report::Held(_) | Report::Doubt(_)) => {}
-            Said::Report(Report::Committing(_)) => self.core.committing(pid, id, out),
+            Said::Report(Report::Committing(_)) => {
+                match survey::landlock(pid.get(), &self.kernel.kin(self.ghost_exe)) {
+                    // Since it was surveyed.
+                    Some(why) => self.tell_mover(pid, mover::stay(pid.get(), &why)),
+                    None => self.core.committing(pid, id, out),
+                }
+            }
             Said::Report(Report::Leaving(_)) => going.leaving = true,
             Said::Report(Report::InDoubt(_)) => self.core.departed(pid, id, Departed::InDoubt, out),
             Said::Report(Report::Done(done)) => {

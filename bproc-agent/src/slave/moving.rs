@@ -83,8 +83,8 @@ impl Actor {
         if let Some(host) = host_pid {
             let (flags, files, target) = (order.flags, order.files, order.target);
             let rights = Some(order.rights.unwrap_or_default());
-            let init = Some(self.space.record.init_pid);
-            let survey = survey::begin(host, Wishes { flags, files, target, rights, ghost: None, init });
+            let (init, kin) = (Some(self.space.record.init_pid), self.kernel.kin(self.ghost_exe));
+            let survey = survey::begin(host, Wishes { flags, files, target, rights, ghost: None, init, kin });
             self.surveys.insert(r#move.pid, survey);
         }
         // Its ghost may get orphans when this one has gone.
@@ -291,6 +291,10 @@ impl Actor {
     /// What it writes on from elsewhere must come after what it wrote here; what it has not read here it reads there.
     fn flush_before_going(&mut self, r#move: wire::Move) {
         let Some(half) = self.halves.get(&r#move.pid) else { return };
+        // Since it was surveyed.
+        if let Some(why) = survey::landlock(half.host_pid, &self.kernel.kin(self.ghost_exe)) {
+            return self.tell_mover(Some(r#move), mover::stay(r#move.pid, &why));
+        }
         let tokens: BTreeSet<Vec<u8>> = half.streams.iter().map(|s| s.token.clone()).collect();
         let (inputs, spawner, facts) = (half.inputs(), self.spawner.clone(), self.facts.clone());
         let (successor, home) = (half.successor.clone(), half.to < 0);

@@ -8,8 +8,9 @@ use super::{About, Need, Row, row, syscalls::Child};
 use crate::{
     Config, Error, Role,
     error::chain,
+    landlock,
     monitor::{attach, kernel_btf, load_object},
-    offsets,
+    offsets, tasks,
 };
 
 const BTF: About = ("btf", Need::Required, "eBPF programs cannot find the kernel's fields");
@@ -24,6 +25,11 @@ const LEASE: About = (
 );
 const FEXIT: About =
     ("fexit", Need::Better, "time, wait, ps and top tell what the ghost used, not what the process did");
+const LANDLOCK: About = (
+    "landlock",
+    Need::Better,
+    "nobody can tell who is under Landlock: such processes move, and leave its rules behind",
+);
 
 pub(super) fn rows(object: &Path) -> Vec<Row> {
     let mut rows = vec![row(BTF, offsets::resolve().map(|_| String::new()).map_err(text))];
@@ -35,7 +41,7 @@ pub(super) fn rows(object: &Path) -> Vec<Row> {
     let (mut ebpf, btf) = match loaded {
         Ok(loaded) => loaded,
         Err(why) => {
-            let all = [OBJECT, TRACE, PTRACE, LEASE, FEXIT];
+            let all = [OBJECT, TRACE, PTRACE, LEASE, FEXIT, LANDLOCK];
             rows.extend(all.map(|about| row(about, Err(why.clone()))));
             return rows;
         }
@@ -46,6 +52,9 @@ pub(super) fn rows(object: &Path) -> Vec<Row> {
     rows.push(row(LEASE, trial("guard_lease", "task_alloc")));
     rows.push(row(PTRACE, enforcing(&mut ebpf, &btf)));
     rows.push(row(FEXIT, fexit(&mut ebpf, &btf)));
+    let landlock = landlock::find(tasks::load(&mut ebpf, &btf, tasks::LANDLOCK, None));
+    let detail = |found: Option<_>| if found.is_some() { "" } else { "this kernel has none" }.to_owned();
+    rows.push(row(LANDLOCK, landlock.map(detail)));
     rows
 }
 
