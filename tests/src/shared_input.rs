@@ -28,7 +28,8 @@ const SCRIPTS: [&str; 9] = [
     "seq 9 >$FILE; (sh -c '$MOVE $$ 0; read line; echo first $line'; cat) <$FILE",
     "seq 9 >$FILE; (sh -c '$MOVE $$ 0; read line; $MOVE $$ 1; read next; $MOVE $$ master; read last; echo $line $next $last'; cat) <$FILE",
     // Those who read in turns.
-    "(echo 1; echo 2; sleep .3; echo 3) | (sh -c '$MOVE $$ 0; read a; read b; echo $a, $b'; cat)",
+    ": >$FILE; (echo 1; echo 2; until [ -s $FILE ]; do sleep .05; done; echo 3) |
+     (sh -c '$MOVE $$ 0; read a; read b; echo over >$FILE; echo $a, $b'; cat)",
     // The end comes to whoever reads it.
     "echo typed | sh -c '$MOVE $$ 0; sleep .1; cat; cat; read line; echo $?'",
     // All of much.
