@@ -157,7 +157,7 @@ pub(crate) fn patiently<T>(mut what: impl FnMut() -> Result<T, vmadump::Error>) 
     let mut left = TRIES;
     loop {
         match what() {
-            Err(error @ Error::Refused(Refusal::OpenFiles(_) | Refusal::VforkParent(_))) => {
+            Err(error @ Error::Refused(Refusal::OpenFiles(_) | Refusal::VforkParent(_) | Refusal::Executing)) => {
                 left -= 1;
                 if left == 0 {
                     return Err(Failure::new(libc::EAGAIN, error.to_string()));

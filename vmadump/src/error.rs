@@ -88,6 +88,9 @@ pub enum Refusal {
     /// Zombie or kernel thread.
     #[error("it has no memory (a zombie or a kernel thread)")]
     NoMemory,
+    /// It becomes another program in this moment.
+    #[error("it executes a program just now; try again")]
+    Executing,
     /// A seccomp filter cannot be read.
     #[error("it has a seccomp filter, which only root (CAP_SYS_ADMIN) can carry")]
     Seccomp,
@@ -247,7 +250,7 @@ impl Error {
             }
             Error::Refused(Refusal::ThreadTaken { .. }) => libc::EEXIST,
             // It soon waits no more.
-            Error::Refused(Refusal::VforkParent(_)) => libc::EAGAIN,
+            Error::Refused(Refusal::VforkParent(_) | Refusal::Executing) => libc::EAGAIN,
             Error::Refused(Refusal::FileMissing { .. }) => libc::ENOENT,
             Error::Refused(Refusal::FileDiffers { .. }) => libc::ESTALE,
             Error::Refused(Refusal::Several(all)) => {

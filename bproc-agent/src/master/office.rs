@@ -47,7 +47,11 @@ impl Actor {
             }
             ClientFact::SetAttribute(set, answer) => {
                 let known = self.known(set.number);
-                let _ = answer.send(known.and_then(|()| self.attributes.set(set.number, set.name, set.value)));
+                let done = known.and_then(|()| self.attributes.set(set.number, set.name, set.value));
+                if done.is_ok() {
+                    self.changes.send_modify(|n| *n += 1);
+                }
+                let _ = answer.send(done);
             }
             ClientFact::Where(pid, answer) => {
                 let _ = answer.send(self.core.whereabouts(pid));

@@ -58,6 +58,9 @@ pub(super) fn attribute_name(name: &[u8]) -> Result<()> {
 
 fn set_attribute(node: c_int, name: Vec<u8>, value: Vec<u8>) -> Result<()> {
     attribute_name(&name)?;
+    if node == NODE_MASTER {
+        return Err(libc::EINVAL);
+    }
     if value.len() > XATTR_MAX_VALUE {
         return Err(libc::E2BIG);
     }

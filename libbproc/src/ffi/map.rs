@@ -75,6 +75,10 @@ fn parse(text: &str) -> Option<Vec<c_int>> {
 unsafe extern "C" fn bproc_init() {
     let Some(home) = std::env::var_os("HOME") else { return };
     let path = std::path::Path::new(&home).join(".bprocnodes");
+    // Nothing that would keep the caller waiting.
+    if !path.is_file() {
+        return;
+    }
     if let Some(map) = beside(|| std::fs::read_to_string(path)).ok().and_then(|text| parse(&text)) {
         // Numbers are checked by `parse`.
         let _ = set(map);

@@ -237,11 +237,12 @@ unsafe fn give(address: &str, to: *mut sockaddr, size: *mut c_int) -> Result<()>
     let bytes = address.bytes();
     // SAFETY: the caller gives `*size` bytes and gets told how many it is.
     unsafe {
-        if usize::try_from(*size).unwrap_or(0) < bytes.len() {
+        let room = usize::try_from(*size).unwrap_or(0);
+        *size = bytes.len() as c_int;
+        if room < bytes.len() {
             return Err(libc::EINVAL);
         }
         to.cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
-        *size = bytes.len() as c_int;
     }
     Ok(())
 }

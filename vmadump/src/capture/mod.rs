@@ -143,7 +143,11 @@ impl Surveyed {
 impl Stopped {
     /// Learns everything about the process but its pages. On error it runs on unharmed.
     pub fn learn(self) -> Result<Frozen, Error> {
-        learn(self.survey, self.room, self.memory, self.threads)
+        learn(self.survey, self.room, self.memory, self.threads).map_err(|error| match error {
+            // The memory that was opened, or a thread that was stopped, is that of the program before.
+            Error::Sys(e) if e.errno == libc::EIO => Refusal::Executing.into(),
+            other => other,
+        })
     }
 }
 

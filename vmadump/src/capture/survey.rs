@@ -85,8 +85,11 @@ impl Survey {
         if status.state == b'Z' && tids(pid)?.len() > 1 {
             return Err(Refusal::FirstThreadEnded.into());
         }
-        if maps.is_empty() || matches!(status.state, b'Z' | b'X') {
+        if matches!(status.state, b'Z' | b'X') || (maps.is_empty() && exe.is_empty()) {
             return Err(Refusal::NoMemory.into());
+        }
+        if maps.is_empty() {
+            return Err(Refusal::Executing.into());
         }
         let mut why = Vec::new();
         let filtered = status.seccomp != 0;

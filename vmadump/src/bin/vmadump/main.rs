@@ -98,7 +98,7 @@ struct UndumpArgs {
     /// Image.
     file: PathBuf,
     /// Give the process this pid; without a number the one that it had.
-    #[arg(long, num_args = 0..=1, default_missing_value = "0")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "0")]
     pid: Option<i32>,
     /// Do not wait: print the pid and end.
     #[arg(long)]
