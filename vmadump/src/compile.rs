@@ -62,7 +62,7 @@ impl<'a> Compiler<'a> {
             Op::Vdso(at) => {
                 self.batch.must(libc::SYS_arch_prctl, &[0x2003, *at], "map the vdso");
             }
-            Op::Trampoline { data_start, start, code } => {
+            Op::Brought { data_start, start, code } => {
                 let anon = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | FIXED) as u64;
                 if start > data_start {
                     self.batch.must(

@@ -87,8 +87,9 @@ pub enum Op {
     Clear,
     /// Map the kernel's vdso with its data pages starting here.
     Vdso(u64),
-    /// Old vdso code, patched to lead into the new one, and zero pages where its data were.
-    Trampoline {
+    /// Vdso code of another kernel, patched to lead into this one's or marked as kept aside, and zero pages where its data
+    /// were.
+    Brought {
         /// First data page.
         data_start: u64,
         /// First code page.
@@ -245,7 +246,7 @@ pub fn plan(image: &Image, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refus
     let creds = facts.can(cap::SETUID) && !wishes.keep_creds && !image.meta.from_inside;
     let mut used: Vec<(u64, u64)> = image.areas.iter().map(|a| (a.start, a.end)).collect();
     let mut ops = vec![Op::Clear];
-    let gate = lay_vdso(image, facts, &mut used, &mut ops)?;
+    let gate = lay_vdsos(image, facts, &mut used, &mut ops)?;
     mappings(image, &mut ops);
     large_pages(&image.areas, &mut ops);
     let sealed = memory_files(image, &mut ops);
@@ -320,29 +321,40 @@ pub(crate) fn within(creds: &Creds, owner: &Owner) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Where the vdso goes. Address of a `syscall` instruction in it.
-fn lay_vdso(
+/// Where the vdsos go. Address of a `syscall` instruction in the kernel's own.
+fn lay_vdsos(
     image: &Image,
     facts: &Facts,
     used: &mut Vec<(u64, u64)>,
     ops: &mut Vec<Op>,
 ) -> Result<Option<u64>, Refusal> {
     let size = |v: &Vdso| v.start - v.data_start + v.code.len() as u64;
-    let Some(new) = &facts.vdso else { return Ok(None) };
-    let Some(old) = &image.vdso else { return Ok(None) };
-    used.push((old.data_start, old.data_start + size(old)));
-    let gate =
-        |place: u64| elf::syscall_instruction(&new.code).map(|at| place + (new.start - new.data_start) + at as u64);
-    if size(old) == size(new) && vdso::same(&old.code, &new.code) {
-        ops.push(Op::Vdso(old.data_start));
-        return Ok(gate(old.data_start));
+    used.extend(image.vdso.iter().chain(&image.vdsos).map(|v| (v.data_start, v.data_start + size(v))));
+    let is_kernels =
+        |v: &&Vdso| facts.vdso.as_ref().is_some_and(|new| size(v) == size(new) && vdso::same(&v.code, &new.code));
+    let own = image.vdso.as_ref().filter(is_kernels);
+    // Been here before: where it was then. So there are never more of them than kernels.
+    let again = image.vdsos.iter().find(is_kernels).filter(|_| own.is_none() && image.vdso.is_some());
+    for other in image.vdsos.iter().filter(|other| again.is_none_or(|again| again.start != other.start)) {
+        let code = vdso::marked(&other.code);
+        ops.push(Op::Brought { data_start: other.data_start, start: other.start, code });
     }
-    let place = find_hole(used, size(new) + 16 * PAGE).ok_or(Refusal::NoRoom)?;
-    used.push((place, place + size(new)));
+    let (Some(new), Some(old)) = (&facts.vdso, &image.vdso) else { return Ok(None) };
+    let place = match own.or(again) {
+        Some(same) => same.data_start,
+        None => {
+            let place = find_hole(used, size(new) + 16 * PAGE).ok_or(Refusal::NoRoom)?;
+            used.push((place, place + size(new)));
+            place
+        }
+    };
     ops.push(Op::Vdso(place));
-    let code = vdso::trampoline(old, new, place + (new.start - new.data_start))?;
-    ops.push(Op::Trampoline { data_start: old.data_start, start: old.start, code });
-    Ok(gate(place))
+    let start = place + (new.start - new.data_start);
+    if own.is_none() {
+        let code = vdso::trampoline(old, new, start)?;
+        ops.push(Op::Brought { data_start: old.data_start, start: old.start, code });
+    }
+    Ok(elf::syscall_instruction(&new.code).map(|at| start + at as u64))
 }
 
 fn at(area: &Area, offset: u64) -> MapAt {

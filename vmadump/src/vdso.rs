@@ -4,6 +4,9 @@
 //! of its functions leads to the new one; so a process carries the oldest vdso that it believes in, and at most one more.
 //! Back on a kernel that has just this code, the kernel's own is mapped there again.
 //!
+//! A handler of a signal may return into the middle of the one more. That code is kept aside then, as it is, with a mark,
+//! until no handler does: at most one of each kernel, since there the kernel's own is mapped in its place.
+//!
 //! What was read of the old data before is found to be out of date by the old code itself: its pages are zero, which
 //! sends it to the system call. Only the first bytes of a function must not be interrupted: see [`is_entered`].
 
@@ -16,6 +19,10 @@ use crate::wire::Bytes;
 const ENTRY: u64 = 32;
 /// `jmp [rip+0]`; the address follows.
 const JUMP: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
+
+/// In the bytes of an ELF header that mean nothing, and are zero.
+const MARK_AT: usize = 9;
+const MARK: &[u8] = b"vmadump";
 
 /// What a function does where the kernel's vdso lacks it.
 enum Substitute {
@@ -96,11 +103,32 @@ pub fn trampoline(old: &Vdso, new: &Vdso, new_start: u64) -> Result<Vec<u8>, Ref
     Ok(code)
 }
 
-/// Is this a vdso that leads to another?
-pub(crate) fn is_trampoline(code: &[u8]) -> bool {
+/// Where this vdso leads to, if to another.
+pub(crate) fn leads_to(code: &[u8]) -> Option<u64> {
     let functions = elf::functions(code);
-    let jumps = |at: u64| code.get(at as usize..).is_some_and(|rest| rest.starts_with(&JUMP));
-    functions.iter().any(|(name, at)| name.ends_with(b"clock_gettime") && jumps(*at))
+    let (_, at) = functions.iter().find(|(name, _)| name.ends_with(b"clock_gettime"))?;
+    let to = code.get(*at as usize..)?.strip_prefix(&JUMP)?.first_chunk()?;
+    Some(u64::from_le_bytes(*to))
+}
+
+/// The code, known by its ELF header as one that was kept aside: memory of the program's own with a copy of a vdso is not.
+pub(crate) fn marked(code: &[u8]) -> Vec<u8> {
+    let mut code = code.to_vec();
+    if let Some(place) = code.get_mut(MARK_AT..MARK_AT + MARK.len()) {
+        place.copy_from_slice(MARK);
+    }
+    code
+}
+
+/// Takes the mark away. False: there is none.
+pub(crate) fn unmark(code: &mut [u8]) -> bool {
+    match code.get_mut(MARK_AT..MARK_AT + MARK.len()) {
+        Some(place) if place == MARK => {
+            place.fill(0);
+            true
+        }
+        _ => false,
+    }
 }
 
 /// The same code, but for beginnings of functions?
@@ -143,7 +171,8 @@ mod tests {
     fn functions_lead_to_the_new_ones() {
         let (old, new) = (own(), own());
         let code = trampoline(&old, &new, 0x7000_0000_0000).unwrap();
-        assert!(is_trampoline(&code) && !is_trampoline(&old.code));
+        let (_, clock) = elf::functions(&old.code).into_iter().find(|f| f.0 == b"__vdso_clock_gettime").unwrap();
+        assert_eq!((leads_to(&code), leads_to(&old.code)), (Some(0x7000_0000_0000 + clock), None));
         for (_, at) in elf::functions(&old.code) {
             let jump = &code[at as usize..][..14];
             assert!(jump.starts_with(&JUMP));
@@ -153,6 +182,16 @@ mod tests {
         let mut other = code.clone();
         *other.last_mut().unwrap() ^= 1;
         assert!(!same(&other, &old.code));
+    }
+
+    #[test]
+    fn a_mark_changes_nothing_else() {
+        let mut code = own().code.0;
+        assert!(!unmark(&mut code) && !unmark(&mut []));
+        let mut with = marked(&code);
+        assert_eq!(elf::functions(&with), elf::functions(&code));
+        assert!(with != code);
+        assert!(unmark(&mut with) && with == code);
     }
 
     #[test]

@@ -41,6 +41,15 @@ fn another_vdso() {
     });
 }
 
+/// Where the kernel's vdso is, and how much code of no file there is beside it.
+fn looks(program: &Traveller) -> (String, usize) {
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", program.pid)).unwrap();
+    let brought = maps.lines().filter(|line| line.contains(" r-xp ") && line.trim_end().ends_with(" 0"));
+    let own = maps.lines().find(|line| line.ends_with("[vdso]"));
+    let own = own.unwrap_or_else(|| panic!("it is dead after {} moves", program.moves));
+    (own.split('-').next().unwrap().to_owned(), brought.count())
+}
+
 /// However often it goes there and comes home, it has one vdso too many at most; at home it has the kernel's own, where
 /// it always was.
 #[test]
@@ -49,13 +58,6 @@ fn another_vdso_and_home() {
         let mut facts = vmadump::facts::Facts::here();
         *facts.vdso.as_mut().expect("a vdso").code.0.last_mut().unwrap() ^= 1;
         let mut program = Traveller::start(&mut Command::new(compile("all", &["-DROUNDS=200"])));
-        let looks = |program: &Traveller| {
-            let maps = std::fs::read_to_string(format!("/proc/{}/maps", program.pid)).unwrap();
-            let brought = maps.lines().filter(|line| line.contains(" r-xp ") && line.trim_end().ends_with(" 0"));
-            let own = maps.lines().find(|line| line.ends_with("[vdso]"));
-            let own = own.unwrap_or_else(|| panic!("it is dead after {} moves", program.moves));
-            (own.split('-').next().unwrap().to_owned(), brought.count())
-        };
         assert_eq!(program.line(), "round 0");
         let (home, _) = looks(&program);
         let mut there = false;
@@ -80,6 +82,47 @@ fn another_vdso_and_home() {
         let stand_in = frozen.become_exec(b"/bin/true", &[b"true"], &[]).map_err(|e| e.why).unwrap();
         stand_in.release().unwrap();
         assert_eq!(program.end().1, 0);
+    });
+}
+
+/// A handler that interrupted the other kernel's vdso returns into it at home, and wherever else it has gone meanwhile. The
+/// kernel's own is in its place all the same, and the other goes when nobody returns there any more. An address that
+/// lies on the stack and is no signal's frame is not taken for one.
+#[test]
+fn a_handler_returns_into_the_vdso_of_another_kernel() {
+    in_namespace("a_handler_returns_into_the_vdso_of_another_kernel", LIMIT, || {
+        let mut there = vmadump::facts::Facts::here();
+        *there.vdso.as_mut().expect("a vdso").code.0.last_mut().unwrap() ^= 1;
+        let mut program = Traveller::start(&mut Command::new(compile("returns", &[])));
+        assert_eq!(program.line(), "round");
+        let (home, _) = looks(&program);
+        let go = |program: &mut Traveller, away: bool| {
+            program.facts = away.then(|| there.clone());
+            program.travel();
+            let (own, brought) = looks(program);
+            assert_eq!(own == home, !away, "after {} moves", program.moves);
+            assert!(program.line().starts_with("round"));
+            brought
+        };
+        let signal = |program: &Traveller, signal| {
+            // SAFETY: our own child, which has not been waited for.
+            assert_eq!(unsafe { libc::kill(program.pid, signal) }, 0);
+        };
+        go(&mut program, true);
+        while program.line() != "round inside" {}
+        let inside = go(&mut program, false);
+        for _ in 0..3 {
+            assert_eq!(go(&mut program, true), inside + 1);
+            assert_eq!(go(&mut program, false), inside);
+        }
+        signal(&program, libc::SIGUSR1);
+        while program.line() != "round returns" {}
+        assert_eq!(program.line(), "round");
+        assert_eq!(go(&mut program, true), inside);
+        assert_eq!(go(&mut program, false), inside - 1);
+        signal(&program, libc::SIGTERM);
+        while program.line() != "done" {}
+        assert_eq!(program.end(), (String::new(), 42 << 8));
     });
 }
 

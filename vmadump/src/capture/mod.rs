@@ -12,6 +12,7 @@ mod areas;
 mod begun;
 mod contents;
 mod fds;
+mod frames;
 mod ghost;
 mod habits;
 mod pages;
@@ -154,7 +155,7 @@ impl Stopped {
 fn learn(survey: Survey, room: Room, memory: MemFile, mut threads: Vec<Tracee>) -> Result<Frozen, Error> {
     let pid = survey.pid;
     let mut layout = survey.layout_now()?;
-    let vdso = vdsos::settle(&mut layout, &memory, &mut threads)?;
+    let vdsos = vdsos::settle(&mut layout, &memory, &mut threads)?;
     let gate = gate(&layout.maps, &memory, pid)?;
     let mapped: Vec<(u64, u64)> = layout.maps.iter().map(|m| (m.start, m.end)).collect();
     let mut used = mapped.clone();
@@ -162,7 +163,7 @@ fn learn(survey: Survey, room: Room, memory: MemFile, mut threads: Vec<Tracee>) 
     let base = find_hole(&mut used, size).ok_or(Refusal::NoRoom)?;
     let scratch = Scratch { base, size };
     // Threads that are left in the middle of anything are put right by Tracee's drop.
-    let asked = state::ask(pid, &survey, &layout, vdso, &mut threads, &memory, gate, &scratch);
+    let asked = state::ask(pid, &survey, &layout, vdsos, &mut threads, &memory, gate, &scratch);
     let laid = asked.is_ok() || state::laid(pid, &scratch);
     // The others stand in the table of calls.
     let place = [scratch.base, scratch.size];

@@ -4,11 +4,10 @@ use super::Layout;
 use super::fds;
 use super::habits::{self, OfProcess, OfThread};
 use super::survey::{Survey, proc_file, proc_record};
+use super::vdsos::Vdsos;
 use crate::batch::{Batch, Index, Results, Scratch};
 use crate::error::{Error, Refusal};
-use crate::image::{
-    Action, AltStack, Creds, Image, Meta, Mm, PosixTimer, Process, Settings, Signals, Thread, Timers, Vdso,
-};
+use crate::image::{Action, AltStack, Creds, Image, Meta, Mm, PosixTimer, Process, Settings, Signals, Thread, Timers};
 use crate::sys::memory::MemFile;
 use crate::sys::ptrace::{self as pt, reg};
 use crate::sys::{own, process};
@@ -128,7 +127,7 @@ pub(super) fn ask(
     pid: i32,
     survey: &Survey,
     layout: &Layout,
-    vdso: Option<Vdso>,
+    vdsos: Vdsos,
     threads: &mut [Tracee],
     memory: &MemFile,
     gate: u64,
@@ -239,7 +238,7 @@ pub(super) fn ask(
         pid,
         survey,
         layout,
-        vdso,
+        vdsos,
         list,
         creds,
         whole,
@@ -323,7 +322,7 @@ fn assemble(
     pid: i32,
     survey: &Survey,
     layout: &Layout,
-    vdso: Option<Vdso>,
+    vdsos: Vdsos,
     threads: Vec<Thread>,
     creds: Vec<Creds>,
     asked: &Whole,
@@ -421,7 +420,8 @@ fn assemble(
         },
         files: layout_files.files,
         areas: layout.areas.clone(),
-        vdso,
+        vdso: vdsos.own,
+        vdsos: vdsos.others,
         creds,
         threads,
         signals: Signals { actions: actions.collect(), pending },

@@ -1,6 +1,6 @@
 //! Do the parts of an image fit together? Everything later relies on what is checked here.
 
-use super::{AreaKind, FdKind, Habits, Image, PAGE, TASK_END};
+use super::{AreaKind, FdKind, Habits, Image, MOST_VDSOS, PAGE, TASK_END};
 
 /// Lowest address that an image may use (mmap_min_addr of every usual kernel).
 pub(crate) const LOWEST: u64 = 0x1_0000;
@@ -86,7 +86,14 @@ pub(crate) fn check(image: &Image) -> Result<(), Unsound> {
         ensure(settings.io_priorities.len() == image.threads.len(), Unsound::Threads)?;
     }
     image.habits.as_ref().map_or(Ok(()), |all| habits(image, all))?;
-    if let Some(vdso) = &image.vdso {
+    vdsos(image)
+}
+
+/// Each is page-aligned user memory, and apart from all else.
+fn vdsos(image: &Image) -> Result<(), Unsound> {
+    ensure(image.vdsos.len() <= MOST_VDSOS, Unsound::Vdso)?;
+    let mut taken: Vec<(u64, u64)> = image.areas.iter().map(|a| (a.start, a.end)).collect();
+    for vdso in image.vdso.iter().chain(&image.vdsos) {
         let end = vdso.start.checked_add(vdso.code.len() as u64);
         let fine = vdso.data_start.is_multiple_of(PAGE)
             && vdso.start.is_multiple_of(PAGE)
@@ -96,9 +103,9 @@ pub(crate) fn check(image: &Image) -> Result<(), Unsound> {
             && !vdso.code.is_empty()
             && (vdso.code.len() as u64).is_multiple_of(PAGE)
             && vdso.code.len() as u64 <= 64 * PAGE
-            && end
-                .is_some_and(|e| e <= TASK_END && image.areas.iter().all(|a| a.end <= vdso.data_start || a.start >= e));
+            && end.is_some_and(|e| e <= TASK_END && taken.iter().all(|t| t.1 <= vdso.data_start || t.0 >= e));
         ensure(fine, Unsound::Vdso)?;
+        taken.push((vdso.data_start, end.unwrap_or(TASK_END)));
     }
     Ok(())
 }

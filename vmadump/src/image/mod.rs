@@ -27,6 +27,8 @@ pub const VERSION: (u16, u16) = (1, 0);
 pub const ARCH_X86_64: u32 = 4;
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
+/// Most vdsos of other kernels that an image has.
+pub(crate) const MOST_VDSOS: usize = 16;
 /// First address that no process can have.
 pub const TASK_END: u64 = 0x7fff_ffff_f000;
 /// Bytes of the file header.
@@ -84,6 +86,8 @@ pub enum Section {
     Front = 18,
     /// [`Habits`], if it has any. Optional.
     Habits = 19,
+    /// [`Vdso`]s of other kernels, if it has any.
+    Vdsos = 20,
 }
 
 /// All of an image but its pages.
@@ -101,6 +105,8 @@ pub struct Image {
     pub areas: Vec<Area>,
     /// The vdso, if the process had one.
     pub vdso: Option<Vdso>,
+    /// Vdsos of other kernels that handlers of signals may return into.
+    pub vdsos: Vec<Vdso>,
     /// Credentials that threads refer to.
     pub creds: Vec<Creds>,
     /// Threads, the main one first.

@@ -100,6 +100,7 @@ struct Parts {
     files: Option<Vec<super::FileRef>>,
     areas: Option<Vec<super::Area>>,
     vdso: Option<super::Vdso>,
+    vdsos: Option<Vec<super::Vdso>>,
     creds: Option<Vec<super::Creds>>,
     threads: Option<Vec<super::Thread>>,
     signals: Option<super::Signals>,
@@ -357,6 +358,7 @@ impl Parts {
             16 => once(&mut self.memory_files, bytes),
             17 => once(&mut self.settings, bytes),
             19 => once(&mut self.habits, bytes),
+            20 => once(&mut self.vdsos, bytes),
             kind if head.critical => Err(FormatError::UnknownSection(kind)),
             _ => Ok(()),
         }
@@ -371,6 +373,7 @@ impl Parts {
             files: self.files.ok_or_else(missing)?,
             areas: self.areas.ok_or_else(missing)?,
             vdso: self.vdso,
+            vdsos: self.vdsos.unwrap_or_default(),
             creds: self.creds.ok_or_else(missing)?,
             threads: self.threads.ok_or_else(missing)?,
             signals: self.signals.ok_or_else(missing)?,

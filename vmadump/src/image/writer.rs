@@ -71,6 +71,9 @@ impl<W: Write> Writer<W> {
         if let Some(habits) = &image.habits {
             add(&mut writer, Section::Habits, false, encode(habits));
         }
+        if !image.vdsos.is_empty() {
+            add(&mut writer, Section::Vdsos, true, encode(&image.vdsos));
+        }
         add(&mut writer, Section::Front, false, Vec::new());
         writer.emit(&front)?;
         writer.out.flush()?;

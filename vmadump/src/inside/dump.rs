@@ -163,6 +163,7 @@ fn image_of(pid: i32, survey: &Survey, twin: &Twin, context: &Context, mask: u64
         files: layout.files.clone(),
         areas: layout.areas.clone(),
         vdso,
+        vdsos: Vec::new(),
         creds: vec![Creds {
             uids: status.uids,
             gids: status.gids,

@@ -114,7 +114,7 @@ fn plan_ranges(plan: &Plan) -> Vec<(u64, u64)> {
         .iter()
         .filter_map(|op| match op {
             Op::Vdso(at) => Some((*at, at + 64 * PAGE)),
-            Op::Trampoline { data_start, start, code } => Some((*data_start, start + code.len() as u64)),
+            Op::Brought { data_start, start, code } => Some((*data_start, start + code.len() as u64)),
             _ => None,
         })
         .collect()
