@@ -273,6 +273,10 @@ struct Left {
     why: String,
 }
 
+/// How long a stand-in may take to give itself its name, and how often is looked whether it has.
+const NAMING: Duration = Duration::from_millis(20);
+const LOOK_AGAIN: Duration = Duration::from_micros(50);
+
 /// The process has gone; what is here becomes its stand-in.
 fn stand_in(frozen: Frozen, task: &Send, arguments: &[Vec<u8>]) -> Left {
     let nothing = Left { nothing: true, ..Left::default() };
@@ -282,15 +286,22 @@ fn stand_in(frozen: Frozen, task: &Send, arguments: &[Vec<u8>]) -> Left {
         return nothing;
     };
     let argv: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
-    // Nobody is to see it under another name, however late the agent gives it this one.
-    let comm = std::fs::read(format!("/proc/{}/comm", task.pid)).unwrap_or_default();
+    // The exec gives it that of its program. Whoever looks when the move is told shall see that of the process.
+    let called = || std::fs::read(format!("/proc/{}/comm", task.pid)).unwrap_or_default();
+    let comm = called();
     let name = [ENV_NAME.as_bytes(), b"=", comm.strip_suffix(b"\n").unwrap_or(&comm)].concat();
     let envp: Vec<&[u8]> = program.envp.iter().chain([&name]).map(Vec::as_slice).collect();
     match frozen.become_exec(&program.path, &argv, &envp) {
         Ok(tracee) => {
             let signal = if tracee.is_owed_a_stop() { libc::SIGSTOP } else { 0 };
             match tracee.release_or_bury() {
-                true => Left { signal, ..Left::default() },
+                true => {
+                    let limit = Instant::now() + NAMING;
+                    while signal == 0 && Instant::now() < limit && called() != comm {
+                        std::thread::sleep(LOOK_AGAIN);
+                    }
+                    Left { signal, ..Left::default() }
+                }
                 false => Left { signal: libc::SIGKILL, ..nothing },
             }
         }
