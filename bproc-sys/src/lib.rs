@@ -8,6 +8,7 @@ pub mod as_user;
 pub mod caps;
 pub mod daemon;
 mod error;
+pub mod files;
 mod launch;
 pub mod limits;
 pub mod memfd;

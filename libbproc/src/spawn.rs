@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use bproc_proto::client::{self as wire, request};
 use bproc_proto::stream::Kind;
+use bproc_sys::files::same_open_file;
 use bproc_sys::seqpacket::Conn;
 use bproc_sys::signal::AllBlocked;
 use prost::Message;
@@ -28,7 +29,7 @@ const RESTARTS: u32 = 5;
 /// What a standard stream of the process is connected to.
 #[derive(Clone, Debug)]
 pub enum Source<'fd> {
-    /// To this descriptor of the caller, byte for byte.
+    /// To this descriptor of the caller, byte for byte. Outputs that lead to the same open file there share one stream here.
     Forward(BorrowedFd<'fd>),
     /// To `/dev/null` of the node.
     Null,
@@ -162,6 +163,21 @@ pub(crate) fn stream(from: &Stream<'_>) -> bproc_proto::Stream {
     to
 }
 
+/// Outputs that lead to the same open file become one stream, which keeps the order of what is written to them.
+fn join_outputs(streams: &mut [Stream<'_>]) {
+    for at in 1..streams.len() {
+        let (before, [this, ..]) = streams.split_at_mut(at) else { continue };
+        let Source::Forward(fd) = this.source else { continue };
+        let is_same = |s: &&Stream<'_>| {
+            let Source::Forward(other) = s.source else { return false };
+            !s.input && same_open_file(other, fd)
+        };
+        if let Some(like) = before.iter().find(is_same).filter(|_| !this.input) {
+            this.source = Source::Same(like.fd);
+        }
+    }
+}
+
 fn c_string(bytes: Vec<u8>, what: &str) -> Result<CString, Error> {
     CString::new(bytes).map_err(|_| Error::new(libc::EINVAL, format!("{what} contains a NUL byte")))
 }
@@ -178,13 +194,16 @@ impl<'fd> Prepared<'fd> {
     ///
     /// # Errors
     /// EINVAL for a NUL byte in a string, E2BIG above 64 MiB, ENOMEM.
-    pub fn new(request: SpawnRequest<'fd>) -> Result<Prepared<'fd>, Error> {
+    pub fn new(mut request: SpawnRequest<'fd>) -> Result<Prepared<'fd>, Error> {
         let has_nul = |text: &Vec<u8>| text.contains(&0);
         if has_nul(&request.path) || request.envp.iter().any(has_nul) {
             return Err(Error::new(libc::EINVAL, "path or environment contains a NUL byte"));
         }
         let argv: Vec<CString> =
             request.argv.iter().map(|a| c_string(a.clone(), "an argument")).collect::<Result<_, _>>()?;
+        if request.terminal.is_none() {
+            join_outputs(&mut request.streams);
+        }
         let fds = request.streams.iter().filter_map(|s| match s.source {
             Source::Forward(fd) => Some(fd),
             _ => None,

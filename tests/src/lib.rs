@@ -7,6 +7,7 @@
 //! - [`pty`]: a person at a terminal
 //! - [`traveller`]: programs that move
 //! - [`midway`]: processes that are caught in the middle of a move
+//! - [`order`]: what comes in the order in which it was written
 //! - [`positions`]: files at whose position several write
 //! - [`case`]: what a parent sees of its child, natively and through the system
 
@@ -17,6 +18,7 @@ mod history;
 pub mod landlock;
 pub mod leading;
 pub mod midway;
+pub mod order;
 pub mod positions;
 pub mod procs;
 pub mod pty;

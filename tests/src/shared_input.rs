@@ -11,7 +11,7 @@ use crate::run::finish;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Pipes of whoever runs the tests do not go along.
-const ALONE: &str =
+pub(crate) const ALONE: &str =
     "for fd in /proc/$$/fd/*; do fd=${fd##*/}; [ $fd -gt 2 ] && eval \"exec $fd>&-\"; done; exec sh -c \"$0\"";
 /// `$MOVE PID PLACE` moves, or does nothing; `$FILE` is a file.
 const SCRIPTS: [&str; 9] = [

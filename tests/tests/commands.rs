@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bproc_tests::cluster::{Cluster, LIMIT, eventually};
+use bproc_tests::order;
 use bproc_tests::procs::Proc;
 use bproc_tests::run::finish;
 use bproc_tests::runner::{self, Test};
@@ -418,6 +419,7 @@ fn main() -> ExitCode {
         Test::new("input_to_all", input_to_all),
         Test::new("the_reader_leaves", the_reader_leaves),
         Test::new("two_streams_stay_apart", two_streams),
+        Test::new("order_of_outputs", order::of_starts),
         Test::new("redirections_on_the_node", redirections),
         Test::new("interpreters", interpreters),
         Test::new("compiler", compiler),

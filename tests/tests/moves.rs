@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use bproc_tests::cluster::{Cluster, Role, eventually, signal_to};
-use bproc_tests::positions;
 use bproc_tests::run::{finish, patience};
 use bproc_tests::runner::{self, Test};
 use bproc_tests::shared_input::shared_input;
 use bproc_tests::traveller::{AROUND, Traveller, around, compile, go, place, try_move};
+use bproc_tests::{order, positions};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65534;
@@ -579,6 +579,7 @@ fn main() -> ExitCode {
         Test::new("signals_on_the_way", signals),
         Test::new("queued_signals_keep_their_order", queued_signals),
         Test::new("streams", streams),
+        Test::new("order_of_outputs", order::of_moves),
         Test::new("output_that_nobody_reads", output_that_nobody_reads),
         Test::new("input", input),
         Test::new("shared_input", shared_input),

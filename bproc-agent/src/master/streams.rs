@@ -9,6 +9,7 @@ use bproc_proto::stream::Kind;
 use bproc_proto::{Failure, SpawnSpec, Stream};
 use bproc_stdio::Taken;
 use bproc_stdio::wire::Token;
+use bproc_sys::files::same_open_file;
 use bproc_sys::pidfd::PidFd;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
@@ -59,12 +60,12 @@ impl HomePipes {
 }
 
 /// The standard streams of a process of the master's own, handed to the stdio service for its node. What is no more
-/// than /dev/null here is so there.
+/// than /dev/null here is so there; outputs to the same open file are one stream.
 pub async fn own_streams(pid: Pid, cooperative: bool, desk: &Desk) -> Result<Streams, Failure> {
     let unreadable = |e: bproc_sys::Error| failure(e.errno(), format!("process {pid} cannot be read: {e}"));
     let pidfd = PidFd::open(pid).map_err(unreadable)?;
     let mut all = Streams::default();
-    let mut ends = Vec::new();
+    let mut ends: Vec<(i32, OwnedFd)> = Vec::new();
     for number in 0..3 {
         let Ok(end) = pidfd.get_fd(number) else {
             all.stdio.push(Vec::new());
@@ -75,9 +76,11 @@ pub async fn own_streams(pid: Pid, cooperative: bool, desk: &Desk) -> Result<Str
         let mut stream = Stream { fd: number, input, ..Stream::default() };
         if (input && cooperative) || is_null(&end) {
             stream.set_kind(Kind::Null);
+        } else if let Some((like, _)) = ends.iter().find(|(n, other)| *n > 0 && same_open_file(other, &end)) {
+            stream = same(number, *like);
         } else {
             stream.set_kind(Kind::Forward);
-            ends.push(end);
+            ends.push((number, end));
         }
         all.streams.push(stream);
     }
@@ -85,6 +88,7 @@ pub async fn own_streams(pid: Pid, cooperative: bool, desk: &Desk) -> Result<Str
         let broken = |e: String| failure(libc::EIO, format!("the stdio service of the master: {e}"));
         let token = Token::random().map_err(|e| broken(e.to_string()))?;
         let forwarded: Vec<(i32, bool)> = forwarded(&all.streams);
+        let ends = ends.into_iter().map(|(_, end)| end).collect();
         let expected = desk.iod.expect_held(token.as_bytes(), &forwarded, ends, pid).await;
         expected.map_err(|e| broken(format!("{e:#}")))?;
         all.token = token.as_bytes().to_vec();
@@ -157,6 +161,25 @@ fn forwarded(streams: &[Stream]) -> Vec<(i32, bool)> {
     streams.iter().filter(|s| s.kind() == Kind::Forward).map(|s| (s.fd, s.input)).collect()
 }
 
+/// As descriptor `like`, which stands before it.
+fn same(fd: i32, like: i32) -> Stream {
+    let mut stream = Stream { fd, like, ..Stream::default() };
+    stream.set_kind(Kind::Same);
+    stream
+}
+
+/// The streams among what descriptors lead to, and the others, each with the first that leads to the same.
+fn apart(told: Vec<link::ForwardedStream>) -> (Vec<link::ForwardedStream>, Vec<(i32, i32)>) {
+    let (mut streams, mut others): (Vec<link::ForwardedStream>, _) = (Vec::new(), Vec::new());
+    for one in told {
+        match streams.iter().find(|s| (&s.token, s.stream, s.input) == (&one.token, one.stream, one.input)) {
+            Some(first) => others.push((one.fd, first.fd)),
+            None => streams.push(one),
+        }
+    }
+    (streams, others)
+}
+
 fn is_null(fd: &OwnedFd) -> bool {
     link_of(fd) == b"/dev/null"
 }
@@ -188,6 +211,7 @@ pub async fn carry_streams(
     if told.is_empty() {
         return Ok(all);
     }
+    let (told, others) = apart(told);
     let from: Vec<_> = told.iter().map(|s| (s.token.clone(), s.stream, s.input)).collect();
     let back = told.iter().find(|s| s.back).map_or(&[][..], |s| &s.token);
     let handed = hand_on(iod, &from, told.iter().map(|s| s.fd).collect(), back, home).await?;
@@ -195,6 +219,11 @@ pub async fn carry_streams(
         let Taken { fds, waits, leading } = handed.taken;
         all.leading = leading;
         all.fds.extend(told.iter().map(|s| s.fd).zip(fds));
+        for (number, like) in others {
+            let first = all.fds.iter().find(|(n, _)| *n == like).map(|(_, fd)| fd.try_clone());
+            let copy = first.transpose().map_err(|e| failure(libc::EMFILE, format!("a copy of a descriptor: {e}")))?;
+            all.fds.extend(copy.map(|copy| (number, copy)));
+        }
         if waits {
             all.successor = handed.token;
         }
@@ -203,6 +232,7 @@ pub async fn carry_streams(
     all.token.clone_from(&handed.token);
     all.successor = handed.token;
     all.streams.extend(told.iter().map(|s| Stream { fd: s.fd, input: s.input, ..Stream::default() }));
+    all.streams.extend(others.into_iter().map(|(fd, like)| same(fd, like)));
     Ok(all)
 }
 

@@ -6,6 +6,7 @@ use bproc_common::id::Pid;
 use bproc_proto::Failure;
 use bproc_proto::link as wire;
 use bproc_stdio::Token;
+use bproc_sys::files::same_open_file;
 use bproc_sys::pidfd::PidFd;
 use std::os::fd::OwnedFd;
 
@@ -43,8 +44,10 @@ impl Spawner {
         }
         if !back.is_empty() {
             let token = Token::random().map_err(|e| self.broken(&e))?.as_bytes().to_vec();
-            let told = |fd| wire::ForwardedStream { fd, token: token.clone(), stream: fd, input: false, back: true };
-            all.extend(back.into_iter().map(told));
+            let first = first_of_each(host_pid, &back, &stdio);
+            let told =
+                |(fd, stream)| wire::ForwardedStream { fd, token: token.clone(), stream, input: false, back: true };
+            all.extend(back.into_iter().zip(first).map(told));
         }
         Ok((all, stdio))
     }
@@ -65,6 +68,17 @@ impl Spawner {
     }
 }
 
+/// For each of these descriptors of a process the first that leads to the same open file. A shell leads the one to the other for a
+/// moment: `stdio` is what they are known to lead to, and what is looked at when the process stands still.
+fn first_of_each(host_pid: i32, fds: &[i32], stdio: &[Vec<u8>]) -> Vec<i32> {
+    let process = Pid::new(host_pid).and_then(|pid| PidFd::open(pid).ok());
+    let copy = |fd: i32| process.as_ref()?.get_fd(fd).ok();
+    let link = |fd: i32| usize::try_from(fd).ok().and_then(|at| stdio.get(at));
+    let is_same =
+        |a: i32, b: i32| link(a) == link(b) && copy(a).zip(copy(b)).is_some_and(|(a, b)| same_open_file(a, b));
+    fds.iter().map(|fd| fds.iter().copied().find(|first| first == fd || is_same(*first, *fd)).unwrap_or(*fd)).collect()
+}
+
 /// Has another process the open file to which this descriptor writes at a position?
 async fn shares_position(host_pid: i32, fd: i32) -> bool {
     let look = move || vmadump::capture::who_shares_position(host_pid, fd).is_some();
@@ -79,7 +93,7 @@ impl Actor {
         streams: &[wire::ForwardedStream],
     ) -> impl Future<Output = Result<(), Failure>> + Send + use<> {
         let (spawner, master) = (self.spawner.clone(), self.stdio_address.clone());
-        let streams: Vec<_> = streams.iter().filter(|s| s.back).cloned().collect();
+        let streams: Vec<_> = streams.iter().filter(|s| s.back && s.stream == s.fd).cloned().collect();
         async move {
             let Some((pid, first)) = Pid::new(host_pid).zip(streams.first()) else { return Ok(()) };
             let gone = |e: bproc_sys::Error| Failure { number: e.errno(), message: format!("its descriptors: {e}") };

@@ -12,6 +12,7 @@ use bproc_common::errno::BE_INVALIDNODE;
 use bproc_common::id::{NodeId, Pid};
 use bproc_common::nodeset::Unknown;
 use bproc_common::wait::Status;
+use bproc_sys::files::same_open_file;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -78,6 +79,10 @@ fn routes(options: &Bpsh) -> [Route; 3] {
         () if is_null(number) => Route::Null,
         () => Route::Pipe,
     };
+    // What is written to one open file stays in order in one pipe only.
+    let is_one =
+        || [other(1), other(2)] == [Route::Pipe, Route::Pipe] && same_open_file(sys::standard(1), sys::standard(2));
+    let joined = options.pty || (options.stdout.is_none() && is_one());
     let stdin = if options.no_stdin { Route::Null } else { other(0) };
     [
         options.stdin.as_deref().map_or(stdin, |path| file(path, OFlag::O_RDONLY)),
@@ -86,7 +91,7 @@ fn routes(options: &Bpsh) -> [Route; 3] {
         options
             .stderr
             .as_deref()
-            .map_or_else(|| if options.pty { Route::Output } else { other(2) }, |path| file(path, write)),
+            .map_or_else(|| if joined { Route::Output } else { other(2) }, |path| file(path, write)),
     ]
 }
 
