@@ -6,7 +6,7 @@ use super::effects;
 use super::going::Going;
 use super::places::{self, settled, speaker};
 use super::spread::Joining;
-use super::streams::{Streams, carry_streams, listed_streams, own_streams};
+use super::streams::{listed_streams, own_streams};
 use super::{Actor, Fact, Waiting, Waits, caller};
 use crate::checked;
 use crate::mover::{self, Mover, Said};
@@ -353,39 +353,6 @@ impl Actor {
             going.children = children;
         }
         pids
-    }
-
-    /// The streams of a process that leaves a node, for where it goes.
-    fn prepare_streams(&mut self, pid: Pid, id: MoveId, told: Vec<link::ForwardedStream>, out: &mut Vec<Action>) {
-        let Some(going) = self.moving.get(&pid) else { return };
-        if going.request.listed {
-            // It has told them itself.
-            return self.core.surveyed(pid, id, Ok(()), out);
-        }
-        let (facts, iod, home) = (self.facts.clone(), self.iod.clone(), going.to.is_none());
-        let cooperative = going.request.socket != 0;
-        tokio::spawn(async move {
-            let result = carry_streams(&iod, told, home, cooperative).await;
-            facts.send(Fact::Prepared(pid, id, result)).await.ok();
-        });
-    }
-
-    pub(super) fn prepared(&mut self, pid: Pid, id: MoveId, result: Result<Streams, Failure>, out: &mut Vec<Action>) {
-        let result = match (result, self.moving.get_mut(&pid)) {
-            (Ok(streams), Some(going)) => {
-                (going.spec.streams, going.spec.stdio_token) = (streams.streams, streams.token);
-                going.successor = streams.successor;
-                going.fds = streams.fds;
-                if going.to.is_none() {
-                    // Before it runs: it may end at once.
-                    self.pipes.came(pid, streams.leading);
-                }
-                Ok(())
-            }
-            (Err(f), _) => Err(Refusal::Failed(NodeId::MASTER, f.number, f.message)),
-            (Ok(_), None) => return,
-        };
-        self.core.surveyed(pid, id, result, out);
     }
 
     fn start_mover(

@@ -1,8 +1,11 @@
 //! The standard streams of processes that move: from the master's own descriptors, from a list, or from node to node.
 
+use super::Fact;
 use super::clients::Desk;
 use super::moving::failure;
-use bproc_common::id::Pid;
+use bproc_common::id::{NodeId, Pid};
+use bproc_core::master::moving::MoveId;
+use bproc_core::master::{Action, Refusal};
 use bproc_proto::client as wire;
 use bproc_proto::link;
 use bproc_proto::stream::Kind;
@@ -272,6 +275,45 @@ async fn hand_on(
 }
 
 impl super::Actor {
+    /// The streams of a process that leaves a node, for where it goes.
+    pub(super) fn prepare_streams(
+        &mut self,
+        pid: Pid,
+        id: MoveId,
+        told: Vec<link::ForwardedStream>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(going) = self.moving.get(&pid) else { return };
+        if going.request.listed {
+            // It has told them itself.
+            return self.core.surveyed(pid, id, Ok(()), out);
+        }
+        let (facts, iod, home) = (self.facts.clone(), self.iod.clone(), going.to.is_none());
+        let cooperative = going.request.socket != 0;
+        tokio::spawn(async move {
+            let result = carry_streams(&iod, told, home, cooperative).await;
+            facts.send(Fact::Prepared(pid, id, result)).await.ok();
+        });
+    }
+
+    pub(super) fn prepared(&mut self, pid: Pid, id: MoveId, result: Result<Streams, Failure>, out: &mut Vec<Action>) {
+        let result = match (result, self.moving.get_mut(&pid)) {
+            (Ok(streams), Some(going)) => {
+                (going.spec.streams, going.spec.stdio_token) = (streams.streams, streams.token);
+                going.successor = streams.successor;
+                going.fds = streams.fds;
+                if going.to.is_none() {
+                    // Before it runs: it may end at once.
+                    self.pipes.came(pid, streams.leading);
+                }
+                Ok(())
+            }
+            (Err(f), _) => Err(Refusal::Failed(NodeId::MASTER, f.number, f.message)),
+            (Ok(_), None) => return,
+        };
+        self.core.surveyed(pid, id, result, out);
+    }
+
     /// The streams that were prepared for a process are its own from now on, or nobody's.
     pub(super) fn settle_streams(&self, token: Vec<u8>, well: bool) {
         let iod = self.iod.clone();
