@@ -10,6 +10,7 @@ use crate::crc::PageSum;
 use crate::error::{Error, Refusal};
 use crate::image::{Creds, FormatError, Image, PageBlock, TASK_END};
 use crate::inject::{Outcome, Program, exec};
+use crate::limits::{self, Lifted};
 use crate::plan::{Op, Plan};
 use crate::procfs;
 use crate::sys::files;
@@ -21,7 +22,7 @@ use crate::tracee::{Owed, Tracee};
 use super::fds::Given;
 
 /// Bytes of scratch memory that is laid before the image is known: enough for most.
-const EARLY: u64 = 16 << 20;
+pub(super) const EARLY: u64 = 16 << 20;
 
 /// The process being built. Dropping it while armed kills it, or gives it back as it can be.
 pub(super) struct Target {
@@ -43,6 +44,8 @@ pub(super) struct Target {
     no_new_privs: bool,
     /// It has not the rights that building needs, and cannot gain them.
     pub(super) powerless: bool,
+    /// Its limits, which are lifted while it is built.
+    lifted: Option<Lifted>,
     /// Seccomp filters that it has, and every thread that it makes.
     present: usize,
     fallback: Option<Fallback>,
@@ -60,7 +63,7 @@ impl Drop for Target {
         if !self.armed {
             return;
         }
-        if !self.child && (!self.touched || self.fall_back().is_ok()) {
+        if !self.child && (if self.touched { self.fall_back().is_ok() } else { self.put_limits_back() }) {
             // What is left of the threads lets itself go.
             return;
         }
@@ -110,6 +113,8 @@ impl Target {
                     envp: p.envp.iter().map(|t| t.to_vec()).collect(),
                 };
                 target.fallback = options.fallback.as_ref().map(kept);
+                // If this one dies from now on, it ends, and goes on with none of them.
+                target.lifted = Some(Lifted::for_all(&mut target.threads[0], target.gate, &target.memory)?);
                 match &options.elevate {
                     // It would gain nothing.
                     Some(_) if target.no_new_privs => target.powerless = true,
@@ -161,6 +166,7 @@ impl Target {
             handed: None,
             no_new_privs: status.no_new_privs,
             powerless: false,
+            lifted: None,
             present: 0,
             fallback: None,
         })
@@ -234,7 +240,7 @@ impl Target {
             let base = find_hole(&mut used, size).ok_or(Refusal::NoRoom)?;
             self.scratch = Scratch { base, size };
             let place = gate(&maps, &self.memory, self.pid)?;
-            self.threads[0].lay(&self.memory, place, &self.scratch)?;
+            limits::lay(&mut self.threads[0], place, &self.memory, &self.scratch)?;
         }
         match exec(&mut self.threads[0], others, &self.memory, &self.scratch, program, &[])? {
             Outcome::Executed => {}
@@ -250,13 +256,32 @@ impl Target {
         Ok(())
     }
 
+    /// An untouched body has its own limits again.
+    fn put_limits_back(&mut self) -> bool {
+        if let Some(lifted) = self.lifted.take() {
+            lifted.put_back(&mut self.threads[0], self.gate, &self.memory);
+        }
+        true
+    }
+
     /// Makes the half-built process what the restorer wants in its place; it runs on as that.
     fn fall_back(&mut self) -> Result<(), Error> {
         let Some(fallback) = self.fallback.take() else { return Err(Error::Gone(self.pid)) };
         let argv: Vec<&[u8]> = fallback.argv.iter().map(Vec::as_slice).collect();
         let envp: Vec<&[u8]> = fallback.envp.iter().map(Vec::as_slice).collect();
         let others: Vec<i32> = self.threads.iter().skip(1).map(Tracee::tid).collect();
-        self.execute(&Program { path: &fallback.path, argv: &argv, envp: &envp }, &others)
+        let program = Program { path: &fallback.path, argv: &argv, envp: &envp };
+        // It may have those of the image already.
+        let place = gate(&maps_of(self.pid)?, &self.memory, self.pid)?;
+        let leader = self.threads.first_mut().ok_or(Error::Gone(self.pid))?;
+        if let Some(own) = self.lifted {
+            // Some of them only it can set itself.
+            own.put_back(leader, place, &self.memory);
+        }
+        let lifted = Lifted::for_exec(leader, place, &self.memory, program.text())?;
+        self.execute(&program, &others)?;
+        limits::set(self.pid, &limits::of_stand_in(self.lifted.unwrap_or(lifted).own(), program.text()));
+        Ok(())
     }
 
     pub(super) fn leader(&mut self) -> &mut Tracee {
@@ -536,6 +561,9 @@ impl Target {
             compiler.scheduling(thread, image.io_priority(i), &plan.processors[i]);
         }
         compiler.after_creds(thread);
+        if i + 1 == image.threads.len() {
+            compiler.late_limits(plan);
+        }
         if i == 0 {
             compiler.told(self.ns_pid);
         }
