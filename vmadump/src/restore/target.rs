@@ -19,6 +19,7 @@ use crate::sys::ptrace::Status;
 use crate::sys::{process, ptrace as pt};
 use crate::tracee::{Owed, Tracee};
 
+use super::fallback::Fallback;
 use super::fds::Given;
 
 /// Bytes of scratch memory that is laid before the image is known: enough for most.
@@ -45,17 +46,10 @@ pub(super) struct Target {
     /// It has not the rights that building needs, and cannot gain them.
     pub(super) powerless: bool,
     /// Its limits, which are lifted while it is built.
-    lifted: Option<Lifted>,
+    pub(super) lifted: Option<Lifted>,
     /// Seccomp filters that it has, and every thread that it makes.
     present: usize,
-    fallback: Option<Fallback>,
-}
-
-/// [`RestoreOptions::fallback`], kept.
-struct Fallback {
-    path: Vec<u8>,
-    argv: Vec<Vec<u8>>,
-    envp: Vec<Vec<u8>>,
+    pub(super) fallback: Option<Fallback>,
 }
 
 impl Drop for Target {
@@ -88,7 +82,7 @@ pub(super) fn powerless(has: &procfs::Status, wants: &Creds, threads: usize) -> 
     (!same).then_some("has another user, other groups or capabilities than it")
 }
 
-fn maps_of(pid: i32) -> Result<Vec<procfs::Map>, Error> {
+pub(super) fn maps_of(pid: i32) -> Result<Vec<procfs::Map>, Error> {
     let text = files::read(&format!("/proc/{pid}/maps")).map_err(|_| Error::Gone(pid))?;
     Ok(procfs::maps(&text))
 }
@@ -107,12 +101,7 @@ impl Target {
         };
         match Target::seize(pid, child) {
             Ok(mut target) => {
-                let kept = |p: &Program<'_>| Fallback {
-                    path: p.path.to_vec(),
-                    argv: p.argv.iter().map(|t| t.to_vec()).collect(),
-                    envp: p.envp.iter().map(|t| t.to_vec()).collect(),
-                };
-                target.fallback = options.fallback.as_ref().map(kept);
+                target.fallback = options.fallback.as_ref().map(Fallback::of);
                 // If this one dies from now on, it ends, and goes on with none of them.
                 target.lifted = Some(Lifted::for_all(&mut target.threads[0], target.gate, &target.memory)?);
                 match &options.elevate {
@@ -232,7 +221,7 @@ impl Target {
     }
 
     /// Executes a program in the place of whatever there is; the only thread left is the first one, in its exec stop.
-    fn execute(&mut self, program: &Program<'_>, others: &[i32]) -> Result<(), Error> {
+    pub(super) fn execute(&mut self, program: &Program<'_>, others: &[i32]) -> Result<(), Error> {
         let size = program.room(0);
         let maps = maps_of(self.pid)?;
         if !maps.iter().any(|m| m.start == self.scratch.base && m.end >= self.scratch.base + size) {
@@ -253,34 +242,6 @@ impl Target {
         self.threads.drain(..).for_each(Tracee::forget);
         self.threads.push(Tracee::after_exec(self.pid, owed)?);
         self.scratch = Scratch { base: 0, size: 0 };
-        Ok(())
-    }
-
-    /// An untouched body has its own limits again.
-    fn put_limits_back(&mut self) -> bool {
-        if let Some(lifted) = self.lifted.take() {
-            lifted.put_back(&mut self.threads[0], self.gate, &self.memory);
-        }
-        true
-    }
-
-    /// Makes the half-built process what the restorer wants in its place; it runs on as that.
-    fn fall_back(&mut self) -> Result<(), Error> {
-        let Some(fallback) = self.fallback.take() else { return Err(Error::Gone(self.pid)) };
-        let argv: Vec<&[u8]> = fallback.argv.iter().map(Vec::as_slice).collect();
-        let envp: Vec<&[u8]> = fallback.envp.iter().map(Vec::as_slice).collect();
-        let others: Vec<i32> = self.threads.iter().skip(1).map(Tracee::tid).collect();
-        let program = Program { path: &fallback.path, argv: &argv, envp: &envp };
-        // It may have those of the image already.
-        let place = gate(&maps_of(self.pid)?, &self.memory, self.pid)?;
-        let leader = self.threads.first_mut().ok_or(Error::Gone(self.pid))?;
-        if let Some(own) = self.lifted {
-            // Some of them only it can set itself.
-            own.put_back(leader, place, &self.memory);
-        }
-        let lifted = Lifted::for_exec(leader, place, &self.memory, program.text())?;
-        self.execute(&program, &others)?;
-        limits::set(self.pid, &limits::of_stand_in(self.lifted.unwrap_or(lifted).own(), program.text()));
         Ok(())
     }
 
