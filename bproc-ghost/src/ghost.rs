@@ -11,7 +11,7 @@
 //! While away, signals are still taken from the kernel as long as the ring has room, so
 //! that two of the same kind do not become one; further ones wait in the kernel.
 
-use crate::abi::{POLLIN, PollFd, SigInfo, Timespec, cld, si, sig};
+use crate::abi::{POLLIN, PollFd, SigInfo, Timespec, cld, errno, si, sig};
 use crate::children::{Children, Interest};
 use crate::command::Inbox;
 use crate::delivered::Delivered;
@@ -22,6 +22,8 @@ use crate::sys::{self, Errno};
 use bproc_common::ghost::{Msg, Role, WAKE, ev};
 
 const NOW: Timespec = Timespec::from_millis(0);
+/// Milliseconds between looks where it cannot wait.
+const PAUSE: u32 = 20;
 
 /// What the environment says.
 pub(crate) struct Start {
@@ -157,8 +159,16 @@ impl Ghost {
             (true, true) => Some(&mut self.rest),
             (true, false) => None,
         };
-        if sys::poll(&mut fds, until).is_err() {
-            return;
+        match sys::poll(&mut fds, until) {
+            Ok(_) => {}
+            Err(Errno(errno::EINTR)) => return,
+            // Others have lowered its limit of descriptors below the number of these (prlimit): it looks without waiting for them.
+            Err(_) => {
+                let _ = sys::poll(&mut [], Some(&mut Timespec::from_millis(PAUSE)));
+                (self.retry, self.rest) = (NOW, NOW);
+                fds.iter_mut().filter(|entry| entry.fd >= 0).for_each(|entry| entry.revents = POLLIN);
+                fds[2].revents = 0;
+            }
         }
         if fds[2].revents != 0 && self.lease.beat() {
             sys::exit(0);

@@ -40,6 +40,10 @@ pub fn send(agent: &Agent, task: &Send) -> Result<Done, Failure> {
     let line = line(TcpStream::from(stream), keys.as_ref());
     let (mut from, mut to) = line.map_err(|e| Failure::link("the connection of the pages", &e))?;
     let arguments = arguments(task.pid);
+    if let Some(program) = &task.stand_in {
+        let text = arguments.iter().chain(&program.envp).map(|t| t.len() as u64 + 9).sum();
+        vmadump::limits::can_leave(task.pid, text)?;
+    }
     // An image that many get is the same for all.
     if !task.spread {
         let answer = ask(&mut to, &surveyed.question()).and_then(|()| hear_answer(&mut from));

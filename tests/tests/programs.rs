@@ -403,6 +403,71 @@ fn what_is_done_to_ghosts(cluster: &Cluster) -> Result<()> {
     cluster.quiet()
 }
 
+/// Limits below what any program needs: the process goes around with them, or is refused in words where the machine withholds
+/// from root the right to raise those that are hard. It never ends of that, and nothing of it stays.
+fn limits(cluster: &Cluster) -> Result<()> {
+    const SYS_RESOURCE: u64 = 1 << 24;
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let caps = status.lines().find_map(|line| line.strip_prefix("CapEff:")).context("it has capabilities")?;
+    let may_raise = u64::from_str_radix(caps.trim(), 16)? & SYS_RESOURCE != 0;
+    let program = compile(cluster, "tests/programs/limits.c", &[], false)?;
+    // First those that a move would end. `=`: the hard one as it is; `exec`: only where natively a program can begin with it.
+    for limits in [
+        "nofile:1:=",
+        "nofile:0:=",
+        "nofile:1:1",
+        "nofile:0:0",
+        "nofile:3:3",
+        "stack:8192:=",
+        "stack:8192:8192",
+        "as:use:=",
+        "as:use:use",
+        "data:1000:=",
+        "data:1000:1000",
+        "data:300000:=",
+        "data:2000000:2000000",
+        "exec fsize:0:0",
+        "exec cpu:20:20",
+        "exec memlock:0:0",
+        "user exec nproc:1:1",
+        "user exec nproc:1:=",
+        "user nofile:0:=",
+        "user nofile:1:1",
+        "user stack:8192:=",
+        "user as:use:=",
+        "user data:1000:1000",
+    ] {
+        let mut command = Command::new(&program);
+        with_limits(cluster, command.args(limits.split(' ')), limits.ends_with(":=") || may_raise)
+            .with_context(|| limits.to_owned())?;
+    }
+    cluster.quiet()
+}
+
+/// One that says `round` in each, ends with `done` and 42 when told; `all`: it goes wherever it is sent.
+fn with_limits(cluster: &Cluster, command: &mut Command, all: bool) -> Result<()> {
+    let mut program = Traveller::start(command)?;
+    let mut at = "master";
+    for node in ["1", "2", "1", "master", "0", "master"] {
+        let line = program.line()?;
+        ensure!(line.starts_with("round"), "on {at}: {line} {:?}", program.end()?);
+        let moved = try_move(cluster, program.pid(), node)?;
+        let refused = !all && moved.status != 0 && moved.err().contains("CAP_SYS_RESOURCE");
+        ensure!(moved.status == 0 || refused, "{at} to {node}: {}", moved.err());
+        if moved.status == 0 {
+            at = node;
+        }
+        let there = place(cluster, program.pid())?;
+        ensure!(there == at, "it is on {there} instead of {at}");
+    }
+    // What it says from here on is of the last place.
+    signal_to(program.pid(), libc::SIGTERM)?;
+    let (rest, status) = program.end()?;
+    let good = rest.lines().all(|line| line.starts_with("round") || line == "done") && rest.ends_with("done\n");
+    ensure!(good && status == 42 << 8, "{rest}, status {status:#x}");
+    cluster.quiet()
+}
+
 fn main() -> ExitCode {
     if let Some(dir) = std::env::var_os(BUILD) {
         let done = build_all(Path::new(&dir));
@@ -424,6 +489,7 @@ fn main() -> ExitCode {
         Test::new("rights", rights),
         Test::new("rights_beyond_the_user", rights_beyond_the_user),
         Test::new("what_is_done_to_ghosts", what_is_done_to_ghosts),
+        Test::new("limits_below_all_needs", limits),
         Test::new("rights_and_a_new_agent", rights_and_a_new_agent),
         Test::new("refusals_all_at_once", refusals),
         Test::new("namespaces_of_its_own", namespaces),

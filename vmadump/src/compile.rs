@@ -2,7 +2,8 @@
 
 use crate::batch::{Batch, Index};
 use crate::image::{AreaKind, Creds, FileRef, Image, PosixTimer, Thread};
-use crate::plan::{MapAt, Op, SIGPENDING, TimerStep};
+use crate::limits::LATE;
+use crate::plan::{MapAt, Op, Plan, SIGPENDING, TimerStep};
 use crate::wire::Bytes;
 
 const FIXED: i32 = libc::MAP_FIXED_NOREPLACE;
@@ -211,7 +212,8 @@ impl<'a> Compiler<'a> {
                 self.habits();
             }
             Op::Limits(limits) => {
-                limits.iter().enumerate().for_each(|(which, pair)| self.limit(which, *pair));
+                let now = |(which, _): &(usize, _)| !LATE.contains(which);
+                limits.iter().enumerate().filter(now).for_each(|(which, pair)| self.limit(which, *pair));
             }
             Op::WideQueue(pairs) => pairs.iter().for_each(|pair| self.limit(SIGPENDING, *pair)),
             Op::Queue(pair) => self.limit(SIGPENDING, *pair),
@@ -391,6 +393,14 @@ impl<'a> Compiler<'a> {
         for info in self.image.signals.pending.iter().filter(|info| !(comes_again(info) || only && is_queued(info))) {
             let at = self.batch.data(info);
             self.batch.must(libc::SYS_rt_sigqueueinfo, &[pid as u64, u64::from(info[0]), at], "queue a signal");
+        }
+    }
+
+    /// Limits that would have been in the way of all before. After the credentials, whose change looks at that of processes, and marks
+    /// one of a user who has more: it could execute nothing.
+    pub(crate) fn late_limits(&mut self, plan: &Plan) {
+        for limits in plan.ops.iter().filter_map(|op| if let Op::Limits(limits) = op { Some(limits) } else { None }) {
+            LATE.iter().for_each(|which| self.limit(*which, limits[*which]));
         }
     }
 

@@ -154,6 +154,19 @@ pub enum Refusal {
     /// No free place in the address space.
     #[error("the image leaves no free room in the address space")]
     NoRoom,
+    /// What is to be done in it, or to stand for it, needs more.
+    #[error(
+        "the hard limit of {what} is {is}, where what stands for a process needs {least}, and this machine lets nobody raise it \
+         (CAP_SYS_RESOURCE)"
+    )]
+    LowLimit {
+        /// Of what.
+        what: &'static str,
+        /// It.
+        is: u64,
+        /// What is needed.
+        least: u64,
+    },
     /// The image's vdso cannot be replaced by the one of this kernel.
     #[error("this kernel's vdso lacks {0}")]
     Vdso(String),

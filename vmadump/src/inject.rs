@@ -20,6 +20,11 @@ pub struct Program<'a> {
 }
 
 impl Program<'_> {
+    /// Bytes of text that it is given, with the words that lead there.
+    pub(crate) fn text(&self) -> u64 {
+        self.argv.iter().chain(self.envp).map(|t| t.len() as u64 + 9).sum::<u64>() + self.path.len() as u64
+    }
+
     /// Bytes that the calls and their strings need. `pending`: signals that are taken before.
     pub(crate) fn room(&self, pending: usize) -> u64 {
         let text: usize = self.argv.iter().chain(self.envp).map(|t| t.len() + 80).sum::<usize>() + self.path.len();

@@ -7,6 +7,7 @@
 //! | [`capture`] | a running process becomes a [`capture::Frozen`], which writes its image |
 //! | [`plan`] | image and facts become a list of steps, or a [`Refusal`] |
 //! | [`restore`] | the list carried out from outside, by ptrace: [`restore::Prepared`] |
+//! | [`limits`] | limits that get in the way of what is done in a process |
 //! | [`inside`] | dump and undump of the calling process, without privilege |
 //! | `sys` | every system call and every unsafe block |
 
@@ -23,6 +24,7 @@ mod habits;
 pub mod image;
 mod inject;
 pub mod inside;
+pub mod limits;
 pub mod plan;
 pub mod procfs;
 pub mod restore;

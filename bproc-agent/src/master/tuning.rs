@@ -23,7 +23,7 @@ pub struct Tunings {
 impl Tunings {
     /// A ghost has come. What is changed from now on is seen.
     pub fn came(&mut self, pid: Pid) {
-        let Some(now) = look(pid) else { return };
+        let Some(now) = look_after(pid) else { return };
         if self.seen.insert(pid, now).is_none() {
             self.turns.push_back(pid);
         }
@@ -32,6 +32,12 @@ impl Tunings {
 
 fn look(pid: Pid) -> Option<Tuning> {
     Process::open(pid).and_then(|ghost| ghost.tuning()).ok()
+}
+
+/// How it is, with limits that it can live with itself: its process has what others wanted.
+fn look_after(pid: Pid) -> Option<Tuning> {
+    vmadump::limits::keep_alive(pid.get());
+    look(pid)
 }
 
 impl Actor {
@@ -51,7 +57,7 @@ impl Actor {
                 self.core.tune(pid, wire(pid, change).encode_to_vec(), out)
             });
             if told {
-                *seen = now;
+                *seen = look_after(pid).unwrap_or(now);
             }
         }
     }

@@ -92,6 +92,25 @@ fn an_agent_that_goes_away_loses_and_doubles_nothing() {
 }
 
 #[test]
+fn one_that_may_have_no_descriptors_hears_and_tells_all_the_same() {
+    let mut ghost = Ghost::start();
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the record outlives the call.
+    let done = unsafe { libc::prlimit(ghost.pid(), libc::RLIMIT_NOFILE, &raw const none, std::ptr::null_mut()) };
+    assert_eq!(done, 0);
+    for number in 1..=20 {
+        ghost.kill(libc::SIGUSR1);
+        let packet = ghost.conn.report(ev::SIGNAL);
+        assert_eq!((packet.msg.tag, packet.msg.a), (number, i64::from(libc::SIGUSR1)));
+        ghost.conn.ack(number);
+        assert_eq!(ghost.conn.call_with(op::NAME, 0, 0, b"x", &[]), 0);
+    }
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", ghost.pid())).expect("it lives");
+    let ticks = stat.split(' ').skip(13).take(2).map(|field| field.parse::<u32>().expect("a number")).sum::<u32>();
+    assert!(ticks < 20, "it takes {ticks} ticks of the processor in a second");
+}
+
+#[test]
 fn the_waking_call_is_not_forwarded() {
     let mut ghost = Ghost::start();
     ghost.queue(libc::SIGCONT, 0x6270_7263);

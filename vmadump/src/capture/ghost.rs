@@ -5,6 +5,7 @@ use super::Frozen;
 use crate::batch::{Scratch, find_hole};
 use crate::error::{Error, Refusal};
 use crate::inject::{Outcome, Program, exec};
+use crate::limits::{self, Lifted};
 use crate::sys::ptrace as pt;
 use crate::tracee::{Owed, Tracee};
 
@@ -19,7 +20,7 @@ pub struct NotExecuted {
 impl Frozen {
     /// Makes the process execute `path` with `argv` and `envp`, all signals blocked, interval timers disarmed. Pending
     /// signals that the image has are taken off its queue, for they travel with it; later ones stay pending. On
-    /// success it is left in the stop after its exec, traced by this thread, and is returned; the caller
+    /// success it has its own limits, or as much as what stands for it needs ([`crate::limits::of_stand_in`]), and is left in the stop after its exec, traced by this thread, and is returned; the caller
     /// releases or keeps it. A SIGSTOP that came since it was frozen stops what it has become.
     pub fn become_exec(mut self, path: &[u8], argv: &[&[u8]], envp: &[&[u8]]) -> Result<Tracee, NotExecuted> {
         match self.exec(&Program { path, argv, envp }) {
@@ -48,11 +49,17 @@ impl Frozen {
         let scratch = Scratch { base, size };
         let others: Vec<i32> = self.threads[1..].iter().map(Tracee::tid).collect();
         let leader = &mut self.threads[0];
-        leader.lay(memory, gate, &scratch)?;
+        // It has gone, or is as good as gone: none of this is what it would go on with.
+        let lifted = Lifted::for_exec(leader, gate, memory, program.text())?;
+        limits::lay(leader, gate, memory, &scratch)?;
         match exec(leader, &others, memory, &scratch, program, &pending)? {
-            Outcome::Executed => Ok(()),
+            Outcome::Executed => {
+                limits::set(pid, &limits::of_stand_in(lifted.own(), program.text()));
+                Ok(())
+            }
             Outcome::Failed(errno) => {
                 leader.call(gate, "unmap the table of calls", libc::SYS_munmap, &[scratch.base, scratch.size])?;
+                lifted.put_back(leader, gate, memory);
                 leader.pristine()?;
                 pt::set_options(pid, pt::SYSGOOD)?;
                 let why = std::io::Error::from_raw_os_error(errno);

@@ -8,6 +8,7 @@ use super::vdsos::Vdsos;
 use crate::batch::{Batch, Index, Results, Scratch};
 use crate::error::{Error, Refusal};
 use crate::image::{Action, AltStack, Creds, Image, Meta, Mm, PosixTimer, Process, Settings, Signals, Thread, Timers};
+use crate::limits;
 use crate::sys::memory::MemFile;
 use crate::sys::ptrace::{self as pt, reg};
 use crate::sys::{own, process};
@@ -159,7 +160,7 @@ pub(super) fn ask(
         each_continues.push(own);
     }
     let xstates: Vec<Vec<u8>> = threads.iter().map(|t| pt::xstate(t.tid())).collect::<Result<_, _>>()?;
-    threads[0].lay(memory, gate, scratch).map_err(|error| match error {
+    limits::lay(&mut threads[0], gate, memory, scratch).map_err(|error| match error {
         Error::Inside { why, .. } if why.raw_os_error() == Some(libc::EACCES) => Refusal::NoNewCode.into(),
         error => error,
     })?;

@@ -241,6 +241,7 @@ fn everything(
                     image.processors.first().map_or(&[], |set| &set.0),
                 );
                 compiler.after_creds(image.leader());
+                compiler.late_limits(plan);
                 compiler.told(pid);
             }
             Op::Pending => compiler.pending(pid, |_| false),

@@ -5,13 +5,14 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
-use super::target::{Target, powerless};
+use super::target::{EARLY, Target, powerless};
 use super::{Body, RestoreOptions};
 use crate::ahead::{Answer, OpenFile, Question};
 use crate::compile::{HEAD, NO_FILE, is_same};
 use crate::error::{Error, Refusal};
 use crate::facts::{Facts, cap};
 use crate::image::{Creds, FdKind, FileRef, Image, Thread};
+use crate::limits::can_come;
 use crate::plan::{timer_ids, within};
 use crate::procfs;
 use crate::sys::rights::{Lent, find_below, is_noexec, may_open, open_below};
@@ -120,6 +121,7 @@ fn against(body: i32, question: &Question, facts: &Facts, options: &RestoreOptio
     if question.filtered && !facts.can(cap::SYS_ADMIN) {
         why.push(Refusal::Seccomp);
     }
+    why.extend(can_come(body, EARLY).err());
     why.extend(timer_ids(question.timers.iter().copied(), facts.timer_ids).err());
     let Some(creds) = &question.creds else { return Ok(why) };
     why.extend(options.owner.as_ref().and_then(|owner| within(creds, owner).err()));

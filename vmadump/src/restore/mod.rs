@@ -7,6 +7,7 @@
 //!
 //! Until [`Prepared::go`] nothing of the image has run an instruction of its own.
 
+mod fallback;
 mod fds;
 mod here;
 mod queue;

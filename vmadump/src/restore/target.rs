@@ -10,6 +10,7 @@ use crate::crc::PageSum;
 use crate::error::{Error, Refusal};
 use crate::image::{Creds, FormatError, Image, PageBlock, TASK_END};
 use crate::inject::{Outcome, Program, exec};
+use crate::limits::{self, Lifted};
 use crate::plan::{Op, Plan};
 use crate::procfs;
 use crate::sys::files;
@@ -18,10 +19,11 @@ use crate::sys::ptrace::Status;
 use crate::sys::{process, ptrace as pt};
 use crate::tracee::{Owed, Tracee};
 
+use super::fallback::Fallback;
 use super::fds::Given;
 
 /// Bytes of scratch memory that is laid before the image is known: enough for most.
-const EARLY: u64 = 16 << 20;
+pub(super) const EARLY: u64 = 16 << 20;
 
 /// The process being built. Dropping it while armed kills it, or gives it back as it can be.
 pub(super) struct Target {
@@ -43,16 +45,11 @@ pub(super) struct Target {
     no_new_privs: bool,
     /// It has not the rights that building needs, and cannot gain them.
     pub(super) powerless: bool,
+    /// Its limits, which are lifted while it is built.
+    pub(super) lifted: Option<Lifted>,
     /// Seccomp filters that it has, and every thread that it makes.
     present: usize,
-    fallback: Option<Fallback>,
-}
-
-/// [`RestoreOptions::fallback`], kept.
-struct Fallback {
-    path: Vec<u8>,
-    argv: Vec<Vec<u8>>,
-    envp: Vec<Vec<u8>>,
+    pub(super) fallback: Option<Fallback>,
 }
 
 impl Drop for Target {
@@ -60,7 +57,7 @@ impl Drop for Target {
         if !self.armed {
             return;
         }
-        if !self.child && (!self.touched || self.fall_back().is_ok()) {
+        if !self.child && (if self.touched { self.fall_back().is_ok() } else { self.put_limits_back() }) {
             // What is left of the threads lets itself go.
             return;
         }
@@ -85,7 +82,7 @@ pub(super) fn powerless(has: &procfs::Status, wants: &Creds, threads: usize) -> 
     (!same).then_some("has another user, other groups or capabilities than it")
 }
 
-fn maps_of(pid: i32) -> Result<Vec<procfs::Map>, Error> {
+pub(super) fn maps_of(pid: i32) -> Result<Vec<procfs::Map>, Error> {
     let text = files::read(&format!("/proc/{pid}/maps")).map_err(|_| Error::Gone(pid))?;
     Ok(procfs::maps(&text))
 }
@@ -104,12 +101,9 @@ impl Target {
         };
         match Target::seize(pid, child) {
             Ok(mut target) => {
-                let kept = |p: &Program<'_>| Fallback {
-                    path: p.path.to_vec(),
-                    argv: p.argv.iter().map(|t| t.to_vec()).collect(),
-                    envp: p.envp.iter().map(|t| t.to_vec()).collect(),
-                };
-                target.fallback = options.fallback.as_ref().map(kept);
+                target.fallback = options.fallback.as_ref().map(Fallback::of);
+                // If this one dies from now on, it ends, and goes on with none of them.
+                target.lifted = Some(Lifted::for_all(&mut target.threads[0], target.gate, &target.memory)?);
                 match &options.elevate {
                     // It would gain nothing.
                     Some(_) if target.no_new_privs => target.powerless = true,
@@ -161,6 +155,7 @@ impl Target {
             handed: None,
             no_new_privs: status.no_new_privs,
             powerless: false,
+            lifted: None,
             present: 0,
             fallback: None,
         })
@@ -226,7 +221,7 @@ impl Target {
     }
 
     /// Executes a program in the place of whatever there is; the only thread left is the first one, in its exec stop.
-    fn execute(&mut self, program: &Program<'_>, others: &[i32]) -> Result<(), Error> {
+    pub(super) fn execute(&mut self, program: &Program<'_>, others: &[i32]) -> Result<(), Error> {
         let size = program.room(0);
         let maps = maps_of(self.pid)?;
         if !maps.iter().any(|m| m.start == self.scratch.base && m.end >= self.scratch.base + size) {
@@ -234,7 +229,7 @@ impl Target {
             let base = find_hole(&mut used, size).ok_or(Refusal::NoRoom)?;
             self.scratch = Scratch { base, size };
             let place = gate(&maps, &self.memory, self.pid)?;
-            self.threads[0].lay(&self.memory, place, &self.scratch)?;
+            limits::lay(&mut self.threads[0], place, &self.memory, &self.scratch)?;
         }
         match exec(&mut self.threads[0], others, &self.memory, &self.scratch, program, &[])? {
             Outcome::Executed => {}
@@ -248,15 +243,6 @@ impl Target {
         self.threads.push(Tracee::after_exec(self.pid, owed)?);
         self.scratch = Scratch { base: 0, size: 0 };
         Ok(())
-    }
-
-    /// Makes the half-built process what the restorer wants in its place; it runs on as that.
-    fn fall_back(&mut self) -> Result<(), Error> {
-        let Some(fallback) = self.fallback.take() else { return Err(Error::Gone(self.pid)) };
-        let argv: Vec<&[u8]> = fallback.argv.iter().map(Vec::as_slice).collect();
-        let envp: Vec<&[u8]> = fallback.envp.iter().map(Vec::as_slice).collect();
-        let others: Vec<i32> = self.threads.iter().skip(1).map(Tracee::tid).collect();
-        self.execute(&Program { path: &fallback.path, argv: &argv, envp: &envp }, &others)
     }
 
     pub(super) fn leader(&mut self) -> &mut Tracee {
@@ -536,6 +522,9 @@ impl Target {
             compiler.scheduling(thread, image.io_priority(i), &plan.processors[i]);
         }
         compiler.after_creds(thread);
+        if i + 1 == image.threads.len() {
+            compiler.late_limits(plan);
+        }
         if i == 0 {
             compiler.told(self.ns_pid);
         }

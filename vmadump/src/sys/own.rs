@@ -76,6 +76,12 @@ pub(crate) fn tells_barriers() -> bool {
     unsafe { libc::syscall(libc::SYS_membarrier, 512, 0, 0) >= 0 }
 }
 
+/// Most descriptors that anybody may have.
+pub(crate) fn most_descriptors() -> u64 {
+    let text = std::fs::read_to_string("/proc/sys/fs/nr_open").unwrap_or_default();
+    text.trim().parse().unwrap_or(1 << 20)
+}
+
 /// Effective capabilities.
 pub(crate) fn effective_caps() -> u64 {
     let status = std::fs::read("/proc/thread-self/status").unwrap_or_default();
