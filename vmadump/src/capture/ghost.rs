@@ -20,8 +20,9 @@ pub struct NotExecuted {
 impl Frozen {
     /// Makes the process execute `path` with `argv` and `envp`, all signals blocked, interval timers disarmed. Pending
     /// signals that the image has are taken off its queue, for they travel with it; later ones stay pending. On
-    /// success it has its own limits, or as much as what stands for it needs ([`crate::limits::of_stand_in`]), and is left in the stop after its exec, traced by this thread, and is returned; the caller
-    /// releases or keeps it. A SIGSTOP that came since it was frozen stops what it has become.
+    /// success it has its own limits, or as much as what stands for it needs ([`crate::limits::of_stand_in`]), and is
+    /// left in the stop after its exec, traced by this thread, and is returned; the caller releases or keeps it. A
+    /// SIGSTOP that came since it was frozen stops what it has become.
     pub fn become_exec(mut self, path: &[u8], argv: &[&[u8]], envp: &[&[u8]]) -> Result<Tracee, NotExecuted> {
         match self.exec(&Program { path, argv, envp }) {
             Ok(()) => {}
