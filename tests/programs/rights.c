@@ -59,10 +59,10 @@ static void looks(char *to, size_t room) {
 }
 
 static void filter(void) {
-    // getpriority of a group fails with ENOTTY, which nothing else does.
+    // getsid fails with ENOTTY, which nothing else does.
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_sethostname, 0, 1),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getsid, 0, 1),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOTTY),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
@@ -142,7 +142,7 @@ int main(int argc, char **argv) {
         clock_gettime(CLOCK_MONOTONIC, &here);
         if (here.tv_sec < then.tv_sec || here.tv_sec > then.tv_sec + 20) fail("the clock");
         then = here;
-        if (has(argc, argv, "filter") && (sethostname("", 0) != -1 || errno != ENOTTY)) fail("the filter");
+        if (has(argc, argv, "filter") && (getsid(0) != -1 || errno != ENOTTY)) fail("the filter");
     }
     puts("done");
     fflush(stdout);

@@ -247,6 +247,12 @@ fn rights(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// What a filter forbids never works, also not while the process is being stopped.
+fn filters(cluster: &Cluster) -> Result<()> {
+    let program = compile(cluster, "tests/programs/filtered.c", &["-pthread"], false)?;
+    around(cluster, &mut Command::new(program), &AROUND)
+}
+
 /// What a process got while it was away it keeps there; nobody vouches for it, and it runs on.
 fn rights_beyond_the_user(cluster: &Cluster) -> Result<()> {
     let gain = cluster.dir().join("log/gain");
@@ -487,6 +493,7 @@ fn main() -> ExitCode {
         Test::new("settings", settings),
         Test::new("inherited", inherited),
         Test::new("rights", rights),
+        Test::new("filters", filters),
         Test::new("rights_beyond_the_user", rights_beyond_the_user),
         Test::new("what_is_done_to_ghosts", what_is_done_to_ghosts),
         Test::new("limits_below_all_needs", limits),

@@ -136,7 +136,7 @@ impl Surveyed {
         let Surveyed(mut survey, room) = self;
         survey.look_where();
         let memory = MemFile::open(survey.pid)?;
-        let threads = stop(survey.pid, survey.filtered)?;
+        let threads = stop(survey.pid)?;
         Ok(Stopped { survey, room, memory, threads })
     }
 }
@@ -156,6 +156,10 @@ fn learn(survey: Survey, room: Room, memory: MemFile, mut threads: Vec<Tracee>) 
     let pid = survey.pid;
     let mut layout = survey.layout_now()?;
     let vdsos = vdsos::settle(&mut layout, &memory, &mut threads)?;
+    if survey.filtered {
+        // Not while they run, be it a step: from here on all calls are ours.
+        threads.iter().try_for_each(|thread| pt::set_options(thread.tid(), pt::SYSGOOD | pt::SUSPEND_SECCOMP))?;
+    }
     let gate = gate(&layout.maps, &memory, pid)?;
     let mapped: Vec<(u64, u64)> = layout.maps.iter().map(|m| (m.start, m.end)).collect();
     let mut used = mapped.clone();
@@ -183,8 +187,7 @@ fn learn(survey: Survey, room: Room, memory: MemFile, mut threads: Vec<Tracee>) 
 }
 
 /// Stops every thread, the main one first in the result.
-fn stop(pid: i32, filtered: bool) -> Result<Vec<Tracee>, Error> {
-    let options = pt::SYSGOOD | if filtered { pt::SUSPEND_SECCOMP } else { 0 };
+fn stop(pid: i32) -> Result<Vec<Tracee>, Error> {
     let mut threads: Vec<Tracee> = Vec::new();
     let mut seen: Vec<i32> = Vec::new();
     loop {
@@ -193,7 +196,7 @@ fn stop(pid: i32, filtered: bool) -> Result<Vec<Tracee>, Error> {
             if seen.contains(&tid) {
                 continue;
             }
-            match pt::seize(tid, options) {
+            match pt::seize(tid, pt::SYSGOOD) {
                 Ok(()) => fresh.push(tid),
                 // One that is at its very end is listed, and cannot be attached to any more.
                 Err(_) if tid != pid && procfs::is_over(pid, tid) => continue,
