@@ -1,4 +1,5 @@
-// Threads make a call without end that a filter forbids, and look whether it ever works. Until SIGTERM.
+// Threads make a call without end that a filter forbids, and look whether it ever works. Until SIGTERM. With an argument only they
+// have the filter, and not the first thread.
 #include <errno.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
@@ -21,7 +22,19 @@ static void on_term(int sig) {
     told = 1;
 }
 
-static void *spin(void *none) {
+static void filter(void) {
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getsid, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOTTY),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog prog = {4, code};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &prog)) _exit(8);
+}
+
+static void *spin(void *own) {
+    if (own) filter();
     while (!told) {
         errno = 0;
         long got = syscall(SYS_getsid, 0);
@@ -31,22 +44,15 @@ static void *spin(void *none) {
             _exit(9);
         }
     }
-    return none;
+    return own;
 }
 
-int main(void) {
-    struct sock_filter code[] = {
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getsid, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOTTY),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-    };
-    struct sock_fprog prog = {4, code};
+int main(int argc, char **argv) {
     signal(SIGTERM, on_term);
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &prog)) return 8;
+    if (argc == 1) filter();
     pthread_t threads[THREADS];
     for (int i = 0; i < THREADS; i++)
-        if (pthread_create(&threads[i], 0, spin, 0)) return 7;
+        if (pthread_create(&threads[i], 0, spin, argc > 1 ? argv[1] : 0)) return 7;
     for (int round = 0; !told; round++) {
         printf("round %d\n", round);
         fflush(stdout);

@@ -250,7 +250,8 @@ fn rights(cluster: &Cluster) -> Result<()> {
 /// What a filter forbids never works, also not while the process is being stopped.
 fn filters(cluster: &Cluster) -> Result<()> {
     let program = compile(cluster, "tests/programs/filtered.c", &["-pthread"], false)?;
-    around(cluster, &mut Command::new(program), &AROUND)
+    around(cluster, &mut Command::new(&program), &AROUND)?;
+    around(cluster, Command::new(&program).arg("threads"), &AROUND)
 }
 
 /// What a process got while it was away it keeps there; nobody vouches for it, and it runs on.

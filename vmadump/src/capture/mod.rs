@@ -152,10 +152,12 @@ impl Stopped {
     }
 }
 
-fn learn(survey: Survey, room: Room, memory: MemFile, mut threads: Vec<Tracee>) -> Result<Frozen, Error> {
+fn learn(mut survey: Survey, room: Room, memory: MemFile, mut threads: Vec<Tracee>) -> Result<Frozen, Error> {
     let pid = survey.pid;
     let mut layout = survey.layout_now()?;
     let vdsos = vdsos::settle(&mut layout, &memory, &mut threads)?;
+    // One that it has since it was looked at goes along, too.
+    survey.filtered |= threads.iter().any(|thread| pt::is_filtered(thread.tid()));
     if survey.filtered {
         // Not while they run, be it a step: from here on all calls are ours.
         threads.iter().try_for_each(|thread| pt::set_options(thread.tid(), pt::SYSGOOD | pt::SUSPEND_SECCOMP))?;

@@ -50,6 +50,16 @@ pub(crate) fn proc_record(pid: i32, name: &str) -> Result<Vec<u8>, Error> {
     files::read_record(&format!("/proc/{pid}/{name}")).map_err(|e| unreadable(pid, &e))
 }
 
+/// Has another of its threads a seccomp filter?
+fn is_filtered(pid: i32) -> Result<bool, Error> {
+    let has = |tid: &i32| {
+        let status = files::read_record(&format!("/proc/{pid}/task/{tid}/status"));
+        // One that has ended has none.
+        status.is_ok_and(|text| procfs::status(&text).seccomp != 0)
+    };
+    Ok(tids(pid)?.iter().filter(|tid| **tid != pid).any(has))
+}
+
 fn unreadable(pid: i32, error: &std::io::Error) -> Error {
     match error.raw_os_error() {
         Some(libc::ENOENT | libc::ESRCH) => Error::Gone(pid),
@@ -92,7 +102,7 @@ impl Survey {
             return Err(Refusal::Executing.into());
         }
         let mut why = Vec::new();
-        let filtered = status.seccomp != 0;
+        let filtered = status.seccomp != 0 || is_filtered(pid)?;
         if filtered && sys::own::effective_caps() >> 21 & 1 == 0 {
             why.push(Refusal::Seccomp);
         }
