@@ -104,9 +104,9 @@ fn takes(host_pid: i32, wishes: &Wishes) -> Result<(), Error> {
     loop {
         match check(host_pid, &options) {
             // A shell has copies of its descriptors elsewhere for a moment; a child executes a program soon.
-            Err(Error::Refused(Refusal::OpenFiles(_) | Refusal::VforkParent(_) | Refusal::Executing)) if looks > 1 => {
-                looks -= 1
-            }
+            Err(Error::Refused(
+                Refusal::OpenFiles(_) | Refusal::VforkParent(_) | Refusal::SharedSpace | Refusal::Executing,
+            )) if looks > 1 => looks -= 1,
             checked => return checked,
         }
         std::thread::sleep(PAUSE);

@@ -161,7 +161,11 @@ pub(crate) fn patiently<T>(mut what: impl FnMut() -> Result<T, vmadump::Error>) 
     let mut left = TRIES;
     loop {
         match what() {
-            Err(error @ Error::Refused(Refusal::OpenFiles(_) | Refusal::VforkParent(_) | Refusal::Executing)) => {
+            Err(
+                error @ Error::Refused(
+                    Refusal::OpenFiles(_) | Refusal::VforkParent(_) | Refusal::SharedSpace | Refusal::Executing,
+                ),
+            ) => {
                 left -= 1;
                 if left == 0 {
                     return Err(Failure::new(libc::EAGAIN, error.to_string()));
